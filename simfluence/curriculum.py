@@ -1,0 +1,269 @@
+"""What a training run consumes: batches of training examples, step by step, and edits of them.
+
+Examples are row numbers 0 .. n_examples - 1 of a fixed table of training examples (the names users
+give their examples live in that table). Steps are counted from 0 here: ``curriculum[t]`` is the batch
+consumed between the losses L_t and L_{t+1}.
+
+Edits are pure functions: they return a new curriculum and leave the old one as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+IntArray: TypeAlias = npt.NDArray[np.int64]
+Examples: TypeAlias = npt.ArrayLike
+"""A set of training examples: row numbers, in any order."""
+
+
+@dataclass(frozen=True, eq=False)
+class Curriculum:
+    """The batches of one run; batch t is ``examples[offsets[t]:offsets[t + 1]]``.
+
+    Build one with :meth:`from_batches`. An example may occur several times, in a batch too; a batch
+    may not be empty (a step without examples is no training step).
+
+    Parameters
+    ----------
+    examples : int [occurrence], row numbers in the training table.
+    offsets : int [step + 1], starts at 0, strictly increasing, ends at ``len(examples)``.
+    n_examples : size of the training table.
+
+    Raises
+    ------
+    ValueError : a number outside the table, an empty batch, or offsets that do not fit.
+    """
+
+    examples: IntArray
+    offsets: IntArray
+    n_examples: int
+
+    def __post_init__(self) -> None:
+        examples = _as_int_vector(self.examples, "examples")
+        offsets = _as_int_vector(self.offsets, "offsets")
+        object.__setattr__(self, "examples", examples)
+        object.__setattr__(self, "offsets", offsets)
+        if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(examples):
+            raise ValueError(
+                f"offsets must start at 0 and end at the number of occurrences ({len(examples)}), got {offsets}"
+            )
+        if (empty := np.flatnonzero(np.diff(offsets) <= 0)).size:
+            raise ValueError(
+                f"every step needs at least one example, but step {empty[0]} has none"
+                f" ({empty.size} such steps); leave the step out instead"
+            )
+        outside = np.flatnonzero((examples < 0) | (examples >= self.n_examples))
+        if outside.size:
+            step = int(np.searchsorted(offsets, outside[0], side="right")) - 1
+            raise ValueError(
+                f"example {examples[outside[0]]} in step {step} is outside the training table,"
+                f" whose rows are 0 .. {self.n_examples - 1}"
+            )
+        examples.flags.writeable = False
+        offsets.flags.writeable = False
+
+    @classmethod
+    def from_batches(cls, batches: Iterable[npt.ArrayLike], n_examples: int) -> Curriculum:
+        """A curriculum from one sequence of row numbers per step."""
+        rows = [_as_int_vector(batch, "a batch") for batch in batches]
+        offsets = np.cumsum([0, *(len(row) for row in rows)])
+        return cls(np.concatenate(rows) if rows else np.empty(0, np.int64), offsets, n_examples)
+
+    def __len__(self) -> int:
+        """The number of steps."""
+        return len(self.offsets) - 1
+
+    def __getitem__(self, step: int) -> IntArray:
+        if not -len(self) <= step < len(self):
+            raise IndexError(f"step {step} of a curriculum of {len(self)} steps")
+        step %= len(self)
+        return self.examples[self.offsets[step] : self.offsets[step + 1]]
+
+    def __iter__(self) -> Iterator[IntArray]:
+        return (self[step] for step in range(len(self)))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Curriculum)
+            and self.n_examples == other.n_examples
+            and np.array_equal(self.offsets, other.offsets)
+            and np.array_equal(self.examples, other.examples)
+        )
+
+    def __repr__(self) -> str:
+        return f"Curriculum({len(self)} steps, {len(self.examples)} occurrences of {len(self.used)} of {self.n_examples} examples)"
+
+    @property
+    def batch_sizes(self) -> IntArray:
+        """int [step]"""
+        return np.diff(self.offsets)
+
+    @property
+    def used(self) -> IntArray:
+        """The examples that occur at all, ascending."""
+        return np.unique(self.examples)
+
+    def counts(self) -> sparse.csr_array:
+        """u, sparse float64 [step, train]: how often each example occurs in each step."""
+        return count_matrix([self])
+
+
+def count_matrix(curricula: Sequence[Curriculum], batch_size: float | None = None) -> sparse.csr_array:
+    """The counts of several curricula over one training table, one below the other.
+
+    With ``batch_size`` every row is scaled to sum to it: a larger or smaller batch then weighs like
+    one of that size and the same composition, since training averages over its batch.
+
+    Returns u, sparse float64 [step of all curricula in turn, train].
+    """
+    sizes = {curriculum.n_examples for curriculum in curricula}
+    if len(sizes) != 1:
+        raise ValueError(f"expected curricula over one training table, got tables of sizes {sorted(sizes)}")
+    examples = np.concatenate([curriculum.examples for curriculum in curricula])
+    batch_sizes = np.concatenate([curriculum.batch_sizes for curriculum in curricula])
+    weights = np.ones(len(batch_sizes)) if batch_size is None else batch_size / batch_sizes
+    counts = sparse.csr_array(
+        (np.repeat(weights, batch_sizes), examples, np.concatenate([[0], np.cumsum(batch_sizes)])),
+        shape=(len(batch_sizes), sizes.pop()),
+    )
+    counts.sum_duplicates()
+    return counts
+
+
+# ---------------------------------------------------------------------------------------- edits
+
+
+def remove(curriculum: Curriculum, examples: Examples, *, refill: bool = True) -> Curriculum:
+    """Leave every occurrence of these examples out.
+
+    With ``refill`` the later examples move up, so that batches stay full and the run gets shorter, as
+    if the data loader had never known them; without, their batches shrink where they stood, and
+    steps left with nothing vanish.
+
+    Raises ValueError if nothing would be left.
+    """
+    stays = ~np.isin(curriculum.examples, _example_set(curriculum, examples))
+    return _select(curriculum, stays, refill)
+
+
+def keep(curriculum: Curriculum, examples: Examples, *, refill: bool = True) -> Curriculum:
+    """Leave everything but these examples out (``refill`` as in :func:`remove`)."""
+    stays = np.isin(curriculum.examples, _example_set(curriculum, examples))
+    return _select(curriculum, stays, refill)
+
+
+def repeat(
+    curriculum: Curriculum,
+    examples: Examples,
+    times: int,
+    *,
+    rng: np.random.Generator | None = None,
+) -> Curriculum:
+    """Let each occurrence of these examples occur ``times`` times (1: as it is).
+
+    The copies follow their original at once; given ``rng``, each goes to a uniformly drawn place
+    of the whole curriculum instead, as if the data set had held copies. Batches keep their
+    sizes, so the run gets longer; the last batch may be smaller.
+    """
+    if times < 1:
+        raise ValueError(f"times must be at least 1, got {times}; to leave examples out use remove()")
+    chosen = np.isin(curriculum.examples, _example_set(curriculum, examples))
+    if rng is None:
+        stream = np.repeat(curriculum.examples, np.where(chosen, times, 1))
+    else:
+        copies = np.repeat(curriculum.examples[chosen], times - 1)
+        places = rng.integers(0, len(curriculum.examples) + 1, size=len(copies))
+        stream = np.insert(curriculum.examples, places, copies)
+    return _rebatch(curriculum, stream)
+
+
+def put_before(curriculum: Curriculum, first: Examples, second: Examples) -> Curriculum:
+    """Let all occurrences of ``first`` come before all of ``second``.
+
+    The places that both take together stay the same, the order within each stays the same, and
+    nothing else moves.
+
+    Raises ValueError if the two overlap.
+    """
+    first_set, second_set = _example_set(curriculum, first), _example_set(curriculum, second)
+    if (both := np.intersect1d(first_set, second_set)).size:
+        raise ValueError(f"an example cannot come before itself: {both[:5].tolist()} are in both sets")
+    is_first = np.isin(curriculum.examples, first_set)
+    is_second = np.isin(curriculum.examples, second_set)
+    stream = curriculum.examples.copy()
+    stream[is_first | is_second] = np.concatenate(
+        [curriculum.examples[is_first], curriculum.examples[is_second]]
+    )
+    return Curriculum(stream, curriculum.offsets, curriculum.n_examples)
+
+
+def shuffle(curriculum: Curriculum, rng: np.random.Generator, *, window: int | None = None) -> Curriculum:
+    """Permute the occurrences: over the whole curriculum, or within every ``window`` steps in turn."""
+    if window is not None and window < 1:
+        raise ValueError(f"window is a number of steps, at least 1, got {window}")
+    steps = np.arange(0, len(curriculum), window or max(len(curriculum), 1))
+    bounds = curriculum.offsets[np.append(steps, len(curriculum))]
+    pieces = [rng.permutation(curriculum.examples[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    stream = np.concatenate(pieces) if pieces else curriculum.examples
+    return Curriculum(stream, curriculum.offsets, curriculum.n_examples)
+
+
+def concatenate(*curricula: Curriculum) -> Curriculum:
+    """One curriculum after the other."""
+    if not curricula:
+        raise ValueError("concatenate() needs at least one curriculum")
+    sizes = {curriculum.n_examples for curriculum in curricula}
+    if len(sizes) != 1:
+        raise ValueError(f"expected curricula over one training table, got tables of sizes {sorted(sizes)}")
+    batches = [batch for curriculum in curricula for batch in curriculum]
+    return Curriculum.from_batches(batches, sizes.pop())
+
+
+# -------------------------------------------------------------------------------------- helpers
+
+
+def _as_int_vector(values: npt.ArrayLike, what: str) -> IntArray:
+    array = np.asarray(values)
+    if array.ndim != 1 or not (array.size == 0 or np.issubdtype(array.dtype, np.integer)):
+        raise ValueError(
+            f"{what} must be a vector of integer row numbers, got shape {array.shape}, {array.dtype}"
+        )
+    return array.astype(np.int64)  # a copy: nobody else can change ours
+
+
+def _example_set(curriculum: Curriculum, examples: Examples) -> IntArray:
+    rows = np.unique(_as_int_vector(np.atleast_1d(np.asarray(examples)), "examples"))
+    outside = rows[(rows < 0) | (rows >= curriculum.n_examples)]
+    if outside.size:
+        raise ValueError(
+            f"examples {outside[:5].tolist()} are outside the training table,"
+            f" whose rows are 0 .. {curriculum.n_examples - 1}"
+        )
+    return rows
+
+
+def _select(curriculum: Curriculum, stays: npt.NDArray[np.bool_], refill: bool) -> Curriculum:
+    if not stays.any():
+        raise ValueError("this edit would leave no example in the curriculum")
+    if refill:
+        return _rebatch(curriculum, curriculum.examples[stays])
+    step = np.repeat(np.arange(len(curriculum)), curriculum.batch_sizes)
+    sizes = np.bincount(step[stays], minlength=len(curriculum))
+    offsets = np.concatenate([[0], np.cumsum(sizes[sizes > 0])])
+    return Curriculum(curriculum.examples[stays], offsets, curriculum.n_examples)
+
+
+def _rebatch(curriculum: Curriculum, stream: IntArray) -> Curriculum:
+    """The stream cut at the curriculum's batch sizes, going on with its usual (median) size."""
+    sizes = curriculum.batch_sizes
+    usual = int(np.median(sizes))
+    missing = max(0, len(stream) - int(sizes.sum()))
+    ends = np.cumsum(np.concatenate([sizes, np.full(-(-missing // usual), usual)]))
+    offsets = np.concatenate([[0], ends[ends < len(stream)], [len(stream)]])
+    return Curriculum(stream, offsets, curriculum.n_examples)

@@ -1,0 +1,73 @@
+"""How well simulated losses agree with recorded ones. Pure functions of arrays (METHODS §4).
+
+Shapes: losses [run, step + 1, test]; row 0 is before the first step and given to the simulator, so
+errors are over steps 1 .. T. Entries where the truth is not finite (a run that was shorter, a step
+without evaluation) are left out.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Array = npt.NDArray[np.float64]
+
+
+def all_steps_mse(true: Array, simulated: Array) -> Array:
+    """(1/T) Σ_t (L_t(z) − L̂_t(z))², float [run, test]; average over z for the published metric."""
+    return _mean_over_steps(true, simulated, np.square)
+
+
+def all_steps_mae(true: Array, simulated: Array) -> Array:
+    """(1/T) Σ_t |L_t(z) − L̂_t(z)|, float [run, test]."""
+    return _mean_over_steps(true, simulated, np.abs)
+
+
+def final_loss(losses: Array) -> Array:
+    """float [run, test]: the last finite loss of every run and test example; NaN if there is none."""
+    finite = np.isfinite(losses)
+    last = losses.shape[1] - 1 - np.argmax(finite[:, ::-1], axis=1)
+    values = np.take_along_axis(losses, last[:, None], axis=1)[:, 0]
+    return np.where(finite.any(axis=1), values, np.nan)
+
+
+def final_step_spearman(true_final: Array, simulated_final: Array) -> Array:
+    """Spearman correlation over test examples of true and simulated final losses, float [run].
+
+    NaN where either is the same for all test examples.
+    """
+    return _spearman(true_final, simulated_final)
+
+
+def across_runs_spearman(true_final: Array, simulated_final: Array) -> Array:
+    """Spearman correlation over runs, float [test]: is it known which curriculum is better?
+
+    The linear datamodelling score over curricula. NaN where either is the same in all runs.
+    """
+    return _spearman(true_final.T, simulated_final.T)
+
+
+def counterfactual_skill(mse: Array, baseline_mse: Array) -> float:
+    """1 − MSE / MSE(mean trajectory): 0 is the mean trajectory, 1 is perfect.
+
+    Both arguments are [run] or [run, test] over the same runs; the ratio is that of their means.
+    """
+    return float(1 - np.mean(mse) / np.mean(baseline_mse))
+
+
+def _mean_over_steps(true: Array, simulated: Array, of: np.ufunc) -> Array:
+    known = np.isfinite(true[:, 1:])
+    with np.errstate(invalid="ignore", over="ignore"):
+        errors = of(np.where(known, true[:, 1:] - simulated[:, 1:], 0.0))
+    return errors.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+
+
+def _spearman(true: Array, simulated: Array) -> Array:
+    """Over the last axis, row by row; pairs with a value that is not finite are left out."""
+    result = np.full(len(true), np.nan)
+    for row, (a, b) in enumerate(zip(true, simulated, strict=True)):
+        known = np.isfinite(a) & np.isfinite(b)
+        if known.sum() > 1 and np.ptp(a[known]) > 0 and np.ptp(b[known]) > 0:
+            result[row] = stats.spearmanr(a[known], b[known]).statistic
+    return result

@@ -1,0 +1,347 @@
+"""A run set on disk. Readable without us: Parquet, JSON and Arrow, never code.
+
+    <run set>/
+      examples.parquet         both tables: split ("train", "test"), id, group, hash, text
+      <run id>/run.json        manifest, written atomically, last
+      <run id>/journal.arrow   while recording: one Arrow record batch a step (journal.py)
+      <run id>/steps.parquet   when complete: one row a step, row 0 before the first
+
+A row of steps holds ``step``, ``learning_rate``, ``batch`` (row numbers of the training table),
+``train_loss`` and one fixed-size list [test] a metric, null where it was not evaluated.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from simfluence.curriculum import Curriculum
+from simfluence.errors import RunDataError
+from simfluence.runs import journal
+from simfluence.runs.run import Run, Status
+from simfluence.runs.tables import ExampleTable
+
+SCHEMA_VERSION = 1
+EXAMPLES, MANIFEST, JOURNAL, STEPS, LOCK = (
+    "examples.parquet",
+    "run.json",
+    "journal.arrow",
+    "steps.parquet",
+    ".lock",
+)
+_STEP_COLUMNS = ("step", "learning_rate", "batch", "train_loss")
+_ROWS_AT_ONCE = 64 * 2**20  # bytes of losses in a Parquet row group: bounds memory, not the result
+
+
+# ------------------------------------------------------------------------------------------ names
+
+
+def check_run_id(run_id: str) -> str:
+    """The name as it is, if it can be a folder's name anywhere; ValueError otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_id):
+        raise ValueError(
+            f"a run's name may have letters, digits, '.', '_' and '-' (at most 100, the first a letter"
+            f" or digit), since a folder is named after it; got {run_id!r}"
+        )
+    return run_id
+
+
+def run_ids(path: Path) -> list[str]:
+    """The names of all runs in a set's folder, whatever their status, in natural order."""
+    names = [entry.parent.name for entry in path.glob(f"*/{MANIFEST}")]
+    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+
+
+# ---------------------------------------------------------------------------------------- writing
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """All of the data under that name, or what was there before: never half of it."""
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
+    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, default=str).encode() + b"\n")
+
+
+def write_examples(path: Path, train: ExampleTable, test: ExampleTable) -> None:
+    frame = pd.concat([train.frame.assign(split="train"), test.frame.assign(split="test")])
+    sink = pa.BufferOutputStream()
+    table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
+    pq.write_table(table, sink, compression="zstd")
+    write_atomically(path / EXAMPLES, sink.getvalue().to_pybytes())
+
+
+def write_steps(folder: Path, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
+    """Record batches of a journal → steps.parquet, in bounded memory. Returns its manifest entry."""
+    temporary = folder / f"{STEPS}.tmp"
+    writer: pq.ParquetWriter | None = None
+    pending: list[pa.RecordBatch] = []
+
+    def flush() -> None:
+        nonlocal writer
+        table = pa.Table.from_batches(pending).combine_chunks()
+        if writer is None:
+            writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
+        writer.write_table(table)
+        pending.clear()
+
+    for batch in batches:
+        pending.append(batch)
+        if sum(item.nbytes for item in pending) >= _ROWS_AT_ONCE:
+            flush()
+    if pending:
+        flush()
+    if writer is None:
+        raise RunDataError(f"{folder.name}: nothing to write, not even the losses before the first step")
+    writer.close()
+    with temporary.open("rb+") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / STEPS)
+    return file_entry(folder / STEPS)
+
+
+def write_run(folder: Path, run: Run, train: ExampleTable, test: ExampleTable) -> None:
+    """A whole run, its manifest last."""
+    folder.mkdir(parents=True)
+    files = {STEPS: write_steps(folder, rows_of(run))}
+    write_manifest(
+        folder,
+        new_manifest(run.id, train, test)
+        | {
+            "status": run.status,
+            "seed": run.seed,
+            "optimizer": run.optimizer,
+            "config": run.config,
+            "environment": run.environment,
+            "files": files,
+        },
+    )
+
+
+def new_manifest(run_id: str, train: ExampleTable, test: ExampleTable) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "id": run_id,
+        "status": "running",
+        "fingerprints": {"train": train.fingerprint, "test": test.fingerprint},
+    }
+
+
+def file_entry(path: Path) -> dict[str, Any]:
+    """What a manifest says of a file, so that a torn or edited one is noticed."""
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+# ---------------------------------------------------------------------------------------- reading
+
+
+def read_examples(path: Path) -> tuple[ExampleTable, ExampleTable]:
+    """The training and the test table of a set."""
+    file = path / EXAMPLES
+    if not file.is_file():
+        raise RunDataError(f"{path} is not a run set: it has no {EXAMPLES}")
+    try:
+        frame = pd.read_parquet(file)
+        train, test = (ExampleTable(frame[frame["split"] == split]) for split in ("train", "test"))
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise RunDataError(f"{file} is damaged or not ours: {error}") from error
+    return train, test
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise RunDataError(f"{folder} holds no recorded run: it has no {MANIFEST}") from None
+    except ValueError as error:
+        raise RunDataError(f"{file} is damaged: {error}") from error
+    if not isinstance(manifest, dict) or manifest.get("schema_version") != SCHEMA_VERSION:
+        found = manifest.get("schema_version") if isinstance(manifest, dict) else None
+        raise RunDataError(
+            f"{file}: expected schema version {SCHEMA_VERSION}, got {found}"
+            " (written by another version of simfluence, or not by it)"
+        )
+    return manifest
+
+
+def status(folder: Path) -> Status:
+    """How the run stands: one that says "running" while nobody holds its lock was interrupted."""
+    said = read_manifest(folder)["status"]
+    return "interrupted" if said == "running" and not is_being_recorded(folder) else said
+
+
+def is_being_recorded(folder: Path) -> bool:
+    """Whether a living process holds the run's lock (a dead one's is released by the system)."""
+    if not (folder / LOCK).exists():
+        return False
+    lock = filelock.FileLock(folder / LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except filelock.Timeout:
+        return True
+    except OSError:  # a read-only folder: nobody can be recording there
+        return False
+    lock.release()
+    return False
+
+
+def read_run(folder: Path, n_train: int, n_test: int, *, verify: bool = True) -> Run:
+    """A run from its Parquet file, or from its journal while that has not been written.
+
+    Raises RunDataError for a file that is missing, torn, edited, or about other examples.
+    """
+    manifest = read_manifest(folder)
+    current = status(folder)
+    if manifest.get("files"):
+        if verify:
+            check_files(folder, manifest)
+        try:
+            table = pq.read_table(folder / STEPS)
+        except (pa.ArrowException, OSError) as error:
+            raise RunDataError(f"{folder / STEPS} is damaged: {error}") from error
+    else:
+        table = _table(list(journal.read(folder / JOURNAL)), folder)
+    try:
+        return _run_from_table(table, manifest, current, n_train, n_test)
+    except (KeyError, ValueError) as error:
+        raise RunDataError(f"{folder}: {error}") from error
+
+
+def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Every file of the run is there and is what its manifest says; RunDataError otherwise."""
+    for name, expected in manifest.get("files", {}).items():
+        file = folder / Path(name).name
+        if not file.is_file():
+            raise RunDataError(f"{file} is missing, though {MANIFEST} lists it")
+        if (found := file_entry(file)) != expected:
+            what = "torn" if found["bytes"] != expected["bytes"] else "edited"
+            raise RunDataError(
+                f"{file} is {what}: {MANIFEST} says {expected['bytes']} bytes with checksum"
+                f" {expected['sha256'][:12]}…, found {found['bytes']} with {found['sha256'][:12]}…;"
+                " restore it from a copy, or delete the run's folder and record it again"
+            )
+
+
+def _table(batches: list[pa.RecordBatch], folder: Path) -> pa.Table:
+    if not batches:
+        raise RunDataError(f"{folder}: the run ended before its first losses were recorded")
+    return pa.Table.from_batches(batches)
+
+
+def _run_from_table(
+    table: pa.Table, manifest: Mapping[str, Any], current: Status, n_train: int, n_test: int
+) -> Run:
+    metric_names = [name for name in table.column_names if name not in _STEP_COLUMNS]
+    step = table["step"].to_numpy()
+    if not np.array_equal(step, np.arange(len(step))):
+        raise RunDataError(f"expected the steps 0 .. {len(step) - 1} in order, got {step[:5]} …")
+    loss_rows = np.flatnonzero(table["loss"].is_valid().to_numpy())
+    metrics = {}
+    for name in metric_names:
+        column = table[name].combine_chunks()
+        if column.type.list_size != n_test:
+            raise RunDataError(
+                f"metric {name!r} is about {column.type.list_size} test examples,"
+                f" but the set's table has {n_test}"
+            )
+        metrics[name] = column.flatten().to_numpy().reshape(-1, n_test)
+    batches = table["batch"].combine_chunks()[1:]
+    lengths = batches.value_lengths().to_numpy(zero_copy_only=False)
+    curriculum = Curriculum(
+        batches.flatten().to_numpy().astype(np.int64), np.concatenate([[0], np.cumsum(lengths)]), n_train
+    )
+    return Run(
+        id=manifest["id"],
+        curriculum=curriculum,
+        metrics=metrics,
+        evaluated=loss_rows,
+        learning_rate=_floats(table["learning_rate"])[1:],
+        train_loss=_floats(table["train_loss"])[1:],
+        status=current,
+        seed=manifest.get("seed"),
+        optimizer=manifest.get("optimizer") or {},
+        config=manifest.get("config") or {},
+        environment=manifest.get("environment") or {},
+    )
+
+
+def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
+    return column.cast(pa.float64()).to_numpy()
+
+
+# ------------------------------------------------------------------------------- rows of a run
+
+
+def steps_schema(metrics: Mapping[str, np.dtype[Any]], n_test: int) -> pa.Schema:
+    fields = [
+        pa.field("step", pa.int32()),
+        pa.field("learning_rate", pa.float64()),
+        pa.field("batch", pa.list_(pa.int32())),
+        pa.field("train_loss", pa.float64()),
+    ]
+    for name, dtype in metrics.items():
+        if name in _STEP_COLUMNS:
+            raise ValueError(f"a metric cannot be named {name!r}: a column of that name is there already")
+        fields.append(pa.field(name, pa.list_(pa.from_numpy_dtype(dtype), n_test)))
+    return pa.schema(fields)
+
+
+def step_row(
+    schema: pa.Schema,
+    step: int,
+    batch: Sequence[int] | npt.NDArray[np.int64],
+    learning_rate: float | None,
+    train_loss: float | None,
+    metrics: Mapping[str, npt.NDArray[np.floating]] | None,
+) -> pa.RecordBatch:
+    """One step as a record batch; ``metrics`` None where this step was not evaluated."""
+    columns = {
+        "step": pa.array([step], pa.int32()),
+        "learning_rate": pa.array([learning_rate], pa.float64()),
+        "batch": pa.array([np.asarray(batch, np.int32)], pa.list_(pa.int32())),
+        "train_loss": pa.array([train_loss], pa.float64()),
+    }
+    for field in list(schema)[len(_STEP_COLUMNS) :]:
+        if metrics is None:
+            columns[field.name] = pa.nulls(1, field.type)
+        else:
+            values = pa.array(metrics[field.name], field.type.value_type)
+            columns[field.name] = pa.FixedSizeListArray.from_arrays(values, type=field.type)
+    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def rows_of(run: Run) -> Iterator[pa.RecordBatch]:
+    """A run as the record batches its journal would hold."""
+    dtypes = {name: values.dtype for name, values in run.metrics.items()}
+    schema = steps_schema(dtypes, run.loss.shape[1])
+    evaluated = {int(step): row for row, step in enumerate(run.evaluated)}
+    for step in range(len(run) + 1):
+        row = evaluated.get(step)
+        yield step_row(
+            schema,
+            step,
+            run.curriculum[step - 1] if step else [],
+            run.learning_rate[step - 1] if step else None,
+            run.train_loss[step - 1] if step else None,
+            None if row is None else {name: values[row] for name, values in run.metrics.items()},
+        )

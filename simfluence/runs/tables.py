@@ -1,0 +1,156 @@
+"""The training and test examples that a set of runs is about: who they are, not what is in a batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simfluence.curriculum import IntArray
+from simfluence.errors import RunDataError
+
+COLUMNS = ["id", "group", "hash", "text"]
+
+
+class ExampleTable:
+    """A table of examples: ``id`` (unique), ``group``, content ``hash`` and, where kept, ``text``.
+
+    Row numbers of this table are what curricula and loss arrays are indexed by.
+
+    Parameters
+    ----------
+    frame : a data frame with a column ``id``; ``group``, ``hash`` and ``text`` are optional strings.
+
+    Raises
+    ------
+    RunDataError : no examples, no ids, or an id that occurs twice.
+    """
+
+    def __init__(self, frame: pd.DataFrame) -> None:
+        if "id" not in frame:
+            raise RunDataError(f"examples need a field 'id', got only {list(frame.columns)}")
+        if len(frame) == 0:
+            raise RunDataError("expected at least one example, got an empty table")
+        columns = {name: frame[name] if name in frame else "" for name in COLUMNS}
+        self.frame = pd.DataFrame(columns).fillna("").astype(str).reset_index(drop=True)
+        twice = self.frame["id"][self.frame["id"].duplicated()]
+        if len(twice):
+            raise RunDataError(
+                f"example ids must be unique, but {twice.iloc[0]!r} occurs more than once"
+                f" ({len(twice)} such rows)"
+            )
+        self._rows = {example_id: row for row, example_id in enumerate(self.frame["id"])}
+
+    @classmethod
+    def of(cls, examples: ExampleTable | pd.DataFrame | Iterable[Any]) -> ExampleTable:
+        """The table of any sequence of examples: mappings or dataclasses with a field ``id``.
+
+        ``group`` is taken where it is there; all other fields make the content hash; ``text`` is the
+        field of that name, else the other fields' strings, one after the other.
+        """
+        if isinstance(examples, ExampleTable):
+            return examples
+        if isinstance(examples, pd.DataFrame):
+            examples = examples.to_dict("records")
+        return cls(pd.DataFrame([_row(_as_mapping(example)) for example in examples]))
+
+    @classmethod
+    def numbered(cls, n: int, prefix: str = "") -> ExampleTable:
+        """A table of n examples of which only the number is known."""
+        return cls(pd.DataFrame({"id": [f"{prefix}{i}" for i in range(n)]}))
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ExampleTable) and self.fingerprint == other.fingerprint
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"ExampleTable({len(self)} examples, {self.frame['group'].nunique()} groups)"
+
+    @property
+    def ids(self) -> list[str]:
+        return self.frame["id"].tolist()
+
+    @property
+    def groups(self) -> list[str]:
+        """The group of every example, row by row ("" for none)."""
+        return self.frame["group"].tolist()
+
+    def rows(self, ids: Iterable[Any]) -> IntArray:
+        """The row numbers of these ids (integers count as their decimal strings).
+
+        Raises RunDataError naming the first id that is not in the table.
+        """
+        try:
+            return np.array([self._rows[str(example_id)] for example_id in ids], np.int64)
+        except KeyError as missing:
+            raise RunDataError(
+                f"example id {missing.args[0]!r} is not in the table of {len(self)} examples"
+                f" (which begins with {self.ids[:3]})"
+            ) from None
+
+    def in_group(self, *groups: str) -> IntArray:
+        """The row numbers of all examples of these groups.
+
+        Raises RunDataError naming the groups there are.
+        """
+        known = sorted(set(self.groups))
+        if unknown := [group for group in groups if group not in known]:
+            raise RunDataError(f"no example is in group {unknown[0]!r}; the groups are {known}")
+        return np.flatnonzero(self.frame["group"].isin(groups))
+
+    def without_text(self) -> ExampleTable:
+        """The same examples (and fingerprint) without their texts."""
+        return ExampleTable(self.frame.drop(columns="text"))
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over ids, groups and contents in their order; texts are covered by their hashes."""
+        identity = self.frame[["id", "group", "hash"]].to_numpy().tolist()
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+
+
+def _as_mapping(example: Any) -> Mapping[str, Any]:
+    if isinstance(example, Mapping):
+        return example
+    if dataclasses.is_dataclass(example) and not isinstance(example, type):
+        return dataclasses.asdict(example)
+    raise RunDataError(
+        f"an example must be a mapping or a dataclass with a field 'id', got {type(example).__name__}"
+    )
+
+
+def _row(example: Mapping[str, Any]) -> dict[str, str]:
+    if "id" not in example:
+        raise RunDataError(f"an example needs a field 'id', got only {sorted(example)}")
+    content = {key: value for key, value in example.items() if key not in ("id", "group")}
+    canonical = json.dumps(content, sort_keys=True, default=_plain)
+    return {
+        "id": str(example["id"]),
+        "group": str(example.get("group", "") or ""),
+        "hash": hashlib.sha256(canonical.encode()).hexdigest()[:16],
+        "text": str(content["text"]) if "text" in content else " | ".join(_strings(content.values())),
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Tensors and arrays as lists, so that equal contents have equal hashes."""
+    return value.tolist() if hasattr(value, "tolist") else repr(value)
+
+
+def _strings(values: Iterable[Any]) -> list[str]:
+    found: list[str] = []
+    for value in values:
+        if isinstance(value, str):
+            found.append(value)
+        elif isinstance(value, Sequence):
+            found.extend(_strings(value))
+    return found

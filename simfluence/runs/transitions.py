@@ -1,0 +1,76 @@
+"""Recorded runs as regression rows: what was consumed between two recorded losses, and both losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from simfluence.curriculum import count_matrix
+from simfluence.runs.run import Run
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Transitions:
+    """One row a transition L_{t-1} → L_t, of all runs in turn.
+
+    counts : sparse [row, train], how often each example was consumed in between (scaled, see below).
+    previous, current : [row, test], the losses before and after; 0 where either is not finite.
+    observed : bool [row, test], where both are finite.
+    run : int [row], the number of the run a row belongs to.
+    """
+
+    counts: sparse.csr_array
+    previous: Array
+    current: Array
+    observed: npt.NDArray[np.bool_]
+    run: npt.NDArray[np.int64]
+
+    @property
+    def n_left_out(self) -> int:
+        """How many (row, test example) pairs are not usable."""
+        return int((~self.observed).sum())
+
+    def of_runs(self, chosen: npt.NDArray[np.bool_]) -> Transitions:
+        """The rows of the chosen runs; ``chosen`` is bool [run]."""
+        rows = np.flatnonzero(chosen[self.run])
+        return Transitions(
+            self.counts[rows], self.previous[rows], self.current[rows], self.observed[rows], self.run[rows]
+        )
+
+
+def transitions(runs: Sequence[Run], batch_size: float | None = None) -> Transitions:
+    """The rows of these runs; the counts of the steps between two evaluations are summed.
+
+    ``batch_size`` scales the counts of every step, as in :func:`~simfluence.curriculum.count_matrix`.
+    """
+    previous = np.concatenate([run.loss[:-1] for run in runs]).astype(np.float64)
+    current = np.concatenate([run.loss[1:] for run in runs]).astype(np.float64)
+    observed = np.isfinite(previous) & np.isfinite(current)
+    return Transitions(
+        counts=sparse.vstack([_interval_counts(run, batch_size) for run in runs]).tocsr(),
+        previous=np.where(observed, previous, 0.0),
+        current=np.where(observed, current, 0.0),
+        observed=observed,
+        run=np.repeat(np.arange(len(runs)), [len(run.evaluated) - 1 for run in runs]),
+    )
+
+
+def _interval_counts(run: Run, batch_size: float | None) -> sparse.csr_array:
+    """The counts summed over the steps of each interval between evaluations."""
+    counts = count_matrix([run.curriculum], batch_size)
+    if run.every_step:
+        return counts
+    intervals = len(run.evaluated) - 1
+    step = np.arange(len(run))
+    interval = np.searchsorted(run.evaluated, step, side="right") - 1
+    inside = (interval >= 0) & (interval < intervals)
+    summing = sparse.csr_array(
+        (np.ones(inside.sum()), (interval[inside], step[inside])), shape=(intervals, len(run))
+    )
+    return (summing @ counts).tocsr()

@@ -1,0 +1,61 @@
+"""Simulators of training: fit them to recorded runs, ask them about other curricula."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from simfluence.errors import RunDataError
+from simfluence.simulators.base import Simulator, read_saved
+from simfluence.simulators.baselines import MeanTrajectory, Persistence
+from simfluence.simulators.markov import (
+    AdditiveSimulator,
+    LinearSimulator,
+    MultiplicativeSimulator,
+    SimulationWarning,
+)
+
+SIMULATORS: dict[str, type[Simulator]] = {
+    simulator.name: simulator
+    for simulator in (
+        Persistence,
+        MeanTrajectory,
+        AdditiveSimulator,
+        MultiplicativeSimulator,
+        LinearSimulator,
+    )
+}
+"""Every simulator by its name."""
+
+
+def make_simulator(name: str, **params: Any) -> Simulator:
+    """The simulator of that name; ValueError or TypeError for an unknown name or parameter."""
+    if name not in SIMULATORS:
+        close = difflib.get_close_matches(name, SIMULATORS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"no simulator is named {name!r}; there are {', '.join(SIMULATORS)}{hint}")
+    return SIMULATORS[name](**params)
+
+
+def load_simulator(path: str | Path) -> Simulator:
+    """A fitted simulator from the file that its ``save`` wrote."""
+    name, params, arrays, fitted = read_saved(path)
+    try:
+        return make_simulator(name, **params)._restore(arrays, fitted)
+    except (TypeError, ValueError) as error:
+        raise RunDataError(f"{path}: {error}") from error
+
+
+__all__ = [
+    "SIMULATORS",
+    "AdditiveSimulator",
+    "LinearSimulator",
+    "MeanTrajectory",
+    "MultiplicativeSimulator",
+    "Persistence",
+    "SimulationWarning",
+    "Simulator",
+    "load_simulator",
+    "make_simulator",
+]
