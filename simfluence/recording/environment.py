@@ -1,0 +1,39 @@
+"""What a run was made with: versions, platform, and the optimizer as used."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+import simfluence
+
+
+def describe_environment() -> dict[str, Any]:
+    return {
+        "simfluence": simfluence.__version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Class and settings; those that differ between parameter groups as a list of the groups'."""
+    settings: dict[str, Any] = {"class": type(optimizer).__name__}
+    for key in optimizer.defaults:
+        values = [group.get(key) for group in optimizer.param_groups]
+        settings[key] = _plain(values[0]) if all(v == values[0] for v in values) else _plain(values)
+    return settings
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, torch.Tensor):
+        return value.item()
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)
