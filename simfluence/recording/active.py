@@ -100,7 +100,7 @@ class ActiveRun:
         self._append(
             batch,
             learning_rate if learning_rate is not None else self._rate,
-            None if train_loss is None else float(train_loss),
+            None if train_loss is None else _number(train_loss),
             evaluate=due,
         )
 
@@ -228,6 +228,10 @@ def _keep_earlier_attempt(folder: Path) -> None:
     if old.exists():
         number = 1 + len(list(folder.glob("journal-*.arrow")))
         old.rename(folder / f"journal-{number}.arrow")
+
+
+def _number(value: Any) -> float:
+    return float(value.detach() if isinstance(value, torch.Tensor) else value)
 
 
 def _now() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -81,8 +81,8 @@ class RunSet:
     @classmethod
     def from_arrays(
         cls,
-        batches: npt.ArrayLike | Sequence[Sequence[npt.ArrayLike]],
-        losses: npt.ArrayLike | Sequence[npt.ArrayLike],
+        batches: Iterable[Any],
+        losses: Iterable[Any],
         *,
         train: ExampleTable | int | None = None,
         test: ExampleTable | None = None,
@@ -108,19 +108,19 @@ class RunSet:
         RunDataError : shapes that do not fit, or losses that are not finite (named by run, step
             and test example).
         """
-        batches = list(batches)  # type: ignore[arg-type]
-        all_losses = [_loss_array(values, run) for run, values in enumerate(losses)]  # type: ignore[arg-type]
-        if not batches or len(batches) != len(all_losses):
+        all_batches = list(batches)
+        all_losses = [_loss_array(values, run) for run, values in enumerate(losses)]
+        if not all_batches or len(all_batches) != len(all_losses):
             raise RunDataError(
                 f"expected as many runs of batches as of losses, at least one; got"
-                f" {len(batches)} and {len(all_losses)}"
+                f" {len(all_batches)} and {len(all_losses)}"
             )
         if train is None:
-            train = 1 + max(int(np.max(batch)) for steps in batches for batch in steps)
+            train = 1 + max(int(np.max(batch)) for steps in all_batches for batch in steps)
         train_table = train if isinstance(train, ExampleTable) else ExampleTable.numbered(train)
         test_table = test or ExampleTable.numbered(all_losses[0].shape[1])
         runs = []
-        for number, (steps, values) in enumerate(zip(batches, all_losses, strict=True)):
+        for number, (steps, values) in enumerate(zip(all_batches, all_losses, strict=True)):
             curriculum = Curriculum.from_batches(steps, len(train_table))
             if len(values) != len(curriculum) + 1:
                 raise RunDataError(
@@ -218,13 +218,13 @@ class RunSet:
         return [run.curriculum for run in self.runs]
 
     @property
-    def initial_loss(self) -> FloatArray:
-        """float [run, test]: the losses before the first step."""
-        return np.stack([run.initial_loss for run in self.runs])
+    def initial_loss(self) -> npt.NDArray[np.float64]:
+        """float64 [run, test]: the losses before the first step."""
+        return np.stack([run.initial_loss for run in self.runs]).astype(np.float64)
 
     @property
-    def loss(self) -> FloatArray:
-        """float [run, step + 1, test]; NaN at steps that a run did not reach or did not evaluate."""
+    def loss(self) -> npt.NDArray[np.float64]:
+        """float64 [run, step + 1, test]; NaN at steps that a run did not reach or did not evaluate."""
         steps = max(len(run) for run in self.runs) + 1
         values = np.full((len(self), steps, len(self.test)), np.nan)
         for number, run in enumerate(self.runs):

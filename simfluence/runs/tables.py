@@ -36,7 +36,7 @@ class ExampleTable:
             raise RunDataError(f"examples need a field 'id', got only {list(frame.columns)}")
         if len(frame) == 0:
             raise RunDataError("expected at least one example, got an empty table")
-        columns = {name: frame[name] if name in frame else "" for name in COLUMNS}
+        columns = {name: frame.get(name, "") for name in COLUMNS}
         self.frame = pd.DataFrame(columns).fillna("").astype(str).reset_index(drop=True)
         twice = self.frame["id"][self.frame["id"].duplicated()]
         if len(twice):
