@@ -34,6 +34,8 @@ class TextClassifier(nn.Module):
     seed : of the head's initial weights.
     """
 
+    encoder: Any
+
     def __init__(
         self,
         encoder: nn.Module,
@@ -55,8 +57,7 @@ class TextClassifier(nn.Module):
         self._tokenizer = tokenizer
         self._tokens: dict[str, dict[str, Tensor]] = {}
         self._lower: dict[str, Tensor] = {}
-        hidden = encoder.config.hidden_size  # type: ignore[union-attr]
-        self.head = nn.Linear(hidden, n_outputs)
+        self.head = nn.Linear(self.encoder.config.hidden_size, n_outputs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.head.reset_parameters()
@@ -112,8 +113,8 @@ class TextClassifier(nn.Module):
         """As always; but frozen layers stay in eval mode, since their outputs are kept."""
         super().train(mode)
         if self.frozen_layers:
-            self.encoder.embeddings.eval()  # type: ignore[operator,union-attr]
-            self.encoder.encoder.layer[: self.frozen_layers].eval()  # type: ignore[union-attr,index]
+            self.encoder.embeddings.eval()
+            self.encoder.encoder.layer[: self.frozen_layers].eval()
         return self
 
     def _hidden(self, examples: Sequence[TextExample]) -> tuple[Tensor, Tensor]:
@@ -132,7 +133,7 @@ class TextClassifier(nn.Module):
         """The frozen layers' output for one example, [option, token, hidden]; computed once."""
         if example.id not in self._lower:
             tokens = self._token_ids(example)
-            embedded = self.encoder.embeddings(  # type: ignore[operator,union-attr]
+            embedded = self.encoder.embeddings(
                 input_ids=tokens["input_ids"], token_type_ids=tokens.get("token_type_ids")
             )
             self._lower[example.id] = self._run_layers(
@@ -146,7 +147,7 @@ class TextClassifier(nn.Module):
         additive = None
         if not bool(mask.all()):
             additive = (1 - mask[:, None, None].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
-        for layer in self.encoder.encoder.layer[from_layer:to_layer]:  # type: ignore[union-attr,index]
+        for layer in self.encoder.encoder.layer[from_layer:to_layer]:
             output = layer(hidden, additive)
             hidden = output if isinstance(output, Tensor) else output[0]
         return hidden
@@ -199,14 +200,15 @@ def load_model(
     rates = {}
     if dropout is not None:
         rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-    return TextClassifier(
-        AutoModel.from_pretrained(path, **rates),
-        AutoTokenizer.from_pretrained(path),
-        n_outputs=task.n_labels or 1,
-        pooling=pooling,
-        max_length=max_length,
-        seed=seed,
-    )
+    with torch.random.fork_rng(devices=[]):  # loading draws random numbers that it then overwrites
+        return TextClassifier(
+            AutoModel.from_pretrained(path, **rates),
+            AutoTokenizer.from_pretrained(path),
+            n_outputs=task.n_labels or 1,
+            pooling=pooling,
+            max_length=max_length,
+            seed=seed,
+        )
 
 
 def model_path(name: str) -> str:

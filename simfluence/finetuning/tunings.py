@@ -20,7 +20,7 @@ def full(model: TextClassifier) -> None:
 
 def last_layers(model: TextClassifier, layers: int) -> None:
     """The last ``layers`` layers and the head; what the frozen ones give is computed once."""
-    total = len(model.encoder.encoder.layer)  # type: ignore[union-attr,arg-type]
+    total = len(model.encoder.encoder.layer)
     if not 1 <= layers <= total:
         raise ValueError(f"the encoder has {total} layers; cannot train the last {layers}")
     model.requires_grad_(True)

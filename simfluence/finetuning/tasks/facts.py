@@ -54,7 +54,8 @@ def make_facts(
         raise ValueError(f"paraphrases must be in 1 .. {most}, got {paraphrases}")
     if not 1 <= n_facts <= len(names):
         raise ValueError(f"facts can be made up for 1 .. {len(names)} names, got {n_facts}")
-    train, test = [], []
+    train: list[TextExample] = []
+    test: list[TextExample] = []
     for number, name in enumerate(rng.permutation(names)[:n_facts]):
         values, forms = list(_RELATIONS.values())[number % len(_RELATIONS)]
         label = int(rng.integers(len(values)))
