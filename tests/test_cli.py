@@ -4,20 +4,41 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from conftest import synthetic_runs
 
 from simfluence import load_simulator
-from simfluence.cli import COMMANDS
+from simfluence.cli import COMMANDS, main
 
 RECORDED = Path(__file__).parents[1] / "runs" / "openbookqa-minilm"
 
 
-def simfluence(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "simfluence.cli", *arguments]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=300, check=False)
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def simfluence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """The command line in this process (a process of its own takes seconds to import torch)."""
+
+    def call(*arguments: str, cwd: Path) -> Result:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["simfluence"])
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +49,13 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_help_tells_a_newcomer_what_to_type(tmp_path: Path) -> None:
+def test_it_is_a_program() -> None:
+    command = [sys.executable, "-m", "simfluence.cli", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "usage: simfluence COMMAND" in result.stdout
+
+
+def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
     top = simfluence("--help", cwd=tmp_path)
     assert top.returncode == 0
     assert all(command in top.stdout for command in COMMANDS)
@@ -48,7 +75,7 @@ def test_help_tells_a_newcomer_what_to_type(tmp_path: Path) -> None:
         (["record", "run.optimizer.lrate=1"], "did you mean 'run.optimizer.lr'"),
         (["evaluate", "pth=x"], "did you mean 'path'"),
         (["evaluate", "path=nowhere"], "not a run set"),
-        (["evaluate", "path=runs/small", "only=[linaer]"], "among the simulators persistence"),
+        (["evaluate", "path=runs/small", "train=5", "only=[linaer]"], "among the simulators persistence"),
         (["evaluate", "path=runs/small", "train=40"], "cannot split 10 runs"),
         (["fit", "path=runs/small", "train=5", "simulator.center=middle"], "center must be one of"),
         (["whatif", "path=runs/small", "train=5", "edit.groups=[x]"], "the groups are"),
@@ -57,21 +84,23 @@ def test_help_tells_a_newcomer_what_to_type(tmp_path: Path) -> None:
         (["runs", "path=nowhere"], "no run set in nowhere"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_sentence(arguments: list[str], told: str, recorded: Path) -> None:
+def test_what_is_wrong_is_told_in_a_sentence(
+    simfluence, arguments: list[str], told: str, recorded: Path
+) -> None:
     result = simfluence(*arguments, cwd=recorded)
     assert result.returncode == 2
     assert told in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_runs_are_listed_and_shown(recorded: Path) -> None:
+def test_runs_are_listed_and_shown(simfluence, recorded: Path) -> None:
     assert "runs/small" in simfluence("runs", cwd=recorded).stdout
     listed = simfluence("runs", "path=runs/small", cwd=recorded).stdout
     assert listed.count("complete") == 10
     assert "30 steps" in simfluence("runs", "path=runs/small", "run_id=run-003", cwd=recorded).stdout
 
 
-def test_fit_saves_a_simulator(recorded: Path) -> None:
+def test_fit_saves_a_simulator(simfluence, recorded: Path) -> None:
     result = simfluence(
         "fit", "path=runs/small", "train=6", "simulator.penalty=0.1", "output=s.safetensors", cwd=recorded
     )
@@ -79,7 +108,7 @@ def test_fit_saves_a_simulator(recorded: Path) -> None:
     assert load_simulator(recorded / "s.safetensors").get_params()["penalty"] == 0.1
 
 
-def test_evaluate_writes_table_and_figures(recorded: Path) -> None:
+def test_evaluate_writes_table_and_figures(simfluence, recorded: Path) -> None:
     result = simfluence("evaluate", "path=runs/small", "train=6", "output=report", cwd=recorded)
     assert result.returncode == 0, result.stderr
     assert "| linear " in result.stdout
@@ -88,7 +117,7 @@ def test_evaluate_writes_table_and_figures(recorded: Path) -> None:
     assert written >= {"table.md", "table.csv", "scores.csv", "loss_curves.png", "error_by_step.png"}
 
 
-def test_whatif_on_real_recordings(tmp_path: Path) -> None:
+def test_whatif_on_real_recordings(simfluence, tmp_path: Path) -> None:
     result = simfluence(
         "whatif", f"path={RECORDED}", "simulator.penalty=0.01", "edit.name=repeat",
         "edit.groups=[which]", "edit.times=3", f"output={tmp_path}", cwd=tmp_path,
@@ -98,7 +127,7 @@ def test_whatif_on_real_recordings(tmp_path: Path) -> None:
     assert (tmp_path / "what_if.csv").read_text().count("\n") == 41
 
 
-def test_evaluate_works_on_the_recordings_at_once(tmp_path: Path) -> None:
+def test_evaluate_works_on_the_recordings_at_once(simfluence, tmp_path: Path) -> None:
     result = simfluence("evaluate", f"path={RECORDED}", "only=[persistence,additive]", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "20 training, 2 validation, 10 test runs" in result.stdout
