@@ -96,6 +96,30 @@ def whatif(config: DictConfig) -> None:
         print(f"\nevery test example: {config.output}/what_if.csv, what_if.png")
 
 
+def attribute(config: DictConfig) -> None:
+    from dataclasses import replace
+
+    from simfluence.attribution import gradient_similarity
+    from simfluence.finetuning.experiment import prepare
+
+    run = _load(config.path)[0]
+    if not run.config:
+        raise RunDataError(f"{config.path} was not recorded by `simfluence record`: its model is not known")
+    prepared = prepare(run.config)
+    prepared.model.load_state_dict(prepared.initial)
+    scores = gradient_similarity(
+        prepared.model,
+        prepared.model.losses,
+        prepared.task.train,
+        prepared.task.test,
+        similarity=config.similarity,
+        progress=True,
+    )
+    replace(scores, provenance={"checkpoint": "initial weights", "runs": config.path}).save(config.output)
+    train, test = scores.scores.shape
+    print(f"{scores.method} at the initial weights, {train} training x {test} test examples: {config.output}")
+
+
 def runs(config: DictConfig) -> None:
     from simfluence.runs import inspect
 
@@ -113,6 +137,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "fit": (fit, "fit a simulator to a recorded run set and save it"),
     "evaluate": (evaluate, "fit simulators on some runs, predict the others, print the table"),
     "whatif": (whatif, "edit a curriculum, see the predicted change, verify it by retraining"),
+    "attribute": (attribute, "score training examples by gradients at the runs' initial weights"),
     "runs": (runs, "list what is recorded, or show a run"),
 }
 
@@ -127,6 +152,7 @@ _EXAMPLES = {
         "simfluence whatif edit.name=remove edit.groups=[completion]",
         "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
     ),
+    "attribute": ("simfluence attribute path=runs/openbookqa-minilm similarity=cosine",),
     "runs": (
         "simfluence runs",
         "simfluence runs path=runs/openbookqa-minilm",
