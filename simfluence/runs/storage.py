@@ -18,7 +18,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import numpy as np
@@ -70,11 +70,15 @@ def run_ids(path: Path) -> list[str]:
 def write_atomically(path: Path, data: bytes) -> None:
     """All of the data under that name, or what was there before: never half of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -92,30 +96,42 @@ def write_examples(path: Path, train: ExampleTable, test: ExampleTable) -> None:
 def write_steps(folder: Path, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
     """Record batches of a journal → steps.parquet, in bounded memory. Returns its manifest entry."""
     temporary = folder / f"{STEPS}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            _write_parquet(file, batches, folder.name)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / STEPS)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return file_entry(folder / STEPS)
+
+
+def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: str) -> None:
     writer: pq.ParquetWriter | None = None
     pending: list[pa.RecordBatch] = []
+    size = 0
 
     def flush() -> None:
-        nonlocal writer
+        nonlocal writer, size
         table = pa.Table.from_batches(pending).combine_chunks()
         if writer is None:
-            writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
+            writer = pq.ParquetWriter(file, table.schema, compression="zstd")
         writer.write_table(table)
         pending.clear()
+        size = 0
 
     for batch in batches:
         pending.append(batch)
-        if sum(item.nbytes for item in pending) >= _ROWS_AT_ONCE:
+        size += batch.nbytes
+        if size >= _ROWS_AT_ONCE:
             flush()
     if pending:
         flush()
     if writer is None:
-        raise RunDataError(f"{folder.name}: nothing to write, not even the losses before the first step")
+        raise RunDataError(f"{run_id}: nothing to write, not even the losses before the first step")
     writer.close()
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / STEPS)
-    return file_entry(folder / STEPS)
 
 
 def write_run(folder: Path, run: Run, train: ExampleTable, test: ExampleTable) -> None:
