@@ -35,7 +35,7 @@ class Journal:
         self._stream = pa.ipc.new_stream(self._pieces, schema.with_metadata({"checksum": _UNSET}))
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Write one entry; after an OSError (a full disk, a vanished file) the earlier ones are as they were."""
+        """Write one entry; by an OSError (a full disk, a vanished file) none, and the earlier ones stay."""
         self._stream.write_batch(batch, custom_metadata={"checksum": _UNSET})
         self._write_pieces()
 
@@ -136,7 +136,7 @@ def _next_message(file: pa.NativeFile, damaged: str) -> pa.Message | None:
         raise RunDataError(f"{damaged}: {error}") from error
     said, found = _checksums(message)
     if said != found:
-        raise RunDataError(f"{damaged}: what follows has checksum {found}, not {said}")
+        raise RunDataError(f"{damaged}: what follows has checksum {found!r}, not {said!r}")
     return message
 
 

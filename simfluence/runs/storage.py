@@ -12,6 +12,7 @@ A row of steps holds ``step``, ``learning_rate``, ``batch`` (row numbers of the 
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -206,6 +207,16 @@ def status(folder: Path) -> Status:
     return "interrupted" if said == "running" and not is_being_recorded(folder) else said
 
 
+def seconds(folder: Path, manifest: Mapping[str, Any]) -> float:
+    """How long the run has been recorded, over all its attempts; up to its last entry, if it was killed."""
+    known = float(manifest.get("seconds", 0.0))
+    file = folder / JOURNAL
+    if manifest["status"] != "running" or "since" not in manifest or not file.exists():
+        return known
+    since = datetime.datetime.fromisoformat(manifest["since"]).timestamp()
+    return known + max(0.0, file.stat().st_mtime - since)
+
+
 def is_being_recorded(folder: Path) -> bool:
     """Whether a living process holds the run's lock (a dead one's is released by the system)."""
     if not (folder / LOCK).exists():
@@ -344,6 +355,20 @@ def step_row(
             values = pa.array(metrics[field.name], field.type.value_type)
             columns[field.name] = pa.FixedSizeListArray.from_arrays(values, type=field.type)
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+
+
+def check_metrics(schema: pa.Schema, metrics: Mapping[str, npt.NDArray[np.floating]] | None) -> None:
+    """ValueError if a loss function returns other metrics than it did at first."""
+    expected = schema.names[len(_STEP_COLUMNS) :]
+    if metrics is not None and set(metrics) != set(expected):
+        raise ValueError(f"the loss function returned {sorted(metrics)}, but at first {sorted(expected)}")
+
+
+def metrics_of(row: pa.RecordBatch) -> dict[str, npt.NDArray[np.floating]] | None:
+    """The metrics of one journal entry, None if it was not evaluated."""
+    if not row.column("loss").is_valid()[0].as_py():
+        return None
+    return {name: row.column(name).flatten().to_numpy() for name in row.schema.names[len(_STEP_COLUMNS) :]}
 
 
 def rows_of(run: Run) -> Iterator[pa.RecordBatch]:
