@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import pyarrow as pa
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
@@ -183,11 +184,11 @@ class ActiveRun:
             self._keep_weights()
             self._check_finite()
         else:
+            if self._resume is True:
+                self._restore(go_on_after)  # before the journal is cut, should this fail
             self.start = self.steps = go_on_after
             self.losses = self._processes.from_writer(lambda: self._go_on(go_on_after))
             self._warned = self._writer.nonfinite is not None
-            if self._resume is True:
-                self._restore(go_on_after)
 
     def _open(self) -> int | None:
         """The step to go on after, None for a run from its beginning. Runs on the writing process."""
@@ -276,7 +277,7 @@ class ActiveRun:
             return
         try:
             action()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, SafetensorError) as error:
             self._fault = RecordingError(
                 f"cannot write run {self.folder.name!r} into {self.folder.parent}: {error}; what was recorded"
                 f" up to step {self.steps} is as it was"

@@ -29,7 +29,8 @@ def save_weights(run_folder: Path, step: int, model: nn.Module) -> Path:
     path = weights_file(run_folder, step)
     temporary = path.with_suffix(".tmp")
     kept, aliases = _distinct(_worth_keeping(model))
-    about = {"step": str(step), "aliases": json.dumps(aliases)}
+    # one entry, since safetensors writes several in any order: equal weights make equal files
+    about = {"simfluence": json.dumps({"step": step, "aliases": aliases})}
     try:
         save_file(kept, temporary, metadata=about)
         with temporary.open("rb+") as file:
@@ -51,8 +52,8 @@ def load_weights(run_folder: str | Path, step: int, model: nn.Module) -> None:
         raise RunDataError(f"{path} is not there; weights were kept after steps {weight_steps(run_folder)}")
     with safe_open(path, "pt") as file:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
-    state |= {name: state[same] for name, same in aliases.items()}
+        about = json.loads((file.metadata() or {}).get("simfluence", "{}"))
+    state |= {name: state[same] for name, same in about.get("aliases", {}).items()}
     ours = model.state_dict()
     for name, values in state.items():
         if name not in ours or ours[name].shape != values.shape:

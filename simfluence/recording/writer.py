@@ -44,6 +44,9 @@ class RunWriter:
         self._journal: journal.Journal | None = None
         self._resumed_at: list[int] = []
         self._lock: filelock.BaseFileLock | None = None
+        self._seconds = 0.0  # of earlier attempts
+        self._started = self._since = _now()
+        self._clock = time.monotonic()
 
     # ------------------------------------------------------------------------------------ start
 
@@ -61,8 +64,6 @@ class RunWriter:
                 f"run {self.folder.name!r} is being recorded by another process; one run has one writer"
             ) from None
         self._lock = lock
-        self._started, self._seconds = _now(), 0.0
-        self._since, self._clock = self._started, time.monotonic()
 
     def resumable_step(self) -> int | None:
         """The last step after which there is a checkpoint, with the journal up to it."""
@@ -158,6 +159,8 @@ class RunWriter:
 
     def stop(self, status: Status, error: str) -> None:
         """Leave the run as it is, journal and all."""
+        if self._lock is None:
+            return  # it never was ours
         self._close_journal()
         self.write_manifest(status, error=error)
 
