@@ -20,6 +20,7 @@ import pyarrow as pa
 from simfluence.errors import RunDataError
 
 _MARK = b"crc32="
+_BEGINNING = b"\xff\xff\xff\xff"  # of every message
 _UNSET = "crc32=........"  # as long as what takes its place
 
 
@@ -143,7 +144,8 @@ def _next_message(file: pa.NativeFile, damaged: str) -> pa.Message | None:
 def _is_torn(file: pa.NativeFile, start: int) -> bool:
     """Whether what begins there is the last entry, cut off: no other follows within the file."""
     file.seek(start)
-    return file.read().count(_MARK) <= 1
+    tail = file.read()
+    return tail[:4] == _BEGINNING[: len(tail)] and tail.count(_MARK) <= 1
 
 
 def _with_checksums(data: bytes) -> bytes:

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
@@ -150,6 +151,26 @@ class RunSet:
                 )
             )
         return cls(runs, train_table, test_table)
+
+    @classmethod
+    def from_table(cls, table: Any, **options: Any) -> RunSet:
+        """From a long table or its .csv or .parquet file, see :mod:`simfluence.runs.long_table`."""
+        from simfluence.runs.long_table import from_table
+
+        return from_table(table, **options)
+
+    def to_table(self, path: str | Path | None = None) -> pd.DataFrame:
+        """As a long table, see :mod:`simfluence.runs.long_table`."""
+        from simfluence.runs.long_table import to_table
+
+        return to_table(self, path)
+
+    @classmethod
+    def from_gptfluence(cls, path: str | Path, **options: Any) -> RunSet:
+        """From GPTfluence's run logs, see :mod:`simfluence.runs.gptfluence`."""
+        from simfluence.runs.gptfluence import from_gptfluence
+
+        return from_gptfluence(path, **options)
 
     def save(self, path: str | Path, *, text: bool = True) -> None:
         """Write the set to a new folder (without the examples' texts, if ``text`` is False).

@@ -62,7 +62,12 @@ def check_run_id(run_id: str) -> str:
 def run_ids(path: Path) -> list[str]:
     """The names of all runs in a set's folder, whatever their status, in natural order."""
     names = [entry.parent.name for entry in path.glob(f"*/{MANIFEST}")]
-    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    return sorted(names, key=natural_order)
+
+
+def natural_order(name: str) -> list[tuple[bool, Any]]:
+    """A sort key by which "run-10" comes after "run-9"."""
+    return [(not p.isdigit(), int(p) if p.isdigit() else p) for p in re.split(r"([0-9]+)", name)]
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -279,6 +284,8 @@ def _run_from_table(
     table: pa.Table, manifest: Mapping[str, Any], current: Status, n_train: int, n_test: int
 ) -> Run:
     metric_names = [name for name in table.column_names if name not in _STEP_COLUMNS]
+    if missing := {*_STEP_COLUMNS, "loss"} - set(table.column_names):
+        raise RunDataError(f"expected the columns {sorted(missing)} too, got {table.column_names}")
     step = table["step"].to_numpy()
     if not np.array_equal(step, np.arange(len(step))):
         raise RunDataError(f"expected the steps 0 .. {len(step) - 1} in order, got {step[:5]} …")
@@ -286,6 +293,8 @@ def _run_from_table(
     metrics = {}
     for name in metric_names:
         column = table[name].combine_chunks()
+        if not pa.types.is_fixed_size_list(column.type):
+            raise RunDataError(f"metric {name!r} must be a fixed-size list [test], got {column.type}")
         if column.type.list_size != n_test:
             raise RunDataError(
                 f"metric {name!r} is about {column.type.list_size} test examples,"
