@@ -20,7 +20,7 @@ from simfluence.curriculum import IntArray
 from simfluence.errors import RecordingError, RunExistsError
 from simfluence.recording import training_state, weights
 from simfluence.recording.evaluator import Metrics
-from simfluence.runs import ExampleTable, journal, storage
+from simfluence.runs import ExampleTable, journal, rows, storage
 from simfluence.runs.run import Status
 
 
@@ -78,7 +78,7 @@ class RunWriter:
         self.write_manifest("running", pid=os.getpid(), host=platform.node())
 
     def start_journal(self, metrics: Metrics) -> None:
-        schema = storage.steps_schema({k: v.dtype for k, v in metrics.items()}, len(self._test))
+        schema = rows.steps_schema({k: v.dtype for k, v in metrics.items()}, len(self._test))
         self._journal = journal.Journal(self.folder / storage.JOURNAL, schema)
         self._schema = schema
 
@@ -96,14 +96,14 @@ class RunWriter:
         self._resumed_at = [*manifest.get("resumed_at", []), step]
         self._started = manifest.get("started", self._started)
         self._seconds = storage.seconds(self.folder, manifest)
-        rows = itertools.islice(journal.read(self.folder / storage.JOURNAL), step + 1)
-        first = next(rows)
+        kept = itertools.islice(journal.read(self.folder / storage.JOURNAL), step + 1)
+        first = next(kept)
         self._schema = first.schema
         continued = journal.Journal(self.folder / f"{storage.JOURNAL}.tmp", first.schema)
         metrics: Metrics = {}
-        for number, row in enumerate(itertools.chain([first], rows)):
+        for number, row in enumerate(itertools.chain([first], kept)):
             continued.append(row)
-            if (found := storage.metrics_of(row)) is not None:
+            if (found := rows.metrics_of(row)) is not None:
                 metrics = found
                 self.note_nonfinite(number, found["loss"])
         continued.sync()
@@ -120,8 +120,8 @@ class RunWriter:
     ) -> None:
         """The journal's next entry: the first losses, then one entry a step."""
         assert self._journal is not None
-        storage.check_metrics(self._schema, metrics)
-        row = storage.step_row(self._schema, self.steps, batch, learning_rate, train_loss, metrics)
+        rows.check_metrics(self._schema, metrics)
+        row = rows.step_row(self._schema, self.steps, batch, learning_rate, train_loss, metrics)
         self._journal.append(row)
 
     def save_state(self, state: Mapping[str, Any]) -> None:
@@ -149,11 +149,11 @@ class RunWriter:
         self._close_journal()
         journal_file = self.folder / storage.JOURNAL
         entry = storage.write_steps(self.folder, journal.read(journal_file))
-        kept = {
+        checkpoints = {
             f"{weights.FOLDER}/{file.name}": storage.file_entry(file)
             for file in sorted((self.folder / weights.FOLDER).glob("*.safetensors"))
         }
-        self.write_manifest("complete", files={storage.STEPS: entry}, checkpoints=kept)
+        self.write_manifest("complete", files={storage.STEPS: entry}, checkpoints=checkpoints)
         journal_file.unlink()
         training_state.remove(self.folder)
 

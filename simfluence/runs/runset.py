@@ -65,7 +65,7 @@ class RunSet:
         left_out = []
         for run_id in storage.run_ids(path):
             folder = path / run_id
-            _check_tables(folder, storage.read_manifest(folder), train, test)
+            storage.check_tables(folder, storage.read_manifest(folder), train, test)
             if incomplete or storage.status(folder) == "complete":
                 runs.append(storage.read_run(folder, len(train), len(test), verify=verify))
             else:
@@ -260,12 +260,3 @@ def _loss_array(values: npt.ArrayLike, run: int) -> FloatArray:
     if array.ndim != 2 or array.shape[1] == 0:
         raise RunDataError(f"run {run}: losses must be [step + 1, test], got shape {array.shape}")
     return array
-
-
-def _check_tables(folder: Path, manifest: Mapping[str, Any], train: ExampleTable, test: ExampleTable) -> None:
-    for name, table in (("train", train), ("test", test)):
-        if (said := manifest.get("fingerprints", {}).get(name)) != table.fingerprint:
-            raise RunDataError(
-                f"{folder} was recorded on another {name} table than its set has (fingerprint {said},"
-                f" the set's is {table.fingerprint}); runs over other examples need a set of their own"
-            )

@@ -5,6 +5,9 @@
       <run id>/run.json        manifest, written atomically, last
       <run id>/journal.arrow   while recording: one Arrow record batch a step (journal.py)
       <run id>/steps.parquet   when complete: one row a step, row 0 before the first
+      <run id>/checkpoints/    weights for attribution, if kept (recording/weights.py)
+      <run id>/resume/         until complete: what the training needs to go on (recording/training_state.py)
+      <run id>/attempt-1/      journal and manifest of an attempt before a restart
 
 A row of steps holds ``step``, ``learning_rate``, ``batch`` (row numbers of the training table),
 ``train_loss`` and one fixed-size list [test] a metric, null where it was not evaluated.
@@ -17,7 +20,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,7 +33,8 @@ import pyarrow.parquet as pq
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import journal
+from simfluence.runs import journal, rows
+from simfluence.runs.rows import STEP_COLUMNS
 from simfluence.runs.run import Run, Status
 from simfluence.runs.tables import ExampleTable
 
@@ -42,7 +46,6 @@ EXAMPLES, MANIFEST, JOURNAL, STEPS, LOCK = (
     "steps.parquet",
     ".lock",
 )
-_STEP_COLUMNS = ("step", "learning_rate", "batch", "train_loss")
 _ROWS_AT_ONCE = 64 * 2**20  # bytes of losses in a Parquet row group: bounds memory, not the result
 
 
@@ -143,7 +146,7 @@ def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: st
 def write_run(folder: Path, run: Run, train: ExampleTable, test: ExampleTable) -> None:
     """A whole run, its manifest last."""
     folder.mkdir(parents=True)
-    files = {STEPS: write_steps(folder, rows_of(run))}
+    files = {STEPS: write_steps(folder, rows.rows_of(run))}
     write_manifest(
         folder,
         new_manifest(run.id, train, test)
@@ -246,7 +249,8 @@ def read_run(folder: Path, n_train: int, n_test: int, *, verify: bool = True) ->
     current = status(folder)
     if manifest.get("files"):
         if verify:
-            check_files(folder, manifest)
+            for name, expected in manifest["files"].items():
+                check_file(folder, name, expected)
         try:
             table = pq.read_table(folder / STEPS)
         except (pa.ArrowException, OSError) as error:
@@ -259,18 +263,29 @@ def read_run(folder: Path, n_train: int, n_test: int, *, verify: bool = True) ->
         raise RunDataError(f"{folder}: {error}") from error
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Every file of the run is there and is what its manifest says; RunDataError otherwise."""
-    for name, expected in manifest.get("files", {}).items():
-        file = folder / Path(name).name
-        if not file.is_file():
-            raise RunDataError(f"{file} is missing, though {MANIFEST} lists it")
-        if (found := file_entry(file)) != expected:
-            what = "torn" if found["bytes"] != expected["bytes"] else "edited"
+def check_file(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
+    """The file is there and is what the run's manifest says; RunDataError otherwise."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise RunDataError(f"{folder / MANIFEST} lists {name!r}, which is not in the run's folder")
+    if not file.is_file():
+        raise RunDataError(f"{file} is missing, though {MANIFEST} lists it")
+    if (found := file_entry(file)) != expected:
+        what = "torn" if found["bytes"] != expected.get("bytes") else "edited"
+        raise RunDataError(
+            f"{file} is {what}: {MANIFEST} says {expected.get('bytes')} bytes with checksum"
+            f" {str(expected.get('sha256'))[:12]}…, found {found['bytes']} with {found['sha256'][:12]}…;"
+            " restore it from a copy, or delete the run's folder and record it again"
+        )
+
+
+def check_tables(folder: Path, manifest: Mapping[str, Any], train: ExampleTable, test: ExampleTable) -> None:
+    """The run is about the set's examples; RunDataError otherwise."""
+    for name, table in (("train", train), ("test", test)):
+        if (said := manifest.get("fingerprints", {}).get(name)) != table.fingerprint:
             raise RunDataError(
-                f"{file} is {what}: {MANIFEST} says {expected['bytes']} bytes with checksum"
-                f" {expected['sha256'][:12]}…, found {found['bytes']} with {found['sha256'][:12]}…;"
-                " restore it from a copy, or delete the run's folder and record it again"
+                f"{folder} was recorded on another {name} table than its set has (fingerprint {said},"
+                f" the set's is {table.fingerprint}); runs over other examples need a set of their own"
             )
 
 
@@ -283,8 +298,8 @@ def _table(batches: list[pa.RecordBatch], folder: Path) -> pa.Table:
 def _run_from_table(
     table: pa.Table, manifest: Mapping[str, Any], current: Status, n_train: int, n_test: int
 ) -> Run:
-    metric_names = [name for name in table.column_names if name not in _STEP_COLUMNS]
-    if missing := {*_STEP_COLUMNS, "loss"} - set(table.column_names):
+    metric_names = [name for name in table.column_names if name not in STEP_COLUMNS]
+    if missing := {*STEP_COLUMNS, "loss"} - set(table.column_names):
         raise RunDataError(f"expected the columns {sorted(missing)} too, got {table.column_names}")
     step = table["step"].to_numpy()
     if not np.array_equal(step, np.arange(len(step))):
@@ -323,75 +338,3 @@ def _run_from_table(
 
 def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     return column.cast(pa.float64()).to_numpy()
-
-
-# ------------------------------------------------------------------------------- rows of a run
-
-
-def steps_schema(metrics: Mapping[str, np.dtype[Any]], n_test: int) -> pa.Schema:
-    fields = [
-        pa.field("step", pa.int32()),
-        pa.field("learning_rate", pa.float64()),
-        pa.field("batch", pa.list_(pa.int32())),
-        pa.field("train_loss", pa.float64()),
-    ]
-    for name, dtype in metrics.items():
-        if name in _STEP_COLUMNS:
-            raise ValueError(f"a metric cannot be named {name!r}: a column of that name is there already")
-        fields.append(pa.field(name, pa.list_(pa.from_numpy_dtype(dtype), n_test)))
-    return pa.schema(fields)
-
-
-def step_row(
-    schema: pa.Schema,
-    step: int,
-    batch: Sequence[int] | npt.NDArray[np.int64],
-    learning_rate: float | None,
-    train_loss: float | None,
-    metrics: Mapping[str, npt.NDArray[np.floating]] | None,
-) -> pa.RecordBatch:
-    """One step as a record batch; ``metrics`` None where this step was not evaluated."""
-    columns = {
-        "step": pa.array([step], pa.int32()),
-        "learning_rate": pa.array([learning_rate], pa.float64()),
-        "batch": pa.array([np.asarray(batch, np.int32)], pa.list_(pa.int32())),
-        "train_loss": pa.array([train_loss], pa.float64()),
-    }
-    for field in list(schema)[len(_STEP_COLUMNS) :]:
-        if metrics is None:
-            columns[field.name] = pa.nulls(1, field.type)
-        else:
-            values = pa.array(metrics[field.name], field.type.value_type)
-            columns[field.name] = pa.FixedSizeListArray.from_arrays(values, type=field.type)
-    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-
-
-def check_metrics(schema: pa.Schema, metrics: Mapping[str, npt.NDArray[np.floating]] | None) -> None:
-    """ValueError if a loss function returns other metrics than it did at first."""
-    expected = schema.names[len(_STEP_COLUMNS) :]
-    if metrics is not None and set(metrics) != set(expected):
-        raise ValueError(f"the loss function returned {sorted(metrics)}, but at first {sorted(expected)}")
-
-
-def metrics_of(row: pa.RecordBatch) -> dict[str, npt.NDArray[np.floating]] | None:
-    """The metrics of one journal entry, None if it was not evaluated."""
-    if not row.column("loss").is_valid()[0].as_py():
-        return None
-    return {name: row.column(name).flatten().to_numpy() for name in row.schema.names[len(_STEP_COLUMNS) :]}
-
-
-def rows_of(run: Run) -> Iterator[pa.RecordBatch]:
-    """A run as the record batches its journal would hold."""
-    dtypes = {name: values.dtype for name, values in run.metrics.items()}
-    schema = steps_schema(dtypes, run.loss.shape[1])
-    evaluated = {int(step): row for row, step in enumerate(run.evaluated)}
-    for step in range(len(run) + 1):
-        row = evaluated.get(step)
-        yield step_row(
-            schema,
-            step,
-            run.curriculum[step - 1] if step else [],
-            run.learning_rate[step - 1] if step else None,
-            run.train_loss[step - 1] if step else None,
-            None if row is None else {name: values[row] for name, values in run.metrics.items()},
-        )

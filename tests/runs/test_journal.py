@@ -10,15 +10,15 @@ import pyarrow as pa
 import pytest
 
 from simfluence.errors import RunDataError
-from simfluence.runs import journal, storage
+from simfluence.runs import journal, rows
 
-SCHEMA = storage.steps_schema({"loss": np.dtype("float32"), "margin": np.dtype("float64")}, 3)
+SCHEMA = rows.steps_schema({"loss": np.dtype("float32"), "margin": np.dtype("float64")}, 3)
 
 
 def entry(step: int) -> pa.RecordBatch:
     values = np.arange(3) + step / 7
     metrics = {"loss": values.astype("float32"), "margin": values} if step % 2 == 0 else None
-    return storage.step_row(SCHEMA, step, [step, 1][: min(step, 2)], 0.1, 1 / 3, metrics)
+    return rows.step_row(SCHEMA, step, [step, 1][: min(step, 2)], 0.1, 1 / 3, metrics)
 
 
 @pytest.fixture
