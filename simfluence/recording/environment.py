@@ -31,6 +31,18 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return settings
 
 
+def innermost(optimizer: Any) -> torch.optim.Optimizer | None:
+    """The torch optimizer inside what accelerate or Lightning made of it."""
+    while optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
+        inner = getattr(optimizer, "optimizer", None)
+        if inner is None:
+            raise TypeError(f"expected a torch optimizer, got {type(optimizer).__name__}")
+        optimizer = inner
+    # AcceleratedOptimizer is a torch optimizer whose hooks nobody calls
+    wrapped = getattr(optimizer, "optimizer", None)
+    return wrapped if isinstance(wrapped, torch.optim.Optimizer) else optimizer
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item) for item in value]

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+from simfluence.recording.processes import Processes, is_sharded
 
 Metrics: TypeAlias = dict[str, npt.NDArray[np.floating]]
 LossFunction: TypeAlias = Callable[[Any, list[Any]], Tensor | Mapping[str, Tensor]]
@@ -32,6 +34,8 @@ class Evaluator:
     batch_size : examples a call.
     length : example → sort key, so that batches need little padding; by default the amount of
         text or tokens in it.
+    autocast : evaluate under torch.autocast of this type (torch.bfloat16), faster where the hardware
+        knows it; the recorded losses change by its rounding.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class Evaluator:
         *,
         batch_size: int = 32,
         length: Callable[[Any], float] | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -49,26 +54,39 @@ class Evaluator:
         self._batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
         self._examples = examples
         self._loss = loss
+        self._autocast = autocast
 
-    def __call__(self, model: Any) -> Metrics:
+    def __call__(self, model: Any, processes: Processes | None = None) -> Metrics:
         """name → values [test], in the order of the test table and the precision they came in.
+
+        Data-parallel processes take turns at the batches, and all get all values.
 
         Raises ValueError if the loss function does not return one value an example.
         """
-        parts: list[Mapping[str, Tensor]] = []
-        with undisturbed(model), torch.no_grad():
-            for rows in self._batches:
-                found = self._loss(model, [self._examples[row] for row in rows])
-                parts.append(_checked(found, len(rows)))
-        order = np.concatenate(self._batches)
+        processes = processes or Processes()
+        alone = processes.size == 1 or is_sharded(model)
+        mine = self._batches if alone else self._batches[processes.rank :: processes.size]
+        with undisturbed(model), torch.no_grad(), self._precision(model):
+            parts = [self._evaluate(model, rows) for rows in mine]
+        if not alone:
+            parts = [part for share in processes.gather(parts) for part in share]
         metrics: Metrics = {}
-        for name in parts[0]:
-            values = torch.cat([part[name].detach() for part in parts]).cpu()
-            if not values.dtype.is_floating_point or values.dtype.itemsize < 4:
-                values = values.float()
-            metrics[name] = np.empty(len(order), values.numpy().dtype)
-            metrics[name][order] = values.numpy()
+        for rows, values in parts:
+            for name in values:
+                metrics.setdefault(name, np.empty(len(self._examples), values[name].dtype))
+                metrics[name][rows] = values[name]
         return metrics
+
+    def _evaluate(self, model: Any, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Metrics]:
+        found = self._loss(model, [self._examples[row] for row in rows])
+        return rows, {name: _as_floats(values) for name, values in _checked(found, len(rows)).items()}
+
+    def _precision(self, model: Any) -> AbstractContextManager[Any]:
+        if self._autocast is None:
+            return nullcontext()
+        parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        device = "cpu" if parameter is None else parameter.device.type
+        return torch.autocast(device, self._autocast)
 
 
 @contextmanager
@@ -103,6 +121,13 @@ def amount(example: Any) -> int:
     if isinstance(example, Sequence):
         return sum(amount(value) for value in example)
     return sum(amount(value) for value in vars(example).values()) if hasattr(example, "__dict__") else 1
+
+
+def _as_floats(values: Tensor) -> npt.NDArray[np.floating]:
+    values = values.detach().cpu()
+    if not values.dtype.is_floating_point or values.dtype.itemsize < 4:
+        values = values.float()
+    return values.numpy()
 
 
 def _checked(found: Tensor | Mapping[str, Tensor], size: int) -> Mapping[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
@@ -64,7 +65,7 @@ class RunSet:
         left_out = []
         for run_id in storage.run_ids(path):
             folder = path / run_id
-            _check_tables(folder, storage.read_manifest(folder), train, test)
+            storage.check_tables(folder, storage.read_manifest(folder), train, test)
             if incomplete or storage.status(folder) == "complete":
                 runs.append(storage.read_run(folder, len(train), len(test), verify=verify))
             else:
@@ -150,6 +151,26 @@ class RunSet:
                 )
             )
         return cls(runs, train_table, test_table)
+
+    @classmethod
+    def from_table(cls, table: Any, **options: Any) -> RunSet:
+        """From a long table or its .csv or .parquet file, see :mod:`simfluence.runs.long_table`."""
+        from simfluence.runs.long_table import from_table
+
+        return from_table(table, **options)
+
+    def to_table(self, path: str | Path | None = None) -> pd.DataFrame:
+        """As a long table, see :mod:`simfluence.runs.long_table`."""
+        from simfluence.runs.long_table import to_table
+
+        return to_table(self, path)
+
+    @classmethod
+    def from_gptfluence(cls, path: str | Path, **options: Any) -> RunSet:
+        """From GPTfluence's run logs, see :mod:`simfluence.runs.gptfluence`."""
+        from simfluence.runs.gptfluence import from_gptfluence
+
+        return from_gptfluence(path, **options)
 
     def save(self, path: str | Path, *, text: bool = True) -> None:
         """Write the set to a new folder (without the examples' texts, if ``text`` is False).
@@ -245,12 +266,3 @@ def _loss_array(values: npt.ArrayLike, run: int) -> FloatArray:
     if array.ndim != 2 or array.shape[1] == 0:
         raise RunDataError(f"run {run}: losses must be [step + 1, test], got shape {array.shape}")
     return array
-
-
-def _check_tables(folder: Path, manifest: Mapping[str, Any], train: ExampleTable, test: ExampleTable) -> None:
-    for name, table in (("train", train), ("test", test)):
-        if (said := manifest.get("fingerprints", {}).get(name)) != table.fingerprint:
-            raise RunDataError(
-                f"{folder} was recorded on another {name} table than its set has (fingerprint {said},"
-                f" the set's is {table.fingerprint}); runs over other examples need a set of their own"
-            )
