@@ -121,15 +121,34 @@ def attribute(config: DictConfig) -> None:
 
 
 def runs(config: DictConfig) -> None:
-    from simfluence.runs import inspect
+    from simfluence.runs import manage
 
-    path = Path(config.path)
     if config.run_id is not None:
-        print(inspect.describe_run(path, config.run_id))
-    elif inspect.is_run_set(path):
-        print(inspect.list_runs(path).to_markdown(index=False, floatfmt=".4g"))
+        summary = manage.show(config.path, config.run_id)
+        print(summary)
+        if config.plot is not None:
+            from simfluence import plots
+
+            plots.recorded_losses(summary.run).savefig(config.plot, dpi=120)
+            print(f"loss curves: {config.plot}")
+    elif config.verify:
+        problems = manage.verify(config.path)
+        if len(problems):
+            print(problems.to_markdown(index=False))
+            _fail(f"{len(problems)} problems in {config.path}")
+        print(f"every file in {config.path} is what its manifest says")
+    elif config.prune is not None:
+        chosen = {what: what in config.prune for what in ("attempts", "failed", "checkpoints")}
+        if unknown := set(config.prune) - set(chosen):
+            raise ValueError(f"prune takes {', '.join(chosen)}, not {', '.join(sorted(unknown))}")
+        found = manage.prune(config.path, **chosen, dry_run=not config.delete)
+        print(found.to_markdown(index=False) if len(found) else "nothing to prune")
+        if len(found) and not config.delete:
+            print("\nnothing was deleted; add delete=true to delete these")
+    elif len(sets := manage.list_sets(config.path)) == 1:
+        print(manage.list_runs(config.path).to_markdown(index=False, floatfmt=".4g"))
     else:
-        print(inspect.list_sets(path).to_markdown(index=False))
+        print(sets.to_markdown(index=False))
 
 
 COMMANDS: dict[str, tuple[Command, str]] = {
@@ -138,7 +157,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "evaluate": (evaluate, "fit simulators on some runs, predict the others, print the table"),
     "whatif": (whatif, "edit a curriculum, see the predicted change, verify it by retraining"),
     "attribute": (attribute, "score training examples by gradients at the runs' initial weights"),
-    "runs": (runs, "list what is recorded, or show a run"),
+    "runs": (runs, "list, show, verify and prune what is recorded"),
 }
 
 _EXAMPLES = {
@@ -156,7 +175,9 @@ _EXAMPLES = {
     "runs": (
         "simfluence runs",
         "simfluence runs path=runs/openbookqa-minilm",
-        "simfluence runs path=runs/openbookqa-minilm run_id=run-003",
+        "simfluence runs path=runs/openbookqa-minilm run_id=run-003 plot=run-003.png",
+        "simfluence runs verify=true",
+        "simfluence runs prune=[attempts,failed] delete=true",
     ),
 }
 

@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from simfluence.evaluation.protocol import Evaluation
+from simfluence.runs import Run
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 
@@ -43,6 +44,19 @@ def loss_curves(evaluation: Evaluation, *, tests: int = 6, run: int = 0) -> Figu
     figure.supylabel("loss")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False)
+    return figure
+
+
+def recorded_losses(run: Run) -> Figure:
+    """Every test example's recorded losses, and their mean; where a run that is not complete ended."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axis = figure.subplots()
+    axis.plot(run.evaluated, run.loss, color="#BBBBBB", lw=0.6)
+    axis.plot(run.evaluated, np.nanmean(run.loss, axis=1), color="black", lw=1.6, label="mean")
+    if run.status != "complete":
+        axis.axvline(len(run), color=_COLOURS[1], lw=1, ls="--", label=run.status)
+    axis.set(xlabel="step", ylabel="loss", title=run.id)
+    axis.legend(fontsize=8, frameon=False)
     return figure
 
 

@@ -80,8 +80,8 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
         (["fit", "path=runs/small", "train=5", "simulator.center=middle"], "center must be one of"),
         (["whatif", "path=runs/small", "train=5", "edit.groups=[x]"], "the groups are"),
         (["whatif", "path=runs/small", "train=5", "edit.ids=[3]", "verify=true"], "retrain it yourself"),
-        (["runs", "path=runs/small", "run_id=nine"], "it holds run-000"),
-        (["runs", "path=nowhere"], "no run set in nowhere"),
+        (["runs", "path=runs/small", "run_id=nine"], "there are run-000"),
+        (["runs", "path=nowhere"], "holds none"),
     ],
 )
 def test_what_is_wrong_is_told_in_a_sentence(
@@ -94,10 +94,25 @@ def test_what_is_wrong_is_told_in_a_sentence(
 
 
 def test_runs_are_listed_and_shown(simfluence, recorded: Path) -> None:
-    assert "runs/small" in simfluence("runs", cwd=recorded).stdout
     listed = simfluence("runs", "path=runs/small", cwd=recorded).stdout
     assert listed.count("complete") == 10
-    assert "30 steps" in simfluence("runs", "path=runs/small", "run_id=run-003", cwd=recorded).stdout
+    shown = simfluence("runs", "path=runs/small", "run_id=run-003", "plot=curve.png", cwd=recorded)
+    assert "30 steps" in shown.stdout
+    assert (recorded / "curve.png").stat().st_size > 1000
+
+
+def test_run_sets_are_verified_and_pruned(simfluence, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        synthetic_runs(n_runs=2)[0].save(tmp_path / "runs" / name)
+    assert simfluence("runs", cwd=tmp_path).stdout.count("runs/") == 2
+    assert "is what its manifest says" in simfluence("runs", "verify=true", cwd=tmp_path).stdout
+    steps = tmp_path / "runs" / "a" / "run-001" / "steps.parquet"
+    steps.write_bytes(steps.read_bytes()[:-1])
+    problems = simfluence("runs", "verify=true", cwd=tmp_path)
+    assert problems.returncode == 2
+    assert "torn" in problems.stdout
+    assert "nothing to prune" in simfluence("runs", "prune=[attempts]", cwd=tmp_path).stdout
+    assert "prune takes" in simfluence("runs", "prune=[everything]", cwd=tmp_path).stderr
 
 
 def test_fit_saves_a_simulator(simfluence, recorded: Path) -> None:
