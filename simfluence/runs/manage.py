@@ -40,6 +40,17 @@ def set_folders(path: str | Path) -> list[Path]:
 # ----------------------------------------------------------------------------------- list, show
 
 
+def list_sets(path: str | Path) -> pd.DataFrame:
+    """One row a run set: set (its folder), runs, complete, train, test (numbers of examples), bytes."""
+    found = []
+    for folder in set_folders(path):
+        train, test = storage.read_examples(folder)
+        runs = list_runs(folder)
+        complete = int((runs["status"] == "complete").sum())
+        found.append((str(folder), len(runs), complete, len(train), len(test), runs["bytes"].sum()))
+    return pd.DataFrame(found, columns=["set", "runs", "complete", "train", "test", "bytes"])
+
+
 def list_runs(path: str | Path) -> pd.DataFrame:
     """One row a run: set, run, status, steps, loss (the last mean over test examples), steps_per_second,
     bytes (on disk, all it keeps). What cannot be read of a damaged run is NaN, its status "damaged".

@@ -207,6 +207,12 @@ class RunSet:
     def __repr__(self) -> str:
         return f"RunSet({len(self)} runs, {len(self.train)} training and {len(self.test)} test examples)"
 
+    def position(self, run_id: str) -> int:
+        """The number of the run of that name; RunDataError naming those there are."""
+        if run_id not in self.ids:
+            raise RunDataError(f"there is no complete run {run_id!r}; there are {', '.join(self.ids)}")
+        return self.ids.index(run_id)
+
     def split(
         self, train: int, validation: int = 0, test: int | None = None, *, seed: int | None = None
     ) -> tuple[RunSet, RunSet, RunSet]:

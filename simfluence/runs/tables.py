@@ -137,7 +137,9 @@ def _row(example: Mapping[str, Any]) -> dict[str, str]:
         "id": str(example["id"]),
         "group": str(example.get("group", "") or ""),
         "hash": hashlib.sha256(canonical.encode()).hexdigest()[:16],
-        "text": str(content["text"]) if "text" in content else " | ".join(_strings(content.values())),
+        "text": str(content["text"])
+        if "text" in content
+        else " | ".join(dict.fromkeys(_strings(content.values()))),
     }
 
 

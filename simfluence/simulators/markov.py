@@ -161,8 +161,9 @@ class MarkovSimulator(Simulator):
         n, blocks = self.n_train_, self.free_slope + self.free_intercept
         if self.center == "pooled":
             # min over the unpenalised mean ā of Σ_i (A_i − ā)² is ‖(I − 11ᵀ/n) A‖²
-            centering = np.eye(n, dtype=np.float64) - 1.0 / n
-            return ridge.solve(equations, penalty, metric=np.kron(np.eye(blocks), centering))
+            centering = np.eye(n) - 1.0 / n
+            metric: Array = np.kron(np.eye(blocks), centering)
+            return ridge.solve(equations, penalty, metric=metric)
         center = np.zeros(blocks * n)
         if self.center == "zero" and self.free_slope:
             center[:n] = -1.0 / self.batch_size_  # A = 1/b + A' → 0
