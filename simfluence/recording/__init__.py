@@ -1,4 +1,28 @@
-"""Recording fine-tuning runs as they happen."""
+"""Recording fine-tuning runs as they happen, whatever trains.
+
+A plain PyTorch loop (with gradient accumulation, call ``run.consumes(ids)`` for each micro-batch and
+``run.step()`` after the optimizer's step):
+
+    recorder = RunRecorder("runs/copa", train=train_examples, test=test_examples)
+    with recorder.run("seed-0", model=model, loss=per_example_loss, optimizer=optimizer) as run:
+        for batch in loader:
+            ...                                     # your own training step
+            run.step(example_ids=batch["id"], train_loss=loss)
+
+A loop that survives being killed: batches are found by their step, and the run goes on where its last
+resumable checkpoint was, to the same bits:
+
+    state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    with recorder.run("seed-0", model=model, loss=per_example_loss, optimizer=optimizer,
+                      resume=True, checkpoint_every=20, state=state) as run:
+        for step in range(run.start, n_steps):
+            train_on(batches[step])
+            run.step(example_ids=batches[step])
+
+transformers: ``record_trainer(trainer, recorder, "seed-0")``, see :mod:`simfluence.recording.trainer`.
+Lightning: ``RecordingCallback(recorder, "seed-0", loss=...)``, see :mod:`simfluence.recording.lightning`.
+Under torchrun or accelerate each process runs the same lines, and says what its own batch holds.
+"""
 
 from simfluence.recording.active import ActiveRun, NonFiniteLossWarning, RecordingStoppedWarning
 from simfluence.recording.evaluator import Evaluator, LossFunction

@@ -101,7 +101,10 @@ class ActiveRun:
         train_loss: Any = None,
         learning_rate: float | None = None,
     ) -> None:
-        """Record one optimizer step; call it after the step (in data-parallel training, in each process).
+        """Record one optimizer step (in data-parallel training, call it in each process).
+
+        Call it last, after the optimizer and the scheduler have stepped: a resumable checkpoint holds the
+        state as it is then. The learning rate recorded is the one that the optimizer used.
 
         Parameters
         ----------

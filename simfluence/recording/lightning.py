@@ -64,8 +64,8 @@ class RecordingCallback(Callback):
         self._steps_before = state_dict["steps"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        total = int(trainer.estimated_stepping_batches) if trainer.max_epochs != -1 else trainer.max_steps
-        options = {"total_steps": total if total > 0 else None, **self._options}
+        total = trainer.estimated_stepping_batches  # infinite, if nothing but the user ends the fit
+        options = {"total_steps": int(total) if 0 < total < float("inf") else None, **self._options}
         if self._steps_before:
             options["resume"] = self._steps_before
         optimizer = trainer.optimizers[0] if trainer.optimizers else None

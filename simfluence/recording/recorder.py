@@ -54,7 +54,7 @@ class RunRecorder:
         train: ExampleTable | Iterable[Any],
         test: Sequence[Any],
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         length: Callable[[Any], float] | None = None,
         autocast: torch.dtype | None = None,
         text: bool = True,

@@ -17,10 +17,11 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -46,7 +47,7 @@ EXAMPLES, MANIFEST, JOURNAL, STEPS, LOCK = (
     "steps.parquet",
     ".lock",
 )
-_ROWS_AT_ONCE = 64 * 2**20  # bytes of losses in a Parquet row group: bounds memory, not the result
+_GROUP_BYTES = 16 * 2**20  # of a Parquet row group: what writing takes is a few times this
 
 
 # ------------------------------------------------------------------------------------------ names
@@ -119,12 +120,7 @@ def write_steps(folder: Path, batches: Iterable[pa.RecordBatch]) -> dict[str, An
 
 def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: str) -> None:
     writer: pq.ParquetWriter | None = None
-    pending: list[pa.RecordBatch] = []
-    size = 0
-
-    def flush() -> None:
-        nonlocal writer, size
-        table = pa.Table.from_batches(pending).combine_chunks()
+    for table in _row_groups(batches):
         if writer is None:
             # a run's losses hardly repeat, but their leading bytes do: split by byte they take a third less
             split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _metric_names(table.schema)}
@@ -132,16 +128,6 @@ def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: st
                 file, table.schema, compression="zstd", use_dictionary=False, column_encoding=split
             )
         writer.write_table(table)
-        pending.clear()
-        size = 0
-
-    for batch in batches:
-        pending.append(batch)
-        size += batch.nbytes
-        if size >= _ROWS_AT_ONCE:
-            flush()
-    if pending:
-        flush()
     if writer is None:
         raise RunDataError(f"{run_id}: nothing to write, not even the losses before the first step")
     writer.close()
@@ -149,6 +135,21 @@ def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: st
 
 def _metric_names(schema: pa.Schema) -> list[str]:
     return [name for name in schema.names if name not in STEP_COLUMNS]
+
+
+def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The rows in tables of bounded size; rows one by one would take kilobytes each."""
+    tables: list[pa.Table] = []
+    size = 0
+    steps = iter(batches)
+    while rows_at_once := list(itertools.islice(steps, 32)):
+        tables.append(pa.Table.from_batches(rows_at_once).combine_chunks())
+        size += tables[-1].nbytes
+        if size >= _GROUP_BYTES:
+            yield pa.concat_tables(tables).combine_chunks()
+            tables, size = [], 0
+    if tables:
+        yield pa.concat_tables(tables).combine_chunks()
 
 
 def write_run(folder: Path, run: Run, train: ExampleTable, test: ExampleTable) -> None:

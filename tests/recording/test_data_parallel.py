@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from data_parallel import SHARE, STEPS, batch_of
 from tiny import TEST
@@ -15,21 +16,26 @@ from tiny import TEST
 from simfluence.runs import RunSet, storage
 
 
-def test_two_gloo_processes(tmp_path):
+def in_two_processes(script: str, path: Path) -> str:
+    """What the script, started by torchrun, says on stderr."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
         "OMP_NUM_THREADS": "1",
     }
     ran = subprocess.run(
-        [*command, str(Path(__file__).with_name("data_parallel.py")), str(tmp_path)],
+        [*command, str(Path(__file__).with_name(script)), str(path)],
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=180,
     )
     assert ran.returncode == 0, ran.stderr[-5000:]
+    return ran.stderr
 
+
+def test_two_gloo_processes(tmp_path):
+    said = in_two_processes("data_parallel.py", tmp_path)
     run = RunSet.load(tmp_path / "set", incomplete=True)[0]
     expected = [[e["id"] for rank in range(2) for e in batch_of(step, rank, 2)] for step in range(STEPS)]
     assert [[f"train-{i}" for i in batch] for batch in run.curriculum] == expected
@@ -44,7 +50,7 @@ def test_two_gloo_processes(tmp_path):
     assert (resumed / "steps.parquet").read_bytes() == (whole / "steps.parquet").read_bytes()
     assert storage.read_manifest(resumed)["resumed_at"] == [3]
     assert storage.status(tmp_path / "set" / "wrong-ids") == "failed"
-    assert ran.stderr.count("training goes on without recording") == 1
+    assert said.count("training goes on without recording") == 1
 
 
 def test_what_is_evaluated_by_turns_is_what_one_process_evaluates(tmp_path):
@@ -71,3 +77,12 @@ def test_what_is_evaluated_by_turns_is_what_one_process_evaluates(tmp_path):
     finally:
         InTurn.shares.clear()
     assert torch.equal(torch.from_numpy(together), torch.from_numpy(alone))
+
+
+def test_a_trainer_in_two_processes(tmp_path):
+    pytest.importorskip("transformers")
+    in_two_processes("trainer_in_parallel.py", tmp_path)
+    run = RunSet.load(tmp_path / "set")[0]
+    assert run.curriculum.batch_sizes.tolist() == [4, 4, 4]
+    assert sorted(run.curriculum.examples) == list(range(12))  # an epoch, each example once
+    assert np.isfinite(run.loss).all()
