@@ -1,0 +1,347 @@
+"""Conjugate gradients for many systems (G_z + λ_z P) θ = m_z at once.
+
+Products with G go through the sparse counts of all test examples together,
+
+    G v = Σ_j Uᵀ s_j (Σ_l s_l U v_l),
+
+or, for a λ path of small problems, through Gram matrices that stay in cache. Preconditioned with the
+inverses of the k × k diagonal blocks of G + λP, one an example: an example's own coefficients are nearly
+collinear (s is nearly constant along a run), while those of different examples are nearly orthogonal
+where curricula are shuffled, so that a few dozen iterations reach rounding level. Pooled problems
+get the same for the averages of the blocks, on which λP vanishes.
+
+Vectors are [group, p, column], a column a system: one group and columns test × λ for sparse products,
+one group a test example and a column a λ for Gram matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from simfluence.simulators.ridge.problem import (
+    Array,
+    Convergence,
+    RidgeProblem,
+    RidgeSolution,
+    norm_bound,
+    off_mean,
+    penalised_rank,
+    probes,
+)
+
+TOLERANCE = 1e-12
+MAX_ITERATIONS = 400
+_PROBE_TOLERANCE = 1e-3  # for diagnostics
+_CHUNK_BYTES = 2**29  # a dozen vectors of a chunk of test examples, and its rows
+
+
+class CountProducts:
+    """U v and Uᵀ r for dense v [n, c], r [row, c], on the given device."""
+
+    def __init__(self, counts: sparse.csr_array, device: torch.device) -> None:
+        self.device, self._counts, self._on_cpu = device, counts, device.type == "cpu"
+        if not self._on_cpu:
+            self._forward, self._backward = (_torch_csr(m, device) for m in (counts, counts.T.tocsr()))
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        if self._on_cpu:  # scipy's product is several times faster here than torch's
+            return torch.from_numpy(self._counts @ vectors.numpy())
+        return self._forward @ vectors
+
+    def backward(self, rows: torch.Tensor) -> torch.Tensor:
+        if self._on_cpu:
+            return torch.from_numpy(self._counts.T @ rows.numpy())
+        return self._backward @ rows
+
+
+class Systems:
+    """(G + λP) v for [group, p, column], and what preconditions it.
+
+    Parameters
+    ----------
+    penalty : λ [column].
+    diagonal : the k × k diagonal blocks of G, [group, k, k, n, column or 1].
+    mean : NᵀGN for pooled systems, N = I_k ⊗ 1/√n, [group, k, k, column or 1]; else None.
+    """
+
+    def __init__(self, penalty: torch.Tensor, diagonal: torch.Tensor, mean: torch.Tensor | None) -> None:
+        self.penalty, self.diagonal, self.mean = penalty, diagonal, mean
+        self.blocks = diagonal.shape[1]
+
+    def gram(self, vectors: torch.Tensor) -> torch.Tensor:
+        """G v"""
+        raise NotImplementedError
+
+    def restricted(self, columns: torch.Tensor) -> Systems:
+        """Those columns' systems; ``columns`` is bool [column]."""
+        raise NotImplementedError
+
+    def apply(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(G + λP) v"""
+        pull = vectors if self.mean is None else off_mean(vectors, self.blocks)
+        return self.gram(vectors).addcmul_(self.penalty, pull)
+
+    def preconditioner(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(G + λP)⁻¹ of the blocks of each example, and of the blocks' averages."""
+        k, n = self.blocks, self.diagonal.shape[3]
+        share = 1.0 if self.mean is None else 1 - 1 / n
+        tiny = torch.finfo(torch.float64).tiny
+        blocks = self.diagonal.expand(*self.diagonal.shape[:-1], len(self.penalty)).clone()
+        for a in range(k):
+            blocks[:, a, a] += share * self.penalty
+            blocks[:, a, a].clamp_min_(tiny)
+        if self.mean is None:
+            return _inverse(blocks), None
+        mean = self.mean.expand(*self.mean.shape[:-1], len(self.penalty)).clone()
+        for a in range(k):
+            mean[:, a, a] *= 1 + 1e-10
+            mean[:, a, a].clamp_min_(tiny)
+        return _inverse(blocks), _inverse(mean[..., None, :])[..., 0, :]
+
+
+class SparseSystems(Systems):
+    """G by products with the sparse counts, one group; s [block, row, column or 1]."""
+
+    def __init__(self, products: CountProducts, scales: torch.Tensor, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._products, self._scales = products, scales
+        self._ones = [bool((scale == 1).all()) for scale in scales]
+        self._buffer = torch.empty(0, dtype=torch.float64, device=scales.device)
+
+    def gram(self, vectors: torch.Tensor) -> torch.Tensor:
+        parts = vectors[0].unflatten(0, (self.blocks, -1))
+        rows = None
+        for scale, part, one in zip(self._scales, parts, self._ones, strict=True):
+            product = self._products.forward(part)
+            if not one:
+                product.mul_(scale)
+            rows = product if rows is None else rows.add_(product)
+        assert rows is not None
+        out = torch.empty_like(vectors)
+        by_block = out[0].unflatten(0, (self.blocks, -1))
+        if self._buffer.shape != rows.shape:
+            self._buffer = torch.empty_like(rows)
+        for number, (scale, one) in enumerate(zip(self._scales, self._ones, strict=True)):
+            weighted = rows if one else torch.mul(rows, scale, out=self._buffer)
+            by_block[number] = self._products.backward(weighted)
+        return out
+
+    def restricted(self, columns: torch.Tensor) -> SparseSystems:
+        scales, diagonal = self._scales, self.diagonal
+        if scales.shape[2] > 1:
+            scales, diagonal = scales[..., columns].contiguous(), diagonal[..., columns]
+        return SparseSystems(
+            self._products, scales, self.penalty[columns], diagonal, _chosen(self.mean, columns)
+        )
+
+
+class GramSystems(Systems):
+    """G itself, a group a test example: [test, p, p]."""
+
+    def __init__(self, matrices: torch.Tensor, *parts: Any) -> None:
+        super().__init__(*parts)
+        self._matrices = matrices
+
+    def gram(self, vectors: torch.Tensor) -> torch.Tensor:
+        return self._matrices @ vectors
+
+    def restricted(self, columns: torch.Tensor) -> GramSystems:
+        return GramSystems(self._matrices, self.penalty[columns], self.diagonal, self.mean)
+
+
+def sparse_systems(problem: RidgeProblem, penalty: Array, products: CountProducts) -> SparseSystems:
+    """Columns test × λ, the penalties' grid outermost; ``penalty`` is [λ, test]."""
+    device, repeats = products.device, len(penalty)
+    diagonal, mean = _diagonal_blocks(problem)
+    parts = [torch.from_numpy(part).to(device) for part in (problem.scales, diagonal, mean)]
+    if not problem.shared:
+        parts = [part.repeat(*[1] * (part.ndim - 1), repeats) for part in parts]
+    return SparseSystems(
+        products,
+        parts[0],
+        torch.from_numpy(penalty.ravel()).to(device),
+        parts[1][None],
+        parts[2][None] if problem.pooled else None,
+    )
+
+
+def gram_systems(gram: torch.Tensor, penalties: torch.Tensor, blocks: int, pooled: bool) -> GramSystems:
+    """One group a test example from its Gram matrix [test, p, p], a column a λ."""
+    split = gram.unflatten(-1, (blocks, -1)).unflatten(-3, (blocks, -1))  # [test, k, n, k, n]
+    diagonal = split.diagonal(dim1=2, dim2=4)  # [test, k, k, n]
+    mean = split.mean((2, 4))[..., None] * diagonal.shape[-1] if pooled else None
+    return GramSystems(gram, penalties, diagonal[..., None], mean)
+
+
+def conjugate_gradients(
+    systems: Systems,
+    moment: torch.Tensor,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Solve all systems; columns leave the work once all their groups have converged.
+
+    Parameters
+    ----------
+    moment : m, [group, p, column].
+    tolerance : of √(rᵀM⁻¹r) relative to its start, r the residual and M the preconditioner.
+
+    Returns
+    -------
+    θ [group, p, column], bool [group, column] where the tolerance was reached, and iterations taken.
+    """
+    own, average = systems.preconditioner()
+    k = systems.blocks
+    theta = torch.zeros_like(moment)
+    columns = torch.arange(moment.shape[2], device=moment.device)
+    done = torch.zeros(moment.shape[0], moment.shape[2], dtype=torch.bool, device=moment.device)
+    residual, found = moment.clone(), torch.zeros_like(moment)
+    z = _precondition(residual, own, average, k)
+    direction = z.clone()
+    size = (residual * z).sum(1)
+    target = tolerance**2 * size
+    iteration = 0
+    for iteration in range(max_iterations + 1):
+        active = size > target
+        if not active.any() or iteration == max_iterations:
+            break
+        if (busy := active.any(0)).sum() <= 0.8 * len(columns):  # drop what has converged
+            theta[:, :, columns], done[:, columns] = found, ~active
+            columns, systems = columns[busy], systems.restricted(busy)
+            kept = (part[..., busy] for part in (found, residual, direction, size, target, active))
+            found, residual, direction, size, target, active = (part.contiguous() for part in kept)
+            own = own[..., busy].contiguous()
+            average = average if average is None else average[..., busy]
+        applied = systems.apply(direction)
+        curvature = (direction * applied).sum(1)
+        step = torch.where(active & (curvature > 0), size / curvature, 0.0)[:, None]
+        found.addcmul_(step, direction)
+        residual.addcmul_(-step, applied)
+        z = _precondition(residual, own, average, k)
+        new = (residual * z).sum(1)
+        direction.mul_(torch.where(active, new / size, 0.0)[:, None]).add_(z)
+        size = torch.where(active, new, size)
+    theta[:, :, columns], done[:, columns] = found, size <= target
+    return theta, done, iteration
+
+
+def solve_iterative(
+    problem: RidgeProblem,
+    penalty: Array,
+    device: torch.device,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+) -> RidgeSolution:
+    """All test examples, a chunk at a time; ``penalty`` is [test], positive."""
+    products = CountProducts(problem.counts, device)
+    rows, p = problem.counts.shape[0], problem.columns
+    size = max(1, _CHUNK_BYTES // (8 * (10 * p + (3 + problem.blocks) * rows)))
+    size = min(size, 64)  # wider ones leave the cache
+    signs = probes(p, problem.n_tests)
+    parts = []
+    for start in range(0, problem.n_tests, size):
+        chunk = slice(start, start + size)
+        parts.append(
+            _solve_chunk(
+                problem.tests(chunk), penalty[chunk], products, signs[:, chunk], tolerance, max_iterations
+            )
+        )
+    thetas, freedoms, conditions, residuals, converged, iterations = zip(*parts, strict=True)
+    failed = ~np.concatenate(converged)
+    return RidgeSolution(
+        coefficients=np.concatenate(thetas, axis=-1),
+        solver="iterative",
+        singular=np.zeros(problem.n_tests, bool),
+        degrees_of_freedom=np.concatenate(freedoms),
+        condition=np.concatenate(conditions),
+        convergence=Convergence(tolerance, max(iterations), float(max(residuals)), int(failed.sum())),
+    )
+
+
+def _solve_chunk(
+    problem: RidgeProblem,
+    penalty: Array,
+    products: CountProducts,
+    signs: Array,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Array, Array, Array, float, Array, int]:
+    """(θ [block, n, test], degrees of freedom, condition, residual, converged, iterations)."""
+    k = problem.blocks
+    systems = sparse_systems(problem, penalty[None], products)
+    device, weights = systems.penalty.device, systems.penalty
+    moment = torch.from_numpy(moments(problem)).to(device)[None]
+    theta, converged, iterations = conjugate_gradients(systems, moment, tolerance, max_iterations)
+    residual = (moment - systems.apply(theta)).norm(dim=1) / moment.norm(dim=1).clamp_min(1e-300)
+    probe = torch.from_numpy(signs).to(device)[None]
+    pushed = off_mean(probe, k) if problem.pooled else probe
+    probed, _, _ = conjugate_gradients(systems, pushed, _PROBE_TOLERANCE, max_iterations)
+    freedom = problem.columns - penalised_rank(problem) + (pushed * (pushed - weights * probed)).sum((0, 1))
+    condition = (torch.from_numpy(norm_bound(problem)).to(device) + weights) * probed.norm(dim=(0, 1)) / pushed.norm(dim=(0, 1))
+    return (
+        theta[0].reshape(k, problem.n, -1).cpu().numpy(),
+        freedom.cpu().numpy(),
+        condition.cpu().numpy(),
+        float(residual.max()),
+        converged[0].cpu().numpy(),
+        iterations,
+    )
+
+
+def moments(problem: RidgeProblem) -> Array:
+    """m = Xᵀy, [p, test]."""
+    return np.concatenate([problem.counts.T @ (scale * problem.target) for scale in problem.scales])
+
+
+def _diagonal_blocks(problem: RidgeProblem) -> tuple[Array, Array]:
+    """The k × k diagonal blocks of G [k, k, n, column] and NᵀGN [k, k, column]."""
+    squares = problem.counts.copy()
+    squares.data = squares.data**2
+    total = np.square(np.asarray(problem.counts.sum(axis=1))) / problem.n
+    k = problem.blocks
+    rows = [[problem.scales[a] * problem.scales[b] for b in range(k)] for a in range(k)]
+    diagonal = np.stack([np.stack([squares.T @ product for product in row]) for row in rows])
+    mean = np.stack([np.stack([total @ product for product in row]) for row in rows])
+    return diagonal, mean
+
+
+def _chosen(values: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor | None:
+    return values if values is None or values.shape[-1] == 1 else values[..., columns]
+
+
+def _precondition(
+    residual: torch.Tensor, own: torch.Tensor, average: torch.Tensor | None, k: int
+) -> torch.Tensor:
+    """M⁻¹ r."""
+    split = residual.unflatten(1, (k, -1))
+    out = torch.empty_like(split)
+    for a in range(k):
+        torch.mul(own[:, a, 0], split[:, 0], out=out[:, a])
+        for b in range(1, k):
+            out[:, a].addcmul_(own[:, a, b], split[:, b])
+    if average is not None:
+        means = split.mean(2)  # Nᵀr / √n
+        out += torch.einsum("gabc,gbc->gac", average, means)[:, :, None]
+    return out.flatten(1, 2)
+
+
+def _inverse(blocks: torch.Tensor) -> torch.Tensor:
+    """Inverses of positive definite k × k matrices laid out as [group, k, k, n, column]."""
+    k = blocks.shape[1]
+    if k == 1:
+        return 1 / blocks
+    if k == 2:
+        a, b, d = blocks[:, 0, 0], blocks[:, 0, 1], blocks[:, 1, 1]
+        # collinear to rounding: keep it positive
+        determinant = (a * d - b * b).clamp_min(1e-14 * (a * d).amax()).clamp_min(1e-300)
+        return torch.stack([torch.stack([d, -b], 1), torch.stack([-b, a], 1)], 1) / determinant[:, None, None]
+    return torch.linalg.pinv(blocks.movedim((1, 2), (-2, -1)), hermitian=True).movedim((-2, -1), (1, 2))
+
+
+def _torch_csr(matrix: sparse.csr_array, device: torch.device) -> torch.Tensor:
+    parts = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    return torch.sparse_csr_tensor(*parts, torch.from_numpy(matrix.data), matrix.shape).to(device)
