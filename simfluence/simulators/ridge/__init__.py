@@ -39,7 +39,10 @@ def choose_solver(problem: RidgeProblem, penalty: Array) -> SolverName:
     seconds: dict[SolverName, float] = {
         "primal": factors * (p**3 / 3 / 2.5e10 + p**2 * 2e-9),
         "dual": problem.n_tests * (rows**3 / 3 / 2.5e10 + rows**2 * 2e-9),
-        "iterative": 30 * problem.n_tests * (2 * problem.blocks * problem.counts.nnz + 2 * rows + 6 * p) / 2.5e9,
+        "iterative": 30
+        * problem.n_tests
+        * (2 * problem.blocks * problem.counts.nnz + 2 * rows + 6 * p)
+        / 2.5e9,
     }
     return min(seconds, key=lambda name: seconds[name])
 

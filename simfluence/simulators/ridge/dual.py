@@ -13,8 +13,14 @@ import numpy as np
 import torch
 
 from simfluence.simulators.ridge.primal import _CHUNK_BYTES, solve_positive
-from simfluence.simulators.ridge.problem import Array, RidgeProblem, RidgeSolution, norm_bound, off_mean, probes
-
+from simfluence.simulators.ridge.problem import (
+    Array,
+    RidgeProblem,
+    RidgeSolution,
+    norm_bound,
+    off_mean,
+    probes,
+)
 
 
 def solve_dual(problem: RidgeProblem, penalty: Array, device: torch.device) -> RidgeSolution:

@@ -281,7 +281,11 @@ def _solve_chunk(
     pushed = off_mean(probe, k) if problem.pooled else probe
     probed, _, _ = conjugate_gradients(systems, pushed, _PROBE_TOLERANCE, max_iterations)
     freedom = problem.columns - penalised_rank(problem) + (pushed * (pushed - weights * probed)).sum((0, 1))
-    condition = (torch.from_numpy(norm_bound(problem)).to(device) + weights) * probed.norm(dim=(0, 1)) / pushed.norm(dim=(0, 1))
+    condition = (
+        (torch.from_numpy(norm_bound(problem)).to(device) + weights)
+        * probed.norm(dim=(0, 1))
+        / pushed.norm(dim=(0, 1))
+    )
     return (
         theta[0].reshape(k, problem.n, -1).cpu().numpy(),
         freedom.cpu().numpy(),

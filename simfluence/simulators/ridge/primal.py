@@ -1,6 +1,6 @@
 """Normal equations, factorized: one Cholesky factor of p columns a test example.
 
-    (G + λ P) θ = m,    G = XᵀX,  m = Xᵀy
+(G + λ P) θ = m,    G = XᵀX,  m = Xᵀy
 """
 
 from __future__ import annotations
@@ -134,7 +134,9 @@ def _solve_chunk(
     solved, singular = solve_positive(gram, torch.cat([sides, pushed], dim=-1))
     theta, probed = solved[..., :-1], solved[..., -1:]
     # tr((G + λP)⁻¹ G) = p − λ tr(P (G + λP)⁻¹ P), and E zᵀ M z = tr M for random signs z
-    freedom = p - penalised_rank(problem) + (pushed * (pushed - weights[:, None, None] * probed)).sum((-2, -1))
+    freedom = (
+        p - penalised_rank(problem) + (pushed * (pushed - weights[:, None, None] * probed)).sum((-2, -1))
+    )
     inverse_norm = probed.norm(dim=(-2, -1)) / pushed.norm(dim=(-2, -1))
     largest = torch.from_numpy(norm).to(device) + weights
     condition = torch.where(singular, torch.inf, largest * inverse_norm)
