@@ -24,18 +24,18 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from simfluence.curriculum import Curriculum, count_matrix
+from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs import RunSet, Transitions, transitions
 from simfluence.simulators import ridge
 from simfluence.simulators.base import Array, Simulator
-from simfluence.simulators.diagnostics import GROWTH, FitDiagnostics, fit_diagnostics, largest_growth
+from simfluence.simulators.diagnostics import FitDiagnostics, fit_diagnostics, largest_growth
 from simfluence.simulators.rollout import simulate_linear
 from simfluence.simulators.selection import (
     PENALTIES,
@@ -130,7 +130,7 @@ class MarkovSimulator(Simulator):
         values = np.ones(len(train)) if weights is None else np.asarray(weights, np.float64)
         if values.shape != (len(train),) or not (np.isfinite(values) & (values >= 0)).all():
             raise ValueError(
-                f"weights must be {len(train)} finite numbers ≥ 0, one a training run, got {weights}"
+                f"weights must be {len(train)} finite numbers ≥ 0, one a training run, got {weights!r}"
             )
         if len(train) and not values.any():
             raise ValueError("every training run has weight 0: nothing to fit")
@@ -152,11 +152,10 @@ class MarkovSimulator(Simulator):
         solver = None if self.solver == "auto" else self.solver
         solution = ridge.solve_ridge(problem, self.penalty_, solver, self._device())
         self._set_coefficients(solution.coefficients)
-        growth = np.ones(self.n_test_)
-        if self.free_slope:
-            slope = self._split(solution.coefficients)[0]
-            steps = 1 + rows.counts @ slope
-            growth = largest_growth(np.split(steps, np.flatnonzero(np.diff(rows.run)) + 1))
+        slope, growth = self._split(solution.coefficients)[0], np.ones(self.n_test_)
+        if slope is not None:
+            alphas = np.split(1 + rows.counts @ slope, np.flatnonzero(np.diff(rows.run)) + 1)
+            growth = largest_growth(alphas)
         self.diagnostics_: FitDiagnostics = fit_diagnostics(solution, growth, self.rows_used_, self.left_out_)
         self.singular_ = self.diagnostics_["singular"]
         self._warn_of(solution)
@@ -167,10 +166,10 @@ class MarkovSimulator(Simulator):
         weights = np.repeat(self._weights, [len(run) for run in train])
         self.batch_size_ = _weighted_median(steps, weights)
         recorded = [run.loss[np.isfinite(run.loss)] for run in train]
-        self.loss_range_ = [
-            float(of([of(values) for values in recorded if values.size] or [np.nan]))
-            for of in (np.min, np.max)
-        ]
+        lows, highs = zip(
+            *[(v.min(), v.max()) for v in recorded if v.size] or [(np.nan, np.nan)], strict=True
+        )
+        self.loss_range_ = [float(min(lows)), float(max(highs))]
         self.usual_rate_ = 1.0
         if self.rate_scaled:
             rates = np.concatenate([run.learning_rate for run in train])
@@ -180,11 +179,17 @@ class MarkovSimulator(Simulator):
                     f" {np.sum(~np.isfinite(rates))} of {len(rates)} were not recorded"
                 )
             self.usual_rate_ = _weighted_median(rates[rates > 0], weights[rates > 0])
-            self.learning_rate_ = _mean_schedule([run.learning_rate for run in train], self._weights)
+            self.learning_rate_ = _mean_schedule(
+                [np.asarray(run.learning_rate, np.float64) for run in train], self._weights
+            )
 
     def _factors(self, runs: RunSet) -> list[Array] | None:
         """ρ [step] of each run: its learning rates relative to the usual one."""
-        return [run.learning_rate / self.usual_rate_ for run in runs] if self.rate_scaled else None
+        return (
+            [np.divide(run.learning_rate, self.usual_rate_, dtype=np.float64) for run in runs]
+            if self.rate_scaled
+            else None
+        )
 
     def _problem(self, rows: Transitions) -> ridge.RidgeProblem:
         """Regressions of the distance from what coefficients shrink towards, θ₀:
@@ -234,7 +239,7 @@ class MarkovSimulator(Simulator):
         return chosen if self.per_test else float(chosen)
 
     def _split(self, coefficients: Array) -> tuple[Array | None, Array | None]:
-        """Solved distances from the center [block, n, column] → A' and B [n, column]; None for a missing one."""
+        """Distances from the center [block, n, column] → A' and B [n, column]; None for a missing one."""
         slope = coefficients[0] if self.free_slope else None
         if slope is not None and self.center == "zero":
             slope = slope - 1 / self.batch_size_
@@ -275,7 +280,7 @@ class MarkovSimulator(Simulator):
         initial_loss: Array,
         learning_rate: npt.ArrayLike | None = None,
     ) -> Array:
-        """``learning_rate`` [step] or [run, step] (with ``rate_scaled``; None: as training runs on average)."""
+        """``learning_rate`` [step] or [run, step], with ``rate_scaled``; None: the training runs' mean."""
         slope = self.A_ - 1 / self.batch_size_ if self.free_slope else None
         losses = simulate_linear(
             curricula,
@@ -338,8 +343,10 @@ class MarkovSimulator(Simulator):
         """
         low, high = self._widened_range(0.1)
         values = np.asarray(losses, np.float64)
-        inside = ((values > low) & (values < high)) | np.isnan(values)  # NaN: after the end
-        return ~inside.all(axis=1)
+        inside: npt.NDArray[np.bool_] = ((values > low) & (values < high)) | np.isnan(
+            values
+        )  # NaN: after the end
+        return np.logical_not(inside.all(axis=1))
 
 
 class LinearSimulator(MarkovSimulator):

@@ -67,7 +67,7 @@ def path_errors(
     -------
     [λ, test]; inf where rollouts leave the range of floats.
     """
-    losses, count = scored.loss, len(penalties)
+    losses, count = scored.loss.astype(np.float64), len(penalties)
     errors = np.zeros((count, problem.n_tests))
     size = max(1, _CHUNK_BYTES // (8 * count * problem.columns))
     for fold in folds:
@@ -77,7 +77,9 @@ def path_errors(
             tests = slice(start, start + size)
             thetas = solve_path(part.tests(tests), penalties, device)  # [λ, block, n, test]
             columns = np.moveaxis(thetas, 0, 2).reshape(*thetas.shape[1:3], -1)  # λ × test
-            simulated = roll_out(fold.scored, columns, np.tile(true[:, 0, tests], (1, count)))
+            simulated = roll_out(
+                fold.scored, columns, np.tile(np.nan_to_num(true[:, 0, tests], posinf=0.0), (1, count))
+            )
             errors[:, tests] += _errors(true[..., tests], simulated, weights[fold.scored])
     errors[~np.isfinite(errors)] = np.inf
     return errors / len(folds)
@@ -86,7 +88,8 @@ def path_errors(
 def _errors(true: Array, simulated: Array, weights: Array) -> Array:
     """MSE over runs and steps 1 .. T where the truth is finite: [run, step + 1, λ × test] → [λ, test]."""
     steps, tests = true.shape[1], true.shape[2]
-    known = np.isfinite(true[:, 1:]) * weights[:, None, None]
+    started = np.isfinite(true[:, :1])  # nothing can be simulated from an unknown start
+    known = (np.isfinite(true[:, 1:]) & started) * weights[:, None, None]
     target = np.where(np.isfinite(true), true, 0.0)[:, 1:, None]
     with np.errstate(over="ignore", invalid="ignore"):
         difference = simulated[:, 1:steps].reshape(len(true), steps - 1, -1, tests) - target

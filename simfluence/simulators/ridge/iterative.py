@@ -16,6 +16,7 @@ one group a test example and a column a λ for Gram matrices.
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
@@ -347,5 +348,10 @@ def _inverse(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def _torch_csr(matrix: sparse.csr_array, device: torch.device) -> torch.Tensor:
-    parts = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
-    return torch.sparse_csr_tensor(*parts, torch.from_numpy(matrix.data), matrix.shape).to(device)
+    pointers, indices = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        made = torch.sparse_csr_tensor(
+            pointers, indices, torch.from_numpy(matrix.data), matrix.shape, check_invariants=True
+        )
+        return made.to(device)

@@ -19,7 +19,7 @@ from simfluence.simulators.ridge.iterative import (
 )
 from simfluence.simulators.ridge.normal import OuterProducts, normal_equations_of
 from simfluence.simulators.ridge.primal import solve_primal
-from simfluence.simulators.ridge.problem import Array, RidgeProblem, off_mean
+from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem, off_mean
 
 PATH_TOLERANCE = 1e-6
 _PATH_ITERATIONS = 150
@@ -36,7 +36,7 @@ def solve_path(
         return _shared_path(problem, penalties, device)
     solve = _gram_path if problem.columns <= _GRAM_COLUMNS and not problem.shared else _sparse_path
     thetas, converged = solve(problem, penalties, device, tolerance)
-    for number, missing in enumerate(~converged):
+    for number, missing in enumerate(np.logical_not(converged)):
         if missing.any():
             tests = np.flatnonzero(missing)
             part = solve_primal(problem.tests(tests), np.full(len(tests), penalties[number]), device)
@@ -78,7 +78,7 @@ def _shared_path(problem: RidgeProblem, penalties: Array, device: torch.device) 
 
 def _gram_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
-) -> tuple[Array, Array]:
+) -> tuple[Array, BoolArray]:
     outer = OuterProducts(problem.counts)
     tests, k = problem.n_tests, problem.blocks
     thetas = np.empty((len(penalties), k, problem.n, tests))
@@ -100,7 +100,7 @@ def _gram_path(
 
 def _sparse_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
-) -> tuple[Array, Array]:
+) -> tuple[Array, BoolArray]:
     products = CountProducts(problem.counts, device)
     tests, k, paths = problem.n_tests, problem.blocks, len(penalties)
     thetas = np.empty((paths, k, problem.n, tests))

@@ -114,14 +114,15 @@ class RidgeSolution:
 
 def probes(p: int, tests: int) -> Array:
     """Random signs [p, test], the same at every call: one probe a test example."""
-    return np.random.default_rng(0).integers(0, 2, (p, tests)) * 2.0 - 1.0
+    return np.where(np.random.default_rng(0).random((p, tests)) < 0.5, -1.0, 1.0)
 
 
 def norm_bound(problem: RidgeProblem) -> Array:
     """‖|X|ᵀ|X|‖_∞ ≥ ‖G‖₂, [test] ([1] if shared); nearly equal where all losses have one sign."""
     total = np.asarray(problem.counts.sum(axis=1)).reshape(-1, 1)
-    rows = np.abs(problem.scales).sum(0) * total
-    return np.stack([(problem.counts.T @ (np.abs(s) * rows)).max(0) for s in problem.scales]).max(0)
+    rows: Array = np.abs(problem.scales).sum(0, dtype=np.float64) * total
+    sums: list[Array] = [(problem.counts.T @ (np.abs(s) * rows)).max(0) for s in problem.scales]
+    return np.asarray(np.max(np.stack(sums), axis=0), np.float64)
 
 
 def penalised_rank(problem: RidgeProblem) -> int:
