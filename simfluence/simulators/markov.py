@@ -62,7 +62,7 @@ class MarkovSimulator(Simulator):
 
     Parameters
     ----------
-    penalty : λ ≥ 0 of the ridge regression. None chooses from ``PENALTIES`` by the rollout error
+    penalty : λ ≥ 0 of the ridge regression. None chooses from ``penalties`` by the rollout error
         (all-steps MSE) on validation runs, or without any by cross-validation over runs.
     center : what coefficients shrink towards.
         "zero": A_i → 0, B_i → 0, as published. "identity": A_i → 1/b, B_i → 0, nothing is learnt.
@@ -75,6 +75,7 @@ class MarkovSimulator(Simulator):
     solver : "primal", "dual", "iterative" (see ``simfluence.simulators.ridge``), or "auto" for the one
         that should be fastest.
     device : where to solve, as torch names it; None is the GPU if torch finds one.
+    penalties : what to choose from, all > 0; None is ``PENALTIES``, 1e-4 to 1e4.
 
     Attributes
     ----------
@@ -101,9 +102,12 @@ class MarkovSimulator(Simulator):
         clip: Literal["range"] | None = None,
         solver: Solver = "auto",
         device: str | None = None,
+        penalties: Sequence[float] | None = None,
     ) -> None:
         if penalty is not None and not (np.isfinite(penalty) and penalty >= 0):
             raise ValueError(f"penalty must be a number ≥ 0, or None to choose it; got {penalty}")
+        if penalties is not None and not (len(penalties) and all(0 < p < np.inf for p in penalties)):
+            raise ValueError(f"penalties to choose from must be numbers > 0, got {penalties!r}")
         if center not in CENTERS:
             raise ValueError(f"center must be one of {CENTERS}, got {center!r}")
         if folds < 2:
@@ -120,6 +124,7 @@ class MarkovSimulator(Simulator):
         self.clip = clip
         self.solver = solver
         self.device = device
+        self.penalties = None if penalties is None else [float(value) for value in penalties]
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -232,7 +237,7 @@ class MarkovSimulator(Simulator):
                 rates=None if factors is None else _padded([factors[run] for run in runs]),
             )
 
-        grid = np.array(PENALTIES)
+        grid = np.array(sorted(self.penalties or PENALTIES))
         errors = path_errors(problem, folds, scored, roll_out, grid, weights, self._device())
         self.penalty_errors_ = {f"{p:g}": float(e) for p, e in zip(grid, errors.mean(axis=1), strict=True)}
         chosen = choose_penalty(errors, grid, self.per_test)

@@ -123,6 +123,13 @@ def test_cross_validation_is_what_separate_fits_and_rollouts_say(runs):
         assert error == pytest.approx(np.mean(folds), rel=1e-3)
 
 
+def test_a_grid_of_ones_own(runs, tmp_path):
+    simulator = AdditiveSimulator(penalties=[100, 1]).fit(runs)
+    assert list(simulator.penalty_errors_) == ["1", "100"]
+    simulator.save(tmp_path / "s.safetensors")
+    assert repr(load_simulator(tmp_path / "s.safetensors")) == repr(simulator)
+
+
 def test_ties_go_to_the_larger_penalty_and_nothing_finite_is_an_error():
     grid = np.array([0.1, 1.0, 10.0])
     assert choose_penalty(np.array([[1.0], [1.0], [2.0]]), grid, per_test=False) == 1.0
@@ -269,6 +276,8 @@ def test_what_leaves_the_recorded_range_is_said_flagged_and_clipped_if_asked():
 def test_bad_options_are_named():
     with pytest.raises(ValueError, match="clip must be"):
         LinearSimulator(clip="all")
+    with pytest.raises(ValueError, match="penalties to choose from"):
+        LinearSimulator(penalties=[0.0, 1.0])
     with pytest.raises(ValueError, match="solver must be"):
         LinearSimulator(solver="svd")
 
