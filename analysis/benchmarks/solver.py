@@ -214,7 +214,9 @@ def slopes(repeats: int) -> pd.DataFrame:
             for factor in (1, 2, 4):
                 case = {**base, name: base[name] * factor}
                 made = made_up_runs(case["n"], case["tests"], case["runs"], case["steps"])
-                taken = side_by_side(lambda made=made, solver=solver: fit(made, solver=solver), repeats=repeats)
+                taken = side_by_side(
+                    lambda made=made, solver=solver: fit(made, solver=solver), repeats=repeats
+                )
                 sizes.append(case[name])
                 seconds.append(taken[0][1])
             slope = np.polyfit(np.log(sizes), np.log(seconds), 1)[0]
@@ -251,7 +253,9 @@ def main() -> None:
     sections = {
         "Ratios": pd.DataFrame(rows),
         "Gradient descent (first case, five more runs held out)": against_gradient_descent(),
-        "Cost against size (10 runs × 150 steps, n 200, 32 tests, batch 4, doubled twice)": slopes(options.repeats),
+        "Cost against size (10 runs × 150 steps, n 200, 32 tests, batch 4, doubled twice)": slopes(
+            options.repeats
+        ),
     }
     notes = [
         "Ratios are of median wall-clock seconds of alternating repetitions in one process; CPU ratio alike, of"

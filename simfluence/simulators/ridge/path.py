@@ -1,8 +1,7 @@
 """Coefficients for a grid of penalties, for choosing among them.
 
 Shared designs are diagonalised once, G = V D Vᵀ: θ_λ = V (D + λ)⁻¹ Vᵀ m for every λ. Others go
-through conjugate gradients with all λ at once, on Gram matrices that stay in cache where these are
-small, on the sparse counts where they are large. What does not reach the tolerance is factorized.
+through conjugate gradients with all λ at once. What does not reach the tolerance is factorized.
 """
 
 from __future__ import annotations
@@ -12,30 +11,27 @@ import torch
 
 from simfluence.simulators.ridge.iterative import (
     CountProducts,
-    conjugate_gradients,
-    gram_systems,
     moments,
+    solve_systems,
     sparse_systems,
 )
-from simfluence.simulators.ridge.normal import OuterProducts, normal_equations_of
+from simfluence.simulators.ridge.normal import normal_equations_of
 from simfluence.simulators.ridge.primal import solve_primal
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem, off_mean
 
-PATH_TOLERANCE = 1e-6
+PATH_TOLERANCE = 1e-5
 _PATH_ITERATIONS = 150
-_GRAM_COLUMNS = 1200  # wider Gram matrices cost more than products with the sparse counts
-_GRAM_BYTES = 2**24
-_SPARSE_COLUMNS = 256
+_SHARED_COLUMNS = 5000  # wider Gram matrices cost more to diagonalise than to iterate with
+_CHUNK_COLUMNS = 64
 
 
 def solve_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float = PATH_TOLERANCE
 ) -> Array:
     """θ [λ, block, n, test] for positive penalties [λ], to a relative ``tolerance``."""
-    if problem.shared and problem.columns <= 4 * _GRAM_COLUMNS:
+    if problem.shared and problem.columns <= _SHARED_COLUMNS:
         return _shared_path(problem, penalties, device)
-    solve = _gram_path if problem.columns <= _GRAM_COLUMNS and not problem.shared else _sparse_path
-    thetas, converged = solve(problem, penalties, device, tolerance)
+    thetas, converged = _iterative_path(problem, penalties, device, tolerance)
     for number, missing in enumerate(np.logical_not(converged)):
         if missing.any():
             tests = np.flatnonzero(missing)
@@ -76,42 +72,20 @@ def _shared_path(problem: RidgeProblem, penalties: Array, device: torch.device) 
     return torch.stack(thetas).cpu().numpy()
 
 
-def _gram_path(
-    problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
-) -> tuple[Array, BoolArray]:
-    outer = OuterProducts(problem.counts)
-    tests, k = problem.n_tests, problem.blocks
-    thetas = np.empty((len(penalties), k, problem.n, tests))
-    converged = np.empty((len(penalties), tests), bool)
-    grid = torch.from_numpy(penalties).to(device)
-    size = max(1, _GRAM_BYTES // (8 * problem.columns**2))
-    for start in range(0, tests, size):
-        chunk = slice(start, start + size)
-        equations = normal_equations_of(problem.tests(chunk), outer)
-        systems = gram_systems(torch.from_numpy(equations.gram).to(device), grid, k, problem.pooled)
-        moment = torch.from_numpy(equations.moment).to(device)[..., None]
-        theta, done, _ = conjugate_gradients(
-            systems, moment.repeat(1, 1, len(penalties)), tolerance, _PATH_ITERATIONS
-        )
-        thetas[..., chunk] = theta.permute(2, 1, 0).reshape(len(penalties), k, problem.n, -1).cpu().numpy()
-        converged[:, chunk] = done.T.cpu().numpy()
-    return thetas, converged
-
-
-def _sparse_path(
+def _iterative_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
 ) -> tuple[Array, BoolArray]:
     products = CountProducts(problem.counts, device)
     tests, k, paths = problem.n_tests, problem.blocks, len(penalties)
     thetas = np.empty((paths, k, problem.n, tests))
     converged = np.empty((paths, tests), bool)
-    size = max(1, _SPARSE_COLUMNS // paths)
+    size = max(1, _CHUNK_COLUMNS // paths)
     for start in range(0, tests, size):
         part = problem.tests(slice(start, start + size))
         grid = np.repeat(penalties[:, None], part.n_tests, axis=1)
         systems = sparse_systems(part, grid, products)
         moment = torch.from_numpy(np.tile(moments(part), (1, paths))).to(device)[None]
-        theta, done, _ = conjugate_gradients(systems, moment, tolerance, _PATH_ITERATIONS)
+        theta, done, _ = solve_systems(systems, moment, tolerance, _PATH_ITERATIONS)
         solved = theta[0].cpu().numpy().reshape(k, problem.n, paths, -1)
         thetas[..., start : start + size] = np.moveaxis(solved, 2, 0)
         converged[:, start : start + size] = done[0].cpu().numpy().reshape(paths, -1)
