@@ -190,7 +190,7 @@ def test_what_does_not_converge_is_factorized_unless_told_otherwise(rng, monkeyp
 
 
 def test_a_large_problem_is_not_factorized_and_a_small_one_not_iterated(rng):
-    small = make_problem(rng, n=20, rows=3000, tests=50)
+    small = make_problem(rng, n=20, rows=9000, tests=50)
     assert ridge.choose_solver(small, np.ones(50)) == "primal"
     few = make_problem(rng, n=2000, rows=50, tests=3)
     assert ridge.choose_solver(few, np.ones(3)) != "primal"

@@ -4,10 +4,10 @@ Products with G go through the sparse counts of all test examples together,
 
     G v = Σ_j Uᵀ s_j (Σ_l s_l U v_l).
 
-Preconditioned with the inverses of the k × k diagonal blocks of G + λP, one an example: an example's own coefficients are nearly
-collinear (s is nearly constant along a run), while those of different examples are nearly orthogonal
-where curricula are shuffled, so that a few dozen iterations reach rounding level. Pooled problems
-get the same for the averages of the blocks, on which λP vanishes.
+Preconditioned with the inverses of the k × k diagonal blocks of G + λP, one an example: an example's
+own coefficients are nearly collinear (s is nearly constant along a run), while those of different
+examples are nearly orthogonal where curricula are shuffled, so that a few dozen iterations reach
+rounding level. Pooled problems get the same for the averages of the blocks, on which λP vanishes.
 
 Most iterations run in single precision, which is twice to six times as fast, inside an iterative
 refinement whose residuals are double: the answer is as exact as that of a factorization.
@@ -18,6 +18,7 @@ Vectors are [group, p, column], a column a system (test × λ); there is one gro
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -35,10 +36,11 @@ from simfluence.simulators.ridge.problem import (
     probes,
 )
 
-TOLERANCE = 1e-11
+TOLERANCE = 3e-11
 MAX_ITERATIONS = 400
 _PROBE_TOLERANCE = 1e-3  # for diagnostics
-_SINGLE_TOLERANCE = 5e-6  # what single precision reaches before rounding shows
+_SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
+_DROP = 0.6  # share of columns still to converge at which the others are left behind
 _CHUNK_COLUMNS = 64  # wider vectors leave the cache
 
 
@@ -126,60 +128,66 @@ class Systems:
 
 
 class SparseSystems(Systems):
-    """G by products with the sparse counts, one group; s [block, row, column or 1]."""
+    """G by products with the sparse counts, one group.
 
-    def __init__(self, products: CountProducts, scales: torch.Tensor, *parts: Any) -> None:
+    Parameters
+    ----------
+    scales : s, [row, column or 1] for each block; None for a block of ones.
+    parts : as of :class:`Systems`.
+    """
+
+    def __init__(self, products: CountProducts, scales: Sequence[torch.Tensor | None], *parts: Any) -> None:
         super().__init__(*parts)
         self._products, self._scales = products, scales
-        self._ones = [bool((scale == 1).all()) for scale in scales]
-        self._buffer = torch.empty(0, dtype=scales.dtype, device=scales.device)
+        self._buffer = torch.empty(0, dtype=self.penalty.dtype, device=self.penalty.device)
 
     def gram(self, vectors: torch.Tensor) -> torch.Tensor:
         parts = vectors[0].unflatten(0, (self.blocks, -1))
-        rows = None
-        for scale, part, one in zip(self._scales, parts, self._ones, strict=True):
+        rows: torch.Tensor | None = None
+        for scale, part in reversed(list(zip(self._scales, parts, strict=True))):
             product = self._products.forward(part)
-            if not one:
-                product.mul_(scale)
-            rows = product if rows is None else rows.add_(product)
+            if rows is None:
+                rows = product if scale is None else product.mul_(scale)
+            else:
+                rows = rows.add_(product) if scale is None else rows.addcmul_(product, scale)
         assert rows is not None
         out = torch.empty_like(vectors)
         by_block = out[0].unflatten(0, (self.blocks, -1))
         if self._buffer.shape != rows.shape:
             self._buffer = torch.empty_like(rows)
-        for number, (scale, one) in enumerate(zip(self._scales, self._ones, strict=True)):
-            weighted = rows if one else torch.mul(rows, scale, out=self._buffer)
+        for number, scale in enumerate(self._scales):
+            weighted = rows if scale is None else torch.mul(rows, scale, out=self._buffer)
             by_block[number] = self._products.backward(weighted)
         return out
 
     def restricted(self, columns: torch.Tensor) -> SparseSystems:
-        scales, diagonal = self._scales, self.diagonal
-        if scales.shape[2] > 1:
-            scales, diagonal = scales[..., columns].contiguous(), diagonal[..., columns]
-        return SparseSystems(
-            self._products, scales, self.penalty[columns], diagonal, _chosen(self.mean, columns)
-        )
+        scales = [None if scale is None else _chosen(scale, columns) for scale in self._scales]
+        mean = None if self.mean is None else _chosen(self.mean, columns)
+        diagonal = _chosen(self.diagonal, columns)
+        return SparseSystems(self._products, scales, self.penalty[columns], diagonal, mean)
 
     def single(self) -> SparseSystems:
+        scales = [None if scale is None else scale.float() for scale in self._scales]
         mean = None if self.mean is None else self.mean.float()
-        return SparseSystems(
-            self._products, self._scales.float(), self.penalty.float(), self.diagonal.float(), mean
-        )
+        return SparseSystems(self._products, scales, self.penalty.float(), self.diagonal.float(), mean)
 
 
 def sparse_systems(problem: RidgeProblem, penalty: Array, products: CountProducts) -> SparseSystems:
     """Columns test × λ, the penalties' grid outermost; ``penalty`` is [λ, test]."""
-    device, repeats = products.device, len(penalty)
     diagonal, mean = _diagonal_blocks(problem)
-    parts = [torch.from_numpy(part).to(device) for part in (problem.scales, diagonal, mean)]
-    if not problem.shared:
-        parts = [part.repeat(*[1] * (part.ndim - 1), repeats) for part in parts]
+
+    def columns(values: Array) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values)).to(products.device)
+        if problem.shared or len(penalty) == 1:
+            return tensor
+        return tensor.repeat(*[1] * (tensor.ndim - 1), len(penalty))
+
     return SparseSystems(
         products,
-        parts[0],
-        torch.from_numpy(penalty.ravel()).to(device),
-        parts[1][None],
-        parts[2][None] if problem.pooled else None,
+        [None if (scale == 1).all() else columns(scale) for scale in problem.scales],
+        torch.from_numpy(penalty.ravel()).to(products.device),
+        columns(diagonal)[None],
+        columns(mean)[None] if problem.pooled else None,
     )
 
 
@@ -218,7 +226,7 @@ def conjugate_gradients(
         active = size > target
         if not active.any() or iteration == max_iterations:
             break
-        if (busy := active.any(0)).sum() <= 0.8 * len(columns):  # drop what has converged
+        if (busy := active.any(0)).sum() <= _DROP * len(columns):  # drop what has converged
             theta[:, :, columns], done[:, columns] = found, ~active
             columns, systems = columns[busy], systems.restricted(busy)
             kept = (part[..., busy] for part in (found, residual, direction, size, target, active))
@@ -243,13 +251,13 @@ def solve_systems(
     moment: torch.Tensor,
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
-) -> tuple[torch.Tensor, torch.Tensor, int]:
+) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
     """Iterative refinement: residuals in double precision, corrections by single precision iterations,
 
         r = m − (G + λP) θ,    θ ← θ + solve(r),
 
-    while that gains a factor of ten a round; what is left is iterated in double precision. Answers are as
-    those of :func:`conjugate_gradients`.
+    while that gains a factor of ten a round; what is left is iterated in double precision. Arguments and
+    answers are as those of :func:`conjugate_gradients`; and the residual r.
     """
     exact = systems.preconditioner()
     rough = systems.single()
@@ -282,8 +290,9 @@ def solve_systems(
         correction, done, taken = conjugate_gradients(
             systems, residual, wanted, max_iterations - iterations, exact
         )
-        return theta + correction, done, iterations + taken
-    return theta, left <= target, iterations
+        theta = theta + correction
+        return theta, done, iterations + taken, moment - systems.apply(theta)
+    return theta, left <= target, iterations, residual
 
 
 def solve_iterative(
@@ -329,8 +338,8 @@ def _solve_chunk(
     systems = sparse_systems(problem, penalty[None], products)
     device, weights = systems.penalty.device, systems.penalty
     moment = torch.from_numpy(moments(problem)).to(device)[None]
-    theta, converged, iterations = solve_systems(systems, moment, tolerance, max_iterations)
-    residual = (moment - systems.apply(theta)).norm(dim=1) / moment.norm(dim=1).clamp_min(1e-300)
+    theta, converged, iterations, left = solve_systems(systems, moment, tolerance, max_iterations)
+    residual = left.norm(dim=1) / moment.norm(dim=1).clamp_min(1e-300)
     probe = torch.from_numpy(signs).to(device)[None]
     pushed = off_mean(probe, k) if problem.pooled else probe
     rough, _, _ = conjugate_gradients(systems.single(), pushed.float(), _PROBE_TOLERANCE, max_iterations)
@@ -368,8 +377,8 @@ def _diagonal_blocks(problem: RidgeProblem) -> tuple[Array, Array]:
     return diagonal, mean
 
 
-def _chosen(values: torch.Tensor | None, columns: torch.Tensor) -> torch.Tensor | None:
-    return values if values is None or values.shape[-1] == 1 else values[..., columns]
+def _chosen(values: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return values if values.shape[-1] == 1 else values[..., columns]
 
 
 def _precondition(

@@ -10,7 +10,10 @@ import numpy as np
 import torch
 
 from simfluence.simulators.ridge.iterative import (
+    _SINGLE_TOLERANCE,
     CountProducts,
+    Systems,
+    conjugate_gradients,
     moments,
     solve_systems,
     sparse_systems,
@@ -22,7 +25,7 @@ from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem, 
 PATH_TOLERANCE = 1e-5
 _PATH_ITERATIONS = 150
 _SHARED_COLUMNS = 5000  # wider Gram matrices cost more to diagonalise than to iterate with
-_CHUNK_COLUMNS = 64
+_CHUNK_COLUMNS = 128
 
 
 def solve_path(
@@ -72,6 +75,15 @@ def _shared_path(problem: RidgeProblem, penalties: Array, device: torch.device) 
     return torch.stack(thetas).cpu().numpy()
 
 
+def _solve_single(
+    systems: Systems, moment: torch.Tensor, tolerance: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Single precision throughout; done only where the residual itself, not its recurrence, says so too."""
+    theta, done, _ = conjugate_gradients(systems, moment, tolerance, _PATH_ITERATIONS)
+    residual = (moment - systems.apply(theta)).norm(dim=1) / moment.norm(dim=1).clamp_min(1e-30)
+    return theta.double(), done & (residual <= 100 * tolerance)
+
+
 def _iterative_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
 ) -> tuple[Array, BoolArray]:
@@ -85,7 +97,10 @@ def _iterative_path(
         grid = np.repeat(penalties[:, None], part.n_tests, axis=1)
         systems = sparse_systems(part, grid, products)
         moment = torch.from_numpy(np.tile(moments(part), (1, paths))).to(device)[None]
-        theta, done, _ = solve_systems(systems, moment, tolerance, _PATH_ITERATIONS)
+        if tolerance < _SINGLE_TOLERANCE:
+            theta, done, *_ = solve_systems(systems, moment, tolerance, _PATH_ITERATIONS)
+        else:
+            theta, done = _solve_single(systems.single(), moment.float(), tolerance)
         solved = theta[0].cpu().numpy().reshape(k, problem.n, paths, -1)
         thetas[..., start : start + size] = np.moveaxis(solved, 2, 0)
         converged[:, start : start + size] = done[0].cpu().numpy().reshape(paths, -1)
