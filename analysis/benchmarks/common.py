@@ -54,7 +54,7 @@ def side_by_side(*tasks: Callable[[], object], repeats: int = 3) -> list[tuple[f
 def environment() -> dict[str, str]:
     return {
         "processor": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
-        "threads": f"torch {torch.get_num_threads()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS', '')}",
+        "threads": f"torch {torch.get_num_threads()}, OMP_NUM_THREADS={os.environ.get('OMP_NUM_THREADS')}",
         "load when started": " ".join(f"{value:.1f}" for value in os.getloadavg()),
         "versions": f"Python {platform.python_version()}, numpy {np.__version__}, scipy {scipy.__version__},"
         f" torch {torch.__version__}, scikit-learn {sklearn.__version__}",
