@@ -238,7 +238,7 @@ class MarkovSimulator(Simulator):
             )
 
         grid = np.array(sorted(self.penalties or PENALTIES))
-        errors = path_errors(problem, folds, scored, roll_out, grid, weights, self._device())
+        errors = path_errors(problem, folds, scored, roll_out, grid, weights, self._device(), self.per_test)
         self.penalty_errors_ = {f"{p:g}": float(e) for p, e in zip(grid, errors.mean(axis=1), strict=True)}
         chosen = choose_penalty(errors, grid, self.per_test)
         return chosen if self.per_test else float(chosen)

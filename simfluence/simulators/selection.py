@@ -10,13 +10,14 @@ import numpy.typing as npt
 import torch
 
 from simfluence.runs import RunSet
-from simfluence.simulators.ridge import RidgeProblem, solve_path
+from simfluence.simulators.ridge import PATH_TOLERANCE, RidgeProblem, solve_path
 
 Array = npt.NDArray[np.float64]
 
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
 """The grid that penalties are chosen from."""
 
+_EXACT = 1e-9
 _CHUNK_BYTES = 2**27  # coefficients of all penalties held at once
 
 Rollout = Callable[[npt.NDArray[np.int64], Array, Array], Array]
@@ -54,8 +55,13 @@ def path_errors(
     penalties: Array,
     weights: Array,
     device: torch.device,
+    per_test: bool = False,
 ) -> Array:
     """Rollout error of every penalty: mean squared error over steps and scored runs, mean over folds.
+
+    All are screened with coefficients that are good to a few digits; those that come within two percent of
+    the best (of a test example's best, if ``per_test``) are computed again, exactly, so that the
+    choice does not depend on rounding.
 
     Parameters
     ----------
@@ -67,6 +73,27 @@ def path_errors(
     -------
     [λ, test]; inf where rollouts leave the range of floats.
     """
+    common = (problem, folds, scored, roll_out)
+    errors = _path_errors(*common, penalties, weights, device, PATH_TOLERANCE)
+    if problem.shared:  # exact at once
+        return errors
+    means = errors if per_test else errors.mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        close = np.flatnonzero((means <= 1.02 * means.min(axis=0)).any(axis=1))
+    errors[close] = _path_errors(*common, penalties[close], weights, device, _EXACT)
+    return errors
+
+
+def _path_errors(
+    problem: RidgeProblem,
+    folds: Sequence[Fold],
+    scored: RunSet,
+    roll_out: Rollout,
+    penalties: Array,
+    weights: Array,
+    device: torch.device,
+    tolerance: float,
+) -> Array:
     losses, count = scored.loss.astype(np.float64), len(penalties)
     errors = np.zeros((count, problem.n_tests))
     size = max(1, _CHUNK_BYTES // (8 * count * problem.columns))
@@ -75,7 +102,7 @@ def path_errors(
         true = losses[fold.scored]
         for start in range(0, problem.n_tests, size):
             tests = slice(start, start + size)
-            thetas = solve_path(part.tests(tests), penalties, device)  # [λ, block, n, test]
+            thetas = solve_path(part.tests(tests), penalties, device, tolerance)  # [λ, block, n, test]
             columns = np.moveaxis(thetas, 0, 2).reshape(*thetas.shape[1:3], -1)  # λ × test
             simulated = roll_out(
                 fold.scored, columns, np.tile(np.nan_to_num(true[:, 0, tests], posinf=0.0), (1, count))
