@@ -150,7 +150,7 @@ def large(sample: int) -> dict:
     }
 
 
-def against_gradient_descent(epochs: tuple[int, ...] = (10, 100, 400)) -> pd.DataFrame:
+def against_gradient_descent(epochs: tuple[int, ...] = (10, 50, 200)) -> pd.DataFrame:
     """Embeddings of A and B, Adam, batches of 128 transitions, all test examples at once."""
     made = made_up_runs(200, 64, 25, 300)
     train, held_out = made[:20], made[20:]

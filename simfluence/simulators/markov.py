@@ -201,18 +201,21 @@ class MarkovSimulator(Simulator):
 
         L_t − L_{t-1} − design θ₀ = design (θ − θ₀),    design = [diag(L_{t-1}) U, U]
         """
+        weighted = bool((self._weights != 1).any())
         weight = np.sqrt(self._weights[rows.run])[:, None]
         target = rows.current - rows.previous
         if self.center == "zero" and self.free_slope:  # A' = −1/b
             target += np.asarray(rows.counts.sum(axis=1)).reshape(-1, 1) / self.batch_size_ * rows.previous
         scales = []
         if self.free_slope:
-            scales.append(weight * rows.previous)  # 0 where unknown
+            scales.append(weight * rows.previous if weighted else rows.previous)  # 0 where unknown
         if self.free_intercept:
             scales.append(weight * rows.observed)
         if not self.free_slope and rows.observed.all():
             scales = [weight]  # one design for all test examples
-        return ridge.RidgeProblem(rows.counts, np.stack(scales), weight * target, self.center == "pooled")
+        if weighted:
+            target *= weight
+        return ridge.RidgeProblem(rows.counts, np.stack(scales), target, self.center == "pooled")
 
     def _choose(
         self, train: RunSet, problem: ridge.RidgeProblem, rows: Transitions, validation: RunSet | None

@@ -16,7 +16,7 @@ from simfluence.curriculum import Curriculum
 
 Array = npt.NDArray[np.float64]
 
-_CHUNK_BYTES = 2**21  # α, β and losses of steps held at once, each; more than that leaves the cache
+_CHUNK_BYTES = 2**22  # α, β and losses of steps held at once, each; more than that leaves the cache
 _PROGRESS_AFTER = 2.0  # seconds
 
 

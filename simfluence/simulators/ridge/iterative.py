@@ -41,7 +41,8 @@ MAX_ITERATIONS = 400
 _PROBE_TOLERANCE = 1e-3  # for diagnostics
 _SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
 _DROP = 0.6  # share of columns still to converge at which the others are left behind
-_CHUNK_COLUMNS = 64  # wider vectors leave the cache
+_CHUNK_COLUMNS = (16, 64)  # test examples at once: wide enough to vectorise, and not to leave the cache
+_CHUNK_VALUES = 2_500_000  # of rows × test examples
 
 
 class CountProducts:
@@ -305,9 +306,10 @@ def solve_iterative(
     """All test examples, a chunk at a time; ``penalty`` is [test], positive."""
     products = CountProducts(problem.counts, device)
     signs = probes(problem.columns, problem.n_tests)
+    size = int(np.clip(_CHUNK_VALUES // max(1, problem.counts.shape[0]), *_CHUNK_COLUMNS))
     parts = []
-    for start in range(0, problem.n_tests, _CHUNK_COLUMNS):
-        chunk = slice(start, start + _CHUNK_COLUMNS)
+    for start in range(0, problem.n_tests, size):
+        chunk = slice(start, start + size)
         parts.append(
             _solve_chunk(
                 problem.tests(chunk), penalty[chunk], products, signs[:, chunk], tolerance, max_iterations
