@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
 """The grid that penalties are chosen from."""
 
-_EXACT = 1e-9
+_EXACT = 1e-7
 _CHUNK_BYTES = 2**27  # coefficients of all penalties held at once
 
 Rollout = Callable[[npt.NDArray[np.int64], Array, Array], Array]
@@ -59,7 +59,7 @@ def path_errors(
 ) -> Array:
     """Rollout error of every penalty: mean squared error over steps and scored runs, mean over folds.
 
-    All are screened with coefficients that are good to a few digits; those that come within two percent of
+    All are screened with coefficients that are good to a few digits; those that come within a percent of
     the best (of a test example's best, if ``per_test``) are computed again, exactly, so that the
     choice does not depend on rounding.
 
@@ -79,7 +79,7 @@ def path_errors(
         return errors
     means = errors if per_test else errors.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        close = np.flatnonzero((means <= 1.02 * means.min(axis=0)).any(axis=1))
+        close = np.flatnonzero((means <= 1.01 * means.min(axis=0)).any(axis=1))
     errors[close] = _path_errors(*common, penalties[close], weights, device, _EXACT)
     return errors
 
