@@ -44,16 +44,24 @@ class Transitions:
         )
 
 
-def transitions(runs: Sequence[Run], batch_size: float | None = None) -> Transitions:
+def transitions(
+    runs: Sequence[Run], batch_size: float | None = None, factors: Sequence[Array] | None = None
+) -> Transitions:
     """The rows of these runs; the counts of the steps between two evaluations are summed.
 
-    ``batch_size`` scales the counts of every step, as in :func:`~simfluence.curriculum.count_matrix`.
+    ``batch_size`` scales the counts of every step, as in :func:`~simfluence.curriculum.count_matrix`;
+    ``factors``, one [step] a run, multiply them too (a learning rate, relative to the usual one).
     """
     previous = np.concatenate([run.loss[:-1] for run in runs]).astype(np.float64)
     current = np.concatenate([run.loss[1:] for run in runs]).astype(np.float64)
     observed = np.isfinite(previous) & np.isfinite(current)
     return Transitions(
-        counts=sparse.vstack([_interval_counts(run, batch_size) for run in runs]).tocsr(),
+        counts=sparse.vstack(
+            [
+                _interval_counts(run, batch_size, None if factors is None else factors[number])
+                for number, run in enumerate(runs)
+            ]
+        ).tocsr(),
         previous=np.where(observed, previous, 0.0),
         current=np.where(observed, current, 0.0),
         observed=observed,
@@ -61,9 +69,11 @@ def transitions(runs: Sequence[Run], batch_size: float | None = None) -> Transit
     )
 
 
-def _interval_counts(run: Run, batch_size: float | None) -> sparse.csr_array:
+def _interval_counts(run: Run, batch_size: float | None, factors: Array | None) -> sparse.csr_array:
     """The counts summed over the steps of each interval between evaluations."""
     counts = count_matrix([run.curriculum], batch_size)
+    if factors is not None:
+        counts = (sparse.diags_array(factors) @ counts).tocsr()
     if run.every_step:
         return counts
     intervals = len(run.evaluated) - 1

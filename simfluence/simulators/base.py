@@ -66,13 +66,14 @@ class Simulator(ABC):
         self._fit(train, validation)
         return self
 
-    def simulate(self, curricula: Sequence[Curriculum], initial_loss: npt.ArrayLike) -> Array:
+    def simulate(self, curricula: Sequence[Curriculum], initial_loss: npt.ArrayLike, **options: Any) -> Array:
         """The predicted losses under these curricula; nothing else of a run is read.
 
         Parameters
         ----------
         curricula : one a run, over the training table of the fit.
         initial_loss : float [run, test], or [test] for all runs: the losses before the first step.
+        options : what the simulator's own ``_simulate`` takes beside these.
 
         Returns
         -------
@@ -102,7 +103,7 @@ class Simulator(ABC):
                 f"initial_loss must be [run, test] = ({len(curricula)}, {self.n_test_}) or [test],"
                 f" got {np.shape(initial_loss)}"
             )
-        trajectories = self._simulate(curricula, losses)
+        trajectories = self._simulate(curricula, losses, **options)
         trajectories[:, 0] = losses
         steps = np.array([len(curriculum) for curriculum in curricula])
         trajectories[np.arange(trajectories.shape[1]) > steps[:, None]] = np.nan

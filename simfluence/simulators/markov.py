@@ -16,29 +16,41 @@ of another size than b counts as b examples of its composition, since training a
 batch (METHODS: α is then still about 1); with batches of one size this changes nothing.
 
 Sign: B_i(z) < 0 means that training on i lowers the loss of z. Arrays are [train, test].
+
+With ``rate_scaled`` the right side is multiplied by the step's learning rate relative to the usual one.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Sequence
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from simfluence.curriculum import Curriculum, count_matrix
+from simfluence.curriculum import Curriculum
+from simfluence.errors import RunDataError
 from simfluence.runs import RunSet, Transitions, transitions
 from simfluence.simulators import ridge
 from simfluence.simulators.base import Array, Simulator
-from simfluence.simulators.rollout import roll_out
+from simfluence.simulators.diagnostics import FitDiagnostics, fit_diagnostics, largest_growth
+from simfluence.simulators.rollout import simulate_linear
+from simfluence.simulators.selection import (
+    PENALTIES,
+    Fold,
+    choose_penalty,
+    folds_over_runs,
+    path_errors,
+)
 
 Center = Literal["zero", "identity", "pooled"]
+Solver = Literal["auto", "primal", "dual", "iterative"]
 CENTERS: tuple[Center, ...] = ("zero", "identity", "pooled")
-PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
+SOLVERS: tuple[Solver, ...] = ("auto", "primal", "dual", "iterative")
 
-_GRAM_BYTES = 2**30  # Gram matrices held at once; test examples are taken in chunks of that size
-_SIMULATION_BYTES = 2**28  # coefficients α, β of steps held at once; curricula likewise
+_WIDTHS = 10.0  # simulated losses this many widths of the recorded range outside it are an alarm
 
 
 class SimulationWarning(UserWarning):
@@ -50,129 +62,196 @@ class MarkovSimulator(Simulator):
 
     Parameters
     ----------
-    penalty : λ ≥ 0 of the ridge regression. None chooses from ``PENALTIES`` by the rollout error
+    penalty : λ ≥ 0 of the ridge regression. None chooses from ``penalties`` by the rollout error
         (all-steps MSE) on validation runs, or without any by cross-validation over runs.
     center : what coefficients shrink towards.
         "zero": A_i → 0, B_i → 0, as published. "identity": A_i → 1/b, B_i → 0, nothing is learnt.
         "pooled": towards the average example's A and B, which are themselves not penalised.
     folds : of the cross-validation.
+    per_test : whether to choose a penalty for every test example instead of one for all.
+    rate_scaled : whether effects are proportional to the step's learning rate.
+    clip : "range" moves every simulated loss into the range of recorded ones, widened by a tenth;
+        None only warns of those that leave it far.
+    solver : "primal", "dual", "iterative" (see ``simfluence.simulators.ridge``), or "auto" for the one
+        that should be fastest.
+    device : where to solve, as torch names it; None is the GPU if torch finds one.
+    penalties : what to choose from, all > 0; None is ``PENALTIES``, 1e-4 to 1e4.
 
     Attributes
     ----------
     A_, B_ : float [train, test]
-    penalty_ : the λ used. penalty_errors_ : λ → rollout error, where it was chosen.
+    penalty_ : the λ used, a number, or [test] with ``per_test``. penalty_errors_ : λ → rollout error,
+        where it was chosen.
     batch_size_ : b. rows_used_, left_out_ : transitions × test examples used, and not finite.
     singular_ : the number of test examples for which the fit has no unique solution.
+    diagnostics_ : :class:`~simfluence.simulators.diagnostics.FitDiagnostics`.
+    learning_rate_ : [step], mean schedule of the training runs, with ``rate_scaled``; usual_rate_ : the
+        rate at which A_ and B_ hold.
     """
 
     free_slope: ClassVar[bool]
     free_intercept: ClassVar[bool]
 
-    def __init__(self, penalty: float | None = None, center: Center = "zero", folds: int = 5) -> None:
+    def __init__(
+        self,
+        penalty: float | None = None,
+        center: Center = "zero",
+        folds: int = 5,
+        per_test: bool = False,
+        rate_scaled: bool = False,
+        clip: Literal["range"] | None = None,
+        solver: Solver = "auto",
+        device: str | None = None,
+        penalties: Sequence[float] | None = None,
+    ) -> None:
         if penalty is not None and not (np.isfinite(penalty) and penalty >= 0):
             raise ValueError(f"penalty must be a number ≥ 0, or None to choose it; got {penalty}")
+        if penalties is not None and not (len(penalties) and all(0 < p < np.inf for p in penalties)):
+            raise ValueError(f"penalties to choose from must be numbers > 0, got {penalties!r}")
         if center not in CENTERS:
             raise ValueError(f"center must be one of {CENTERS}, got {center!r}")
         if folds < 2:
             raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
+        if clip not in ("range", None):
+            raise ValueError(f"clip must be 'range' or None, got {clip!r}")
+        if solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
         self.penalty = penalty
         self.center = center
         self.folds = folds
+        self.per_test = per_test
+        self.rate_scaled = rate_scaled
+        self.clip = clip
+        self.solver = solver
+        self.device = device
+        self.penalties = None if penalties is None else [float(value) for value in penalties]
 
     # ------------------------------------------------------------------------------------ fitting
 
+    def fit(
+        self, train: RunSet, validation: RunSet | None = None, *, weights: npt.ArrayLike | None = None
+    ) -> Self:
+        """As every simulator; ``weights`` ≥ 0, one a training run: 2 counts as the run given twice."""
+        values = np.ones(len(train)) if weights is None else np.asarray(weights, np.float64)
+        if values.shape != (len(train),) or not (np.isfinite(values) & (values >= 0)).all():
+            raise ValueError(
+                f"weights must be {len(train)} finite numbers ≥ 0, one a training run, got {weights!r}"
+            )
+        if len(train) and not values.any():
+            raise ValueError("every training run has weight 0: nothing to fit")
+        self._weights = values
+        return super().fit(train, validation)
+
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        self.batch_size_ = float(np.median(np.concatenate([c.batch_sizes for c in train.curricula])))
-        rows = transitions(train.runs, self.batch_size_)
+        self._measure(train)
+        rows = transitions(train.runs, self.batch_size_, self._factors(train))
         if not rows.observed.any():
             raise ValueError("no recorded transition has finite losses on both sides: nothing to fit")
-        self.loss_range_ = [float(f(train.loss[np.isfinite(train.loss)])) for f in (np.min, np.max)]
         self.rows_used_ = int(rows.observed.sum())
         self.left_out_ = rows.n_left_out
+        problem = self._problem(rows)
         self.penalty_errors_: dict[str, float] = {}
-        self.penalty_ = self.penalty if self.penalty is not None else self._choose(train, rows, validation)
+        self.penalty_: float | Array = (
+            self.penalty if self.penalty is not None else self._choose(train, problem, rows, validation)
+        )
+        solver = None if self.solver == "auto" else self.solver
+        solution = ridge.solve_ridge(problem, self.penalty_, solver, self._device())
+        self._set_coefficients(solution.coefficients)
+        slope, growth = self._split(solution.coefficients)[0], np.ones(self.n_test_)
+        if slope is not None:
+            alphas = np.split(1 + rows.counts @ slope, np.flatnonzero(np.diff(rows.run)) + 1)
+            growth = largest_growth(alphas)
+        self.diagnostics_: FitDiagnostics = fit_diagnostics(solution, growth, self.rows_used_, self.left_out_)
+        self.singular_ = self.diagnostics_["singular"]
+        self._warn_of(solution)
 
-        outer = ridge.OuterProducts(rows.counts)
-        solutions = [
-            self._solve(self._normal_equations(outer, rows, chunk), self.penalty_)
-            for chunk in self._chunks(1)
-        ]
-        self._set_coefficients(np.concatenate([solution.coefficients for solution in solutions]))
-        self.singular_ = int(sum(solution.singular.sum() for solution in solutions))
-        if self.singular_:
-            warnings.warn(
-                f"{type(self).__name__}: {self.singular_} of {self.n_test_} fits have no unique solution"
-                f" (λ = {self.penalty_:g}, {rows.counts.shape[0]} rows); took the smallest",
-                SimulationWarning,
-                stacklevel=3,
+    def _measure(self, train: RunSet) -> None:
+        """What is usual in the training runs: batch size, learning rates, losses."""
+        steps = np.concatenate([np.diff(curriculum.offsets) for curriculum in train.curricula])
+        weights = np.repeat(self._weights, [len(run) for run in train])
+        self.batch_size_ = _weighted_median(steps, weights)
+        recorded = [run.loss[np.isfinite(run.loss)] for run in train]
+        lows, highs = zip(
+            *[(v.min(), v.max()) for v in recorded if v.size] or [(np.nan, np.nan)], strict=True
+        )
+        self.loss_range_ = [float(min(lows)), float(max(highs))]
+        self.usual_rate_ = 1.0
+        if self.rate_scaled:
+            rates = np.concatenate([run.learning_rate for run in train])
+            if not np.isfinite(rates).all():
+                raise RunDataError(
+                    "rate_scaled needs the learning rate of every step, but"
+                    f" {np.sum(~np.isfinite(rates))} of {len(rates)} were not recorded"
+                )
+            self.usual_rate_ = _weighted_median(rates[rates > 0], weights[rates > 0])
+            self.learning_rate_ = _mean_schedule(
+                [np.asarray(run.learning_rate, np.float64) for run in train], self._weights
             )
 
-    def _choose(self, train: RunSet, rows: Transitions, validation: RunSet | None) -> float:
-        """The λ with the smallest rollout error; ties go to the larger."""
-        if validation is None and len(train) < 2:
-            raise ValueError(
-                "choosing a penalty takes validation runs, or at least two training runs to"
-                " cross-validate over; give one of them, or a penalty"
-            )
-        if validation is not None:
-            folds = [(np.zeros(len(train), bool), validation)]
+    def _factors(self, runs: RunSet) -> list[Array] | None:
+        """ρ [step] of each run: its learning rates relative to the usual one."""
+        return (
+            [np.divide(run.learning_rate, self.usual_rate_, dtype=np.float64) for run in runs]
+            if self.rate_scaled
+            else None
+        )
+
+    def _problem(self, rows: Transitions) -> ridge.RidgeProblem:
+        """Regressions of the distance from what coefficients shrink towards, θ₀:
+
+        L_t − L_{t-1} − design θ₀ = design (θ − θ₀),    design = [diag(L_{t-1}) U, U]
+        """
+        weighted = bool((self._weights != 1).any())
+        weight = np.sqrt(self._weights[rows.run])[:, None]
+        target = rows.current - rows.previous
+        if self.center == "zero" and self.free_slope:  # A' = −1/b
+            target += np.asarray(rows.counts.sum(axis=1)).reshape(-1, 1) / self.batch_size_ * rows.previous
+        scales = []
+        if self.free_slope:
+            scales.append(weight * rows.previous if weighted else rows.previous)  # 0 where unknown
+        if self.free_intercept:
+            scales.append(weight * rows.observed)
+        if not self.free_slope and rows.observed.all():
+            scales = [weight]  # one design for all test examples
+        if weighted:
+            target *= weight
+        return ridge.RidgeProblem(rows.counts, np.stack(scales), target, self.center == "pooled")
+
+    def _choose(
+        self, train: RunSet, problem: ridge.RidgeProblem, rows: Transitions, validation: RunSet | None
+    ) -> float | Array:
+        """The λ with the smallest rollout error."""
+        if validation is None:
+            folds = folds_over_runs(rows.run, len(train), self.folds)
+            scored, weights = train, self._weights
         else:
-            fold_of = np.arange(len(train)) % min(self.folds, len(train))
-            folds = [(fold_of == k, train[np.flatnonzero(fold_of == k)]) for k in range(max(fold_of) + 1)]
+            folds = [Fold(np.arange(len(rows.run)), np.arange(len(validation)))]
+            scored, weights = validation, np.ones(len(validation))
+        factors = self._factors(scored)
 
-        outer = ridge.OuterProducts(rows.counts)
-        held_out_rows = [rows.of_runs(held_out) for held_out, _ in folds]
-        held_out_outer = [ridge.OuterProducts(part.counts) for part in held_out_rows]
-        errors = np.zeros((len(PENALTIES), self.n_test_))
-        for chunk in self._chunks(2):
-            whole = self._normal_equations(outer, rows, chunk)
-            for fold, (_, scored) in enumerate(folds):
-                left_out = self._normal_equations(held_out_outer[fold], held_out_rows[fold], chunk)
-                equations = whole - left_out
-                for number, penalty in enumerate(PENALTIES):
-                    coefficients = self._solve(equations, penalty).coefficients
-                    errors[number, chunk] += self._rollout_errors(coefficients, scored, chunk)
-        mean = errors.mean(axis=1) / len(folds)
-        mean[~np.isfinite(mean)] = np.inf
-        if not np.isfinite(mean).any():
-            raise ValueError("every penalty tried gives rollouts that leave the range of floats")
-        self.penalty_errors_ = {f"{p:g}": float(e) for p, e in zip(PENALTIES, mean, strict=True)}
-        best = len(mean) - 1 - int(np.argmin(mean[::-1]))
-        return PENALTIES[best]
+        def roll_out(runs: npt.NDArray[np.int64], coefficients: Array, initial_loss: Array) -> Array:
+            slope, intercept = self._split(coefficients)
+            return simulate_linear(
+                [scored.runs[run].curriculum for run in runs],
+                initial_loss,
+                slope,
+                intercept,
+                batch_size=self.batch_size_,
+                rates=None if factors is None else _padded([factors[run] for run in runs]),
+            )
 
-    def _rollout_errors(self, coefficients: Array, runs: RunSet, tests: npt.NDArray[np.int64]) -> Array:
-        """float [test]: the all-steps MSE of rollouts under these coefficients, mean over runs."""
-        slope, intercept = self._split(coefficients)
-        losses = _simulate(runs.curricula, runs.initial_loss[:, tests], slope, intercept, self.batch_size_)
-        with np.errstate(over="ignore", invalid="ignore"):
-            squares = np.square(losses - runs.loss[:, :, tests])
-            known = np.isfinite(runs.loss[:, :, tests])
-            return np.where(known, squares, 0.0).sum((0, 1)) / np.maximum(known.sum((0, 1)), 1)
-
-    def _normal_equations(
-        self, outer: ridge.OuterProducts, rows: Transitions, tests: npt.NDArray[np.int64]
-    ) -> ridge.NormalEquations:
-        observed = rows.observed[:, tests].astype(np.float64)
-        previous, current = rows.previous[:, tests], rows.current[:, tests]
-        scales = [previous] * self.free_slope + [observed] * self.free_intercept  # previous: 0 if unknown
-        return ridge.normal_equations(outer, scales, current - previous)
-
-    def _solve(self, equations: ridge.NormalEquations, penalty: float) -> ridge.Solution:
-        n, blocks = self.n_train_, self.free_slope + self.free_intercept
-        if self.center == "pooled":
-            # min over the unpenalised mean ā of Σ_i (A_i − ā)² is ‖(I − 11ᵀ/n) A‖²
-            centering = np.eye(n) - 1.0 / n
-            metric: Array = np.kron(np.eye(blocks), centering)
-            return ridge.solve(equations, penalty, metric=metric)
-        center = np.zeros(blocks * n)
-        if self.center == "zero" and self.free_slope:
-            center[:n] = -1.0 / self.batch_size_  # A = 1/b + A' → 0
-        return ridge.solve(equations, penalty, center=center)
+        grid = np.array(sorted(self.penalties or PENALTIES))
+        errors = path_errors(problem, folds, scored, roll_out, grid, weights, self._device(), self.per_test)
+        self.penalty_errors_ = {f"{p:g}": float(e) for p, e in zip(grid, errors.mean(axis=1), strict=True)}
+        chosen = choose_penalty(errors, grid, self.per_test)
+        return chosen if self.per_test else float(chosen)
 
     def _split(self, coefficients: Array) -> tuple[Array | None, Array | None]:
-        """[test, p] → A' and B [train, test], None for those the model has not."""
-        parts = np.split(coefficients.T, self.free_slope + self.free_intercept)
-        return (parts[0] if self.free_slope else None), (parts[-1] if self.free_intercept else None)
+        """Distances from the center [block, n, column] → A' and B [n, column]; None for a missing one."""
+        slope = coefficients[0] if self.free_slope else None
+        if slope is not None and self.center == "zero":
+            slope = slope - 1 / self.batch_size_
+        return slope, (coefficients[-1] if self.free_intercept else None)
 
     def _set_coefficients(self, coefficients: Array) -> None:
         slope, intercept = self._split(coefficients)
@@ -180,31 +259,102 @@ class MarkovSimulator(Simulator):
         self.A_ = 1 / self.batch_size_ + (np.zeros(shape) if slope is None else slope)
         self.B_ = np.zeros(shape) if intercept is None else np.ascontiguousarray(intercept)
 
-    def _chunks(self, copies: int) -> Iterator[npt.NDArray[np.int64]]:
-        """The test examples in chunks whose Gram matrices fit in memory."""
-        columns = self.n_train_ * (self.free_slope + self.free_intercept)
-        size = max(1, _GRAM_BYTES // ((2 + copies) * 8 * columns**2))
-        return (np.arange(start, min(start + size, self.n_test_)) for start in range(0, self.n_test_, size))
+    def _device(self) -> torch.device:
+        return ridge.default_device() if self.device is None else torch.device(self.device)
+
+    def _warn_of(self, solution: ridge.RidgeSolution) -> None:
+        name = type(self).__name__
+        if self.singular_:
+            warnings.warn(
+                f"{name}: {self.singular_} of {self.n_test_} fits have no unique solution"
+                f" ({self.rows_used_} rows in all, penalty {self.penalty_}); took the smallest",
+                SimulationWarning,
+                stacklevel=5,
+            )
+        if solution.convergence is not None and solution.convergence.failed:
+            warnings.warn(
+                f"{name}: the iterative solver did not reach its tolerance for {solution.convergence.failed}"
+                f" of {self.n_test_} test examples (relative residual {solution.convergence.residual:.1e});"
+                " take a larger penalty or another solver",
+                SimulationWarning,
+                stacklevel=5,
+            )
 
     # --------------------------------------------------------------------------------- simulating
 
-    def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
+    def _simulate(
+        self,
+        curricula: Sequence[Curriculum],
+        initial_loss: Array,
+        learning_rate: npt.ArrayLike | None = None,
+    ) -> Array:
+        """``learning_rate`` [step] or [run, step], with ``rate_scaled``; None: the training runs' mean."""
         slope = self.A_ - 1 / self.batch_size_ if self.free_slope else None
-        intercept = self.B_ if self.free_intercept else None
-        losses = _simulate(curricula, initial_loss, slope, intercept, self.batch_size_)
-        low, high = self.loss_range_
-        margin = 10 * max(high - low, 1e-12)
-        with np.errstate(invalid="ignore"):
-            wild = ~((losses > low - margin) & (losses < high + margin)).all(axis=(1, 2))
-        if wild.any():
+        losses = simulate_linear(
+            curricula,
+            initial_loss,
+            slope,
+            self.B_ if self.free_intercept else None,
+            batch_size=self.batch_size_,
+            rates=self._rates(curricula, learning_rate),
+            clip=None if self.clip is None else self._widened_range(0.1),
+            progress=True,
+        )
+        if (wild := int(self._far_outside(losses).sum())) > 0:
+            low, high = self.loss_range_
             warnings.warn(
-                f"{type(self).__name__}: {wild.sum()} of {len(curricula)} simulated runs leave the range"
-                f" of recorded losses ({low:.3g} .. {high:.3g}) by more than ten times its width:"
-                " the model is unstable there; a larger penalty or another center may help",
+                f"{type(self).__name__}: {wild} of {len(curricula)} simulated runs leave the range"
+                f" of recorded losses ({low:.3g} .. {high:.3g}) by more than {_WIDTHS:g} times its width:"
+                " the model is unstable there; a larger penalty, another center or clip='range' may help",
                 SimulationWarning,
                 stacklevel=3,
             )
         return losses
+
+    def _rates(self, curricula: Sequence[Curriculum], learning_rate: npt.ArrayLike | None) -> Array | None:
+        """ρ [run, step]"""
+        if not self.rate_scaled:
+            if learning_rate is not None:
+                raise ValueError("learning_rate= takes a simulator fitted with rate_scaled=True")
+            return None
+        steps = max(len(curriculum) for curriculum in curricula)
+        if learning_rate is None:  # after the last recorded step, the last rate
+            learning_rate = self.learning_rate_[np.minimum(np.arange(steps), len(self.learning_rate_) - 1)]
+        rates = np.asarray(learning_rate, np.float64)
+        if (
+            rates.ndim not in (1, 2)
+            or rates.shape[-1] < steps
+            or rates.shape[:-1] not in ((), (len(curricula),))
+        ):
+            raise ValueError(
+                f"learning_rate must be [step] = ({steps},) or [run, step] = ({len(curricula)}, {steps}),"
+                f" got {rates.shape}"
+            )
+        return np.broadcast_to(rates[..., :steps] / self.usual_rate_, (len(curricula), steps))
+
+    def _widened_range(self, widths: float) -> tuple[float, float]:
+        low, high = self.loss_range_
+        margin = widths * max(high - low, 1e-12)
+        return low - margin, high + margin
+
+    def _far_outside(self, losses: Array) -> npt.NDArray[np.bool_]:
+        """bool [run]"""
+        low, high = self._widened_range(_WIDTHS)
+        flat = losses.reshape(len(losses), -1)
+        with np.errstate(invalid="ignore"):
+            return ~((flat.min(axis=1) > low) & (flat.max(axis=1) < high))
+
+    def leaves_range(self, losses: npt.ArrayLike) -> npt.NDArray[np.bool_]:
+        """Which simulated losses [run, step + 1, test] leave the range of recorded ones, widened by a tenth.
+
+        bool [run, test]; what ``clip`` holds at the edge counts as leaving it.
+        """
+        low, high = self._widened_range(0.1)
+        values = np.asarray(losses, np.float64)
+        inside: npt.NDArray[np.bool_] = ((values > low) & (values < high)) | np.isnan(
+            values
+        )  # NaN: after the end
+        return np.logical_not(inside.all(axis=1))
 
 
 class LinearSimulator(MarkovSimulator):
@@ -225,29 +375,20 @@ class MultiplicativeSimulator(MarkovSimulator):
     free_slope, free_intercept = True, False
 
 
-def _simulate(
-    curricula: Sequence[Curriculum],
-    initial_loss: Array,
-    slope: Array | None,
-    intercept: Array | None,
-    batch_size: float,
-) -> Array:
-    """Rollouts [run, step + 1, test] under A' and B [train, test], a chunk of curricula at a time."""
-    steps, tests = max(len(curriculum) for curriculum in curricula), initial_loss.shape[1]
-    losses = np.empty((len(curricula), steps + 1, tests))
-    size = max(1, _SIMULATION_BYTES // (2 * 8 * steps * tests))
-    for start in range(0, len(curricula), size):
-        part = curricula[start : start + size]
-        counts = count_matrix(part, batch_size)
-        effects = [None if c is None else _padded(counts @ c, part, steps) for c in (slope, intercept)]
-        alpha = None if effects[0] is None else 1 + effects[0]
-        losses[start : start + size] = roll_out(alpha, effects[1], initial_loss[start : start + size])
-    return losses
+def _weighted_median(values: npt.ArrayLike, weights: Array) -> float:
+    return float(np.quantile(np.asarray(values, np.float64), 0.5, weights=weights, method="inverted_cdf"))
 
 
-def _padded(rows: Array, curricula: Sequence[Curriculum], steps: int) -> Array:
-    """Rows of all curricula in turn [row, test] → [run, step, test], 0 after a curriculum's end."""
-    lengths = np.array([len(curriculum) for curriculum in curricula])
-    padded = np.zeros((len(curricula), steps, rows.shape[1]))
-    padded[np.arange(steps) < lengths[:, None]] = rows
+def _mean_schedule(rates: Sequence[Array], weights: Array) -> Array:
+    """[step], over the runs that are that long."""
+    padded = _padded(rates)
+    reached = np.arange(padded.shape[1]) < np.array([len(rate) for rate in rates])[:, None]
+    return (weights[:, None] * padded).sum(0) / np.maximum((weights[:, None] * reached).sum(0), 1e-300)
+
+
+def _padded(series: Sequence[Array]) -> Array:
+    """[run, step], 0 after the end of each."""
+    padded = np.zeros((len(series), max(len(values) for values in series)))
+    for row, values in zip(padded, series, strict=True):
+        row[: len(values)] = values
     return padded

@@ -1,0 +1,438 @@
+"""Conjugate gradients for many systems (G_z + λ_z P) θ = m_z at once.
+
+Products with G go through the sparse counts of all test examples together,
+
+    G v = Σ_j Uᵀ s_j (Σ_l s_l U v_l).
+
+Preconditioned with the inverses of the k × k diagonal blocks of G + λP, one an example: an example's
+own coefficients are nearly collinear (s is nearly constant along a run), while those of different
+examples are nearly orthogonal where curricula are shuffled, so that a few dozen iterations reach
+rounding level. Pooled problems get the same for the averages of the blocks, on which λP vanishes.
+
+Most iterations run in single precision, which is twice to six times as fast, inside an iterative
+refinement whose residuals are double: the answer is as exact as that of a factorization.
+
+Vectors are [group, p, column], a column a system (test × λ); there is one group.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from scipy import sparse
+
+from simfluence.simulators.ridge.problem import (
+    Array,
+    Convergence,
+    RidgeProblem,
+    RidgeSolution,
+    norm_bound,
+    off_mean,
+    penalised_rank,
+    probes,
+)
+
+TOLERANCE = 3e-11
+MAX_ITERATIONS = 400
+_PROBE_TOLERANCE = 1e-3  # for diagnostics
+_SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
+_DROP = 0.6  # share of columns still to converge at which the others are left behind
+_CHUNK_COLUMNS = (16, 64)  # test examples at once: wide enough to vectorise, and not to leave the cache
+_CHUNK_VALUES = 2_500_000  # of rows × test examples
+
+
+class CountProducts:
+    """U v and Uᵀ r for dense v [n, c], r [row, c], on the given device, in double or single precision."""
+
+    def __init__(self, counts: sparse.csr_array, device: torch.device) -> None:
+        self.device, self._counts, self._on_cpu = device, counts, device.type == "cpu"
+        pair = (counts, counts.T.tocsr())
+        if self._on_cpu:
+            self._bags = [_bags(matrix) for matrix in pair]
+        else:
+            self._matrices = {
+                dtype: [_torch_csr(matrix, device).to(dtype) for matrix in pair]
+                for dtype in (torch.float32, torch.float64)
+            }
+
+    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
+        """U v"""
+        if not self._on_cpu:
+            return self._matrices[vectors.dtype][0] @ vectors
+        if vectors.dtype == torch.float64:  # scipy's product is several times faster here than torch's
+            return torch.from_numpy(self._counts @ vectors.numpy())
+        return _sum_bags(vectors, *self._bags[0])
+
+    def backward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Uᵀ r"""
+        if not self._on_cpu:
+            return self._matrices[rows.dtype][1] @ rows
+        if rows.dtype == torch.float64:
+            return torch.from_numpy(self._counts.T @ rows.numpy())
+        return _sum_bags(rows, *self._bags[1])
+
+
+Preconditioner: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
+
+
+class Systems:
+    """(G + λP) v for [group, p, column], and what preconditions it.
+
+    Parameters
+    ----------
+    penalty : λ [column].
+    diagonal : the k × k diagonal blocks of G, [group, k, k, n, column or 1].
+    mean : NᵀGN for pooled systems, N = I_k ⊗ 1/√n, [group, k, k, column or 1]; else None.
+    """
+
+    def __init__(self, penalty: torch.Tensor, diagonal: torch.Tensor, mean: torch.Tensor | None) -> None:
+        self.penalty, self.diagonal, self.mean = penalty, diagonal, mean
+        self.blocks = diagonal.shape[1]
+
+    def gram(self, vectors: torch.Tensor) -> torch.Tensor:
+        """G v"""
+        raise NotImplementedError
+
+    def restricted(self, columns: torch.Tensor) -> Systems:
+        """Those columns' systems; ``columns`` is bool [column]."""
+        raise NotImplementedError
+
+    def single(self) -> Systems:
+        """The same in single precision."""
+        raise NotImplementedError
+
+    def apply(self, vectors: torch.Tensor) -> torch.Tensor:
+        """(G + λP) v"""
+        pull = vectors if self.mean is None else off_mean(vectors, self.blocks)
+        return self.gram(vectors).addcmul_(self.penalty, pull)
+
+    def preconditioner(self) -> Preconditioner:
+        """(G + λP)⁻¹ of the blocks of each example, and of the blocks' averages."""
+        k, n = self.blocks, self.diagonal.shape[3]
+        share = 1.0 if self.mean is None else 1 - 1 / n
+        tiny = torch.finfo(self.penalty.dtype).tiny
+        blocks = self.diagonal.expand(*self.diagonal.shape[:-1], len(self.penalty)).clone()
+        for a in range(k):
+            blocks[:, a, a] += share * self.penalty
+            blocks[:, a, a].clamp_min_(tiny)
+        if self.mean is None:
+            return _inverse(blocks), None
+        mean = self.mean.expand(*self.mean.shape[:-1], len(self.penalty)).clone()
+        for a in range(k):
+            mean[:, a, a] *= 1 + 1e-10
+            mean[:, a, a].clamp_min_(tiny)
+        return _inverse(blocks), _inverse(mean[..., None, :])[..., 0, :]
+
+
+class SparseSystems(Systems):
+    """G by products with the sparse counts, one group.
+
+    Parameters
+    ----------
+    scales : s, [row, column or 1] for each block; None for a block of ones.
+    parts : as of :class:`Systems`.
+    """
+
+    def __init__(self, products: CountProducts, scales: Sequence[torch.Tensor | None], *parts: Any) -> None:
+        super().__init__(*parts)
+        self._products, self._scales = products, scales
+        self._buffer = torch.empty(0, dtype=self.penalty.dtype, device=self.penalty.device)
+
+    def gram(self, vectors: torch.Tensor) -> torch.Tensor:
+        parts = vectors[0].unflatten(0, (self.blocks, -1))
+        rows: torch.Tensor | None = None
+        for scale, part in reversed(list(zip(self._scales, parts, strict=True))):
+            product = self._products.forward(part)
+            if rows is None:
+                rows = product if scale is None else product.mul_(scale)
+            else:
+                rows = rows.add_(product) if scale is None else rows.addcmul_(product, scale)
+        assert rows is not None
+        out = torch.empty_like(vectors)
+        by_block = out[0].unflatten(0, (self.blocks, -1))
+        if self._buffer.shape != rows.shape:
+            self._buffer = torch.empty_like(rows)
+        for number, scale in enumerate(self._scales):
+            weighted = rows if scale is None else torch.mul(rows, scale, out=self._buffer)
+            by_block[number] = self._products.backward(weighted)
+        return out
+
+    def restricted(self, columns: torch.Tensor) -> SparseSystems:
+        scales = [None if scale is None else _chosen(scale, columns) for scale in self._scales]
+        mean = None if self.mean is None else _chosen(self.mean, columns)
+        diagonal = _chosen(self.diagonal, columns)
+        return SparseSystems(self._products, scales, self.penalty[columns], diagonal, mean)
+
+    def single(self) -> SparseSystems:
+        scales = [None if scale is None else scale.float() for scale in self._scales]
+        mean = None if self.mean is None else self.mean.float()
+        return SparseSystems(self._products, scales, self.penalty.float(), self.diagonal.float(), mean)
+
+
+def sparse_systems(problem: RidgeProblem, penalty: Array, products: CountProducts) -> SparseSystems:
+    """Columns test × λ, the penalties' grid outermost; ``penalty`` is [λ, test]."""
+    diagonal, mean = _diagonal_blocks(problem)
+
+    def columns(values: Array) -> torch.Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(values)).to(products.device)
+        if problem.shared or len(penalty) == 1:
+            return tensor
+        return tensor.repeat(*[1] * (tensor.ndim - 1), len(penalty))
+
+    return SparseSystems(
+        products,
+        [None if (scale == 1).all() else columns(scale) for scale in problem.scales],
+        torch.from_numpy(penalty.ravel()).to(products.device),
+        columns(diagonal)[None],
+        columns(mean)[None] if problem.pooled else None,
+    )
+
+
+def conjugate_gradients(
+    systems: Systems,
+    moment: torch.Tensor,
+    tolerance: float | torch.Tensor = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+    preconditioner: Preconditioner | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Solve all systems; columns leave the work once all their groups have converged.
+
+    Parameters
+    ----------
+    moment : m, [group, p, column].
+    tolerance : of √(rᵀM⁻¹r) relative to its start, r the residual and M the preconditioner; a number or
+        [group, column].
+    preconditioner : of the systems, if at hand.
+
+    Returns
+    -------
+    θ [group, p, column], bool [group, column] where the tolerance was reached, and iterations taken.
+    """
+    own, average = preconditioner or systems.preconditioner()
+    k = systems.blocks
+    theta = torch.zeros_like(moment)
+    columns = torch.arange(moment.shape[2], device=moment.device)
+    done = torch.zeros(moment.shape[0], moment.shape[2], dtype=torch.bool, device=moment.device)
+    residual, found = moment.clone(), torch.zeros_like(moment)
+    z = _precondition(residual, own, average, k)
+    direction = z.clone()
+    size = (residual * z).sum(1)
+    target = tolerance**2 * size
+    iteration = 0
+    for iteration in range(max_iterations + 1):
+        active = size > target
+        if not active.any() or iteration == max_iterations:
+            break
+        if (busy := active.any(0)).sum() <= _DROP * len(columns):  # drop what has converged
+            theta[:, :, columns], done[:, columns] = found, ~active
+            columns, systems = columns[busy], systems.restricted(busy)
+            kept = (part[..., busy] for part in (found, residual, direction, size, target, active))
+            found, residual, direction, size, target, active = (part.contiguous() for part in kept)
+            own = own[..., busy].contiguous()
+            average = average if average is None else average[..., busy]
+        applied = systems.apply(direction)
+        curvature = (direction * applied).sum(1)
+        step = torch.where(active & (curvature > 0), size / curvature, 0.0)[:, None]
+        found.addcmul_(step, direction)
+        residual.addcmul_(-step, applied)
+        z = _precondition(residual, own, average, k)
+        new = (residual * z).sum(1)
+        direction.mul_(torch.where(active, new / size, 0.0)[:, None]).add_(z)
+        size = torch.where(active, new, size)
+    theta[:, :, columns], done[:, columns] = found, size <= target
+    return theta, done, iteration
+
+
+def solve_systems(
+    systems: Systems,
+    moment: torch.Tensor,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+) -> tuple[torch.Tensor, torch.Tensor, int, torch.Tensor]:
+    """Iterative refinement: residuals in double precision, corrections by single precision iterations,
+
+        r = m − (G + λP) θ,    θ ← θ + solve(r),
+
+    while that gains a factor of ten a round; what is left is iterated in double precision. Arguments and
+    answers are as those of :func:`conjugate_gradients`; and the residual r.
+    """
+    exact = systems.preconditioner()
+    rough = systems.single()
+    rough_exact = (exact[0].float(), None if exact[1] is None else exact[1].float())
+
+    def size(residual: torch.Tensor) -> torch.Tensor:
+        """√(rᵀM⁻¹r) [group, column]"""
+        return (residual * _precondition(residual, *exact, systems.blocks)).sum(1).clamp_min(0.0).sqrt()
+
+    theta, residual = torch.zeros_like(moment), moment
+    left = size(moment)
+    target, iterations, gains = tolerance * left, 0, True
+    while gains and (left > target).any() and iterations < max_iterations:
+        wanted = (0.5 * target / left.clamp_min(1e-300)).clamp(_SINGLE_TOLERANCE, 1.0)
+        unit = residual.abs().amax(1, keepdim=True).clamp_min(1e-300)
+        correction, _, taken = conjugate_gradients(
+            rough, (residual / unit).float(), wanted.float(), max_iterations - iterations, rough_exact
+        )
+        iterations += taken
+        trial = theta.addcmul(correction.double(), unit)
+        new_residual = moment - systems.apply(trial)
+        new = size(new_residual)
+        better = (new < left) | (left == 0)
+        gains = bool(((new < 0.1 * left) | (new <= target)).all())
+        theta = torch.where(better[:, None], trial, theta)
+        residual = torch.where(better[:, None], new_residual, residual)
+        left = torch.where(better, new, left)
+    if (left > target).any() and iterations < max_iterations:
+        wanted = (target / left.clamp_min(1e-300)).clamp_max(1.0)
+        correction, done, taken = conjugate_gradients(
+            systems, residual, wanted, max_iterations - iterations, exact
+        )
+        theta = theta + correction
+        return theta, done, iterations + taken, moment - systems.apply(theta)
+    return theta, left <= target, iterations, residual
+
+
+def solve_iterative(
+    problem: RidgeProblem,
+    penalty: Array,
+    device: torch.device,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+) -> RidgeSolution:
+    """All test examples, a chunk at a time; ``penalty`` is [test], positive."""
+    products = CountProducts(problem.counts, device)
+    signs = probes(problem.columns, problem.n_tests)
+    size = int(np.clip(_CHUNK_VALUES // max(1, problem.counts.shape[0]), *_CHUNK_COLUMNS))
+    parts = []
+    for start in range(0, problem.n_tests, size):
+        chunk = slice(start, start + size)
+        parts.append(
+            _solve_chunk(
+                problem.tests(chunk), penalty[chunk], products, signs[:, chunk], tolerance, max_iterations
+            )
+        )
+    thetas, freedoms, conditions, residuals, converged, iterations = zip(*parts, strict=True)
+    failed = ~np.concatenate(converged)
+    return RidgeSolution(
+        coefficients=np.concatenate(thetas, axis=-1),
+        solver="iterative",
+        singular=np.zeros(problem.n_tests, bool),
+        degrees_of_freedom=np.concatenate(freedoms),
+        condition=np.concatenate(conditions),
+        convergence=Convergence(tolerance, max(iterations), float(max(residuals)), int(failed.sum())),
+    )
+
+
+def _solve_chunk(
+    problem: RidgeProblem,
+    penalty: Array,
+    products: CountProducts,
+    signs: Array,
+    tolerance: float,
+    max_iterations: int,
+) -> tuple[Array, Array, Array, float, Array, int]:
+    """(θ [block, n, test], degrees of freedom, condition, residual, converged, iterations)."""
+    k = problem.blocks
+    systems = sparse_systems(problem, penalty[None], products)
+    device, weights = systems.penalty.device, systems.penalty
+    moment = torch.from_numpy(moments(problem)).to(device)[None]
+    theta, converged, iterations, left = solve_systems(systems, moment, tolerance, max_iterations)
+    residual = left.norm(dim=1) / moment.norm(dim=1).clamp_min(1e-300)
+    probe = torch.from_numpy(signs).to(device)[None]
+    pushed = off_mean(probe, k) if problem.pooled else probe
+    rough, _, _ = conjugate_gradients(systems.single(), pushed.float(), _PROBE_TOLERANCE, max_iterations)
+    probed = rough.double()
+    freedom = problem.columns - penalised_rank(problem) + (pushed * (pushed - weights * probed)).sum((0, 1))
+    condition = (
+        (torch.from_numpy(norm_bound(problem)).to(device) + weights)
+        * probed.norm(dim=(0, 1))
+        / pushed.norm(dim=(0, 1))
+    )
+    return (
+        theta[0].reshape(k, problem.n, -1).cpu().numpy(),
+        freedom.cpu().numpy(),
+        condition.cpu().numpy(),
+        float(residual.max()),
+        converged[0].cpu().numpy(),
+        iterations,
+    )
+
+
+def moments(problem: RidgeProblem) -> Array:
+    """m = Xᵀy, [p, test]."""
+    return np.concatenate([problem.counts.T @ (scale * problem.target) for scale in problem.scales])
+
+
+def _diagonal_blocks(problem: RidgeProblem) -> tuple[Array, Array]:
+    """The k × k diagonal blocks of G [k, k, n, column] and NᵀGN [k, k, column]."""
+    squares = problem.counts.copy()
+    squares.data = squares.data**2
+    total = np.square(np.asarray(problem.counts.sum(axis=1))) / problem.n
+    k = problem.blocks
+    rows = [[problem.scales[a] * problem.scales[b] for b in range(k)] for a in range(k)]
+    diagonal = np.stack([np.stack([squares.T @ product for product in row]) for row in rows])
+    mean = np.stack([np.stack([total @ product for product in row]) for row in rows])
+    return diagonal, mean
+
+
+def _chosen(values: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    return values if values.shape[-1] == 1 else values[..., columns]
+
+
+def _precondition(
+    residual: torch.Tensor, own: torch.Tensor, average: torch.Tensor | None, k: int
+) -> torch.Tensor:
+    """M⁻¹ r."""
+    split = residual.unflatten(1, (k, -1))
+    out = torch.empty_like(split)
+    for a in range(k):
+        torch.mul(own[:, a, 0], split[:, 0], out=out[:, a])
+        for b in range(1, k):
+            out[:, a].addcmul_(own[:, a, b], split[:, b])
+    if average is not None:
+        means = split.mean(2)  # Nᵀr / √n
+        out += torch.einsum("gabc,gbc->gac", average, means)[:, :, None]
+    return out.flatten(1, 2)
+
+
+def _inverse(blocks: torch.Tensor) -> torch.Tensor:
+    """Inverses of positive definite k × k matrices laid out as [group, k, k, n, column]."""
+    k = blocks.shape[1]
+    if k == 1:
+        return 1 / blocks
+    if k == 2:
+        a, b, d = blocks[:, 0, 0], blocks[:, 0, 1], blocks[:, 1, 1]
+        # collinear to rounding: keep it positive
+        accuracy = 50 * torch.finfo(blocks.dtype).eps
+        determinant = torch.maximum(a * d - b * b, accuracy * a * d)
+        return torch.stack([torch.stack([d, -b], 1), torch.stack([-b, a], 1)], 1) / determinant[:, None, None]
+    return torch.linalg.pinv(blocks.movedim((1, 2), (-2, -1)), hermitian=True).movedim((-2, -1), (1, 2))
+
+
+def _bags(matrix: sparse.csr_array) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(columns, pointers, values) of the rows, for single precision sums."""
+    integers = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indices, matrix.indptr))
+    return (*integers, torch.from_numpy(matrix.data).float())  # type: ignore[return-value]
+
+
+def _sum_bags(
+    table: torch.Tensor, columns: torch.Tensor, pointers: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """Sparse times dense: torch's sums of embeddings are vectorised as no sparse product is."""
+    return torch.nn.functional.embedding_bag(
+        columns, table, pointers, mode="sum", per_sample_weights=values, include_last_offset=True
+    )
+
+
+def _torch_csr(matrix: sparse.csr_array, device: torch.device) -> torch.Tensor:
+    pointers, indices = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
+        made = torch.sparse_csr_tensor(
+            pointers, indices, torch.from_numpy(matrix.data), matrix.shape, check_invariants=True
+        )
+        return made.to(device)

@@ -1,0 +1,341 @@
+"""Options of the published family: weights, schedules, intervals, penalties per test, diagnostics, clipping.
+
+Kept self-contained: runs are made by a naive loop over steps.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.linear_model import Ridge
+
+from simfluence import AdditiveSimulator, Curriculum, LinearSimulator, MultiplicativeSimulator, RunSet
+from simfluence.errors import RunDataError
+from simfluence.runs import ExampleTable, Run
+from simfluence.simulators import SimulationWarning, load_simulator
+from simfluence.simulators.rollout import roll_out, simulate_linear
+from simfluence.simulators.selection import PENALTIES, choose_penalty
+
+N, M, B = 10, 3, 3
+FAMILY = [AdditiveSimulator, MultiplicativeSimulator, LinearSimulator]
+
+
+def naive(batches, initial, slope, intercept, rates=None):
+    """L_t − L_{t-1} = ρ_t Σ_i (A'_i L_{t-1} + B_i), one step after the other."""
+    series = [np.asarray(initial, float)]
+    for step, batch in enumerate(batches):
+        rate = 1.0 if rates is None else rates[step]
+        before = series[-1]
+        series.append(before + rate * sum(slope[i] * before + intercept[i] for i in batch))
+    return np.array(series)
+
+
+def make_runs(n_runs=8, steps=25, *, noise=0.01, seed=0, rates=None):
+    """Runs a linear model made, as run set, with A' and B [train, test]."""
+    rng = np.random.default_rng(seed)
+    slope, intercept = rng.normal(-0.02, 0.02, (N, M)), rng.normal(0, 0.03, (N, M))
+    batches = rng.integers(0, N, (n_runs, steps, B))
+    losses = [
+        naive(batches[r], rng.uniform(1, 3, M), slope, intercept, None if rates is None else rates[r])
+        for r in range(n_runs)
+    ]
+    losses = np.array(losses) + noise * rng.normal(size=(n_runs, steps + 1, M))
+    runs = RunSet.from_arrays(batches, losses, train=N, learning_rate=rates)
+    return runs, slope, intercept
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return make_runs()[0]
+
+
+@pytest.mark.parametrize("center", ["zero", "identity", "pooled"])
+@pytest.mark.parametrize("solver", ["primal", "dual", "iterative"])
+@pytest.mark.parametrize("family", FAMILY)
+def test_every_solver_gives_the_same(runs, family, solver, center):
+    expected = family(penalty=0.5, center=center, solver="primal").fit(runs)
+    found = family(penalty=0.5, center=center, solver=solver).fit(runs)
+    np.testing.assert_allclose(found.A_, expected.A_, atol=1e-8)
+    np.testing.assert_allclose(found.B_, expected.B_, atol=1e-8)
+    assert found.diagnostics_["solver"] == solver
+
+
+@pytest.mark.parametrize("family", FAMILY)
+@pytest.mark.parametrize("center", ["zero", "pooled"])
+def test_permuting_examples_permutes_coefficients(runs, family, center):
+    place = np.random.default_rng(1).permutation(N)
+    renamed = RunSet.from_arrays(
+        [[place[batch] for batch in curriculum] for curriculum in runs.curricula], runs.loss, train=N
+    )
+    a, b = (family(penalty=0.3, center=center).fit(r) for r in (runs, renamed))
+    np.testing.assert_allclose(b.A_[place], a.A_, atol=1e-9)
+    np.testing.assert_allclose(b.B_[place], a.B_, atol=1e-9)
+
+
+@pytest.mark.parametrize("family", FAMILY)
+def test_a_run_of_weight_two_is_the_run_given_twice(runs, family):
+    batches = [list(curriculum) for curriculum in runs.curricula]
+    twice = RunSet.from_arrays([*batches, batches[2]], [*runs.loss, runs.loss[2]], train=N)
+    weights = np.ones(len(runs))
+    weights[2] = 2
+    a, b = family(penalty=0.3).fit(runs, weights=weights), family(penalty=0.3).fit(twice)
+    np.testing.assert_allclose(a.A_, b.A_, atol=1e-10)
+    np.testing.assert_allclose(a.B_, b.B_, atol=1e-10)
+
+
+def test_a_run_of_weight_zero_is_left_out(runs):
+    weights = np.array([1.0] * 6 + [0.0] * 2)
+    a, b = LinearSimulator(penalty=0.3).fit(runs, weights=weights), LinearSimulator(penalty=0.3).fit(runs[:6])
+    np.testing.assert_allclose(a.A_, b.A_, atol=1e-10)
+
+
+@pytest.mark.parametrize("weights", [[1.0], [-1.0] * 8, [np.nan] * 8, [0.0] * 8])
+def test_bad_weights_are_named(runs, weights):
+    with pytest.raises(ValueError, match="weight"):
+        LinearSimulator(penalty=1.0).fit(runs, weights=weights)
+
+
+def test_a_penalty_per_test_is_chosen_from_that_tests_rollouts(runs):
+    both = LinearSimulator(per_test=True).fit(runs)
+    assert both.penalty_.shape == (M,)
+    for z in range(M):
+        alone = RunSet.from_arrays(
+            [list(curriculum) for curriculum in runs.curricula], runs.loss[..., z : z + 1], train=N
+        )
+        single = LinearSimulator().fit(alone)
+        assert single.penalty_ == pytest.approx(both.penalty_[z])
+        np.testing.assert_allclose(single.B_[:, 0], both.B_[:, z], atol=1e-8)
+
+
+def test_cross_validation_is_what_separate_fits_and_rollouts_say(runs):
+    found = LinearSimulator(folds=4).fit(runs)
+    number = np.arange(len(runs)) % 4
+    for penalty, error in found.penalty_errors_.items():
+        folds = []
+        for k in range(4):
+            held_out = runs[np.flatnonzero(number == k)]
+            fitted = LinearSimulator(penalty=float(PENALTIES[list(found.penalty_errors_).index(penalty)]))
+            fitted.fit(runs[np.flatnonzero(number != k)])
+            simulated = fitted.simulate(held_out.curricula, held_out.initial_loss)
+            folds.append(np.mean(np.square(simulated - held_out.loss)[:, 1:]))
+        assert error == pytest.approx(np.mean(folds), rel=1e-3)
+
+
+def test_a_grid_of_ones_own(runs, tmp_path):
+    simulator = AdditiveSimulator(penalties=[100, 1]).fit(runs)
+    assert list(simulator.penalty_errors_) == ["1", "100"]
+    simulator.save(tmp_path / "s.safetensors")
+    assert repr(load_simulator(tmp_path / "s.safetensors")) == repr(simulator)
+
+
+def test_ties_go_to_the_larger_penalty_and_nothing_finite_is_an_error():
+    grid = np.array([0.1, 1.0, 10.0])
+    assert choose_penalty(np.array([[1.0], [1.0], [2.0]]), grid, per_test=False) == 1.0
+    assert choose_penalty(np.array([[1.0, 5.0], [2.0, 4.0], [3.0, np.inf]]), grid, True).tolist() == [
+        0.1,
+        1.0,
+    ]
+    with pytest.raises(ValueError, match="range of floats"):
+        choose_penalty(np.full((3, 2), np.inf), grid, per_test=False)
+
+
+def test_effects_proportional_to_the_learning_rate():
+    rates = 1e-3 * np.linspace(2, 0.2, 25) * np.ones((8, 1))
+    usual = float(np.quantile(rates, 0.5, method="inverted_cdf"))
+    runs, slope, intercept = make_runs(noise=0.0, rates=rates / usual)
+    runs = RunSet.from_arrays([list(c) for c in runs.curricula], runs.loss, train=N, learning_rate=rates)
+    simulator = LinearSimulator(penalty=1e-9, rate_scaled=True).fit(runs)
+    assert simulator.usual_rate_ == pytest.approx(usual)
+    np.testing.assert_allclose(simulator.A_ - 1 / B, slope, atol=1e-4)
+    np.testing.assert_allclose(simulator.B_, intercept, atol=1e-4)
+    by_default = simulator.simulate(runs.curricula, runs.initial_loss)
+    np.testing.assert_allclose(by_default, runs.loss, atol=1e-4)
+    np.testing.assert_allclose(
+        simulator.simulate(runs.curricula, runs.initial_loss, learning_rate=rates), by_default
+    )
+    still = simulator.simulate(runs.curricula, runs.initial_loss, learning_rate=np.zeros(25))
+    np.testing.assert_allclose(still, np.repeat(runs.initial_loss[:, None], 26, axis=1))
+    other = simulator.simulate(runs.curricula[:1], runs.initial_loss[:1], learning_rate=rates[0, ::-1])
+    expected = naive(
+        runs.curricula[0], runs.initial_loss[0], simulator.A_ - 1 / B, simulator.B_, rates[0, ::-1] / usual
+    )
+    np.testing.assert_allclose(other[0], expected, atol=1e-9)
+
+
+def test_learning_rates_that_are_missing_or_misshapen_are_named(runs):
+    with pytest.raises(RunDataError, match="learning rate"):
+        LinearSimulator(penalty=1.0, rate_scaled=True).fit(runs)
+    plain = LinearSimulator(penalty=1.0).fit(runs)
+    with pytest.raises(ValueError, match="rate_scaled"):
+        plain.simulate(runs.curricula, runs.initial_loss, learning_rate=np.ones(25))
+    scaled = make_runs(rates=np.ones((8, 25)))[0]
+    fitted = LinearSimulator(penalty=1.0, rate_scaled=True).fit(scaled)
+    with pytest.raises(ValueError, match=r"\[step\]"):
+        fitted.simulate(runs.curricula, runs.initial_loss, learning_rate=np.ones(3))
+
+
+def test_losses_recorded_every_few_steps():
+    """Effects that do not depend on the loss add up exactly over an interval."""
+    rng = np.random.default_rng(0)
+    intercept = rng.normal(0, 0.05, (N, M))
+    made = []
+    for number, every in enumerate([1, 2, 3, 5, 1, 4]):
+        batches = rng.integers(0, N, (30, B))
+        losses = naive(batches, np.ones(M), np.zeros((N, M)), intercept)
+        evaluated = np.arange(0, 31, every)
+        made.append(
+            Run(
+                id=f"run-{number}",
+                curriculum=Curriculum.from_batches(batches, N),
+                metrics={"loss": losses[evaluated]},
+                evaluated=evaluated,
+                learning_rate=np.full(30, np.nan),
+                train_loss=np.full(30, np.nan),
+            )
+        )
+    sparse_runs = RunSet(made, ExampleTable.numbered(N), ExampleTable.numbered(M))
+    found = AdditiveSimulator(penalty=1e-9).fit(sparse_runs)
+    np.testing.assert_allclose(found.B_, intercept, atol=1e-6)
+
+
+def test_runs_of_different_length_missing_losses_and_ragged_batches():
+    """Against scikit-learn on the rows that are there, one test example at a time."""
+    rng = np.random.default_rng(0)
+    batches = [[rng.integers(0, N, rng.integers(1, 5)) for _ in range(steps)] for steps in (20, 31, 12)]
+    losses = [2 + np.cumsum(rng.normal(0, 0.1, (len(steps) + 1, M)), axis=0) for steps in batches]
+    losses[0][4:7, 1] = np.nan
+    losses[2][-1, 0] = np.nan
+    runs = RunSet.from_arrays(batches, losses, train=N, allow_nonfinite=True)
+    found = LinearSimulator(penalty=0.7).fit(runs)
+    usual = found.batch_size_
+    for z in range(M):
+        rows, after = [], []
+        for steps, values in zip(batches, losses, strict=True):
+            for t, batch in enumerate(steps):
+                if np.isfinite(values[t : t + 2, z]).all():
+                    counts = np.bincount(batch, minlength=N) * usual / len(batch)
+                    rows.append(np.concatenate([counts * values[t, z], counts]))
+                    after.append(values[t + 1, z])
+        reference = Ridge(0.7, fit_intercept=False, solver="cholesky").fit(np.array(rows), after)
+        np.testing.assert_allclose(found.A_[:, z], reference.coef_[:N], atol=1e-8)
+        np.testing.assert_allclose(found.B_[:, z], reference.coef_[N:], atol=1e-8)
+    assert found.diagnostics_["rows_left_out"] == 5
+    assert found.diagnostics_["rows_used"] == 63 * M - 5
+
+
+def test_diagnostics_are_plain_and_kept(runs, tmp_path):
+    simulator = LinearSimulator(penalty=1.0, solver="iterative").fit(runs)
+    said = simulator.diagnostics_
+    assert json.loads(json.dumps(said)) == said
+    assert said["columns"] == 2 * N
+    assert 0 < said["degrees_of_freedom"] < 2 * N
+    assert 1 < said["condition"][0] <= said["condition"][1]
+    assert said["convergence"]["failed"] == 0
+    assert said["convergence"]["residual"] < 1e-9
+    simulator.save(tmp_path / "s.safetensors")
+    assert load_simulator(tmp_path / "s.safetensors").diagnostics_ == said
+
+
+def test_a_penalty_per_test_is_kept_too(runs, tmp_path):
+    simulator = AdditiveSimulator(per_test=True).fit(runs)
+    simulator.save(tmp_path / "s.safetensors")
+    np.testing.assert_array_equal(load_simulator(tmp_path / "s.safetensors").penalty_, simulator.penalty_)
+
+
+def growing_runs():
+    """α = 1.3 for the first test example and 0.9 for the second, whatever is fed."""
+    steps = np.arange(21)
+    losses = np.stack([1.3**steps, 0.9**steps], axis=-1)
+    return RunSet.from_arrays(np.zeros((2, 20, 1), int), np.stack([losses, losses]), train=1)
+
+
+def test_growth_is_said():
+    said = MultiplicativeSimulator(penalty=1e-9).fit(growing_runs()).diagnostics_
+    assert said["growth"][1] == pytest.approx(1.3**20, rel=1e-6)
+    assert said["unstable"] == 0.5
+
+
+def test_what_leaves_the_recorded_range_is_said_flagged_and_clipped_if_asked():
+    longer = [Curriculum.from_batches([[0]] * 40, 1), Curriculum.from_batches([[0]] * 10, 1)]
+    simulator = MultiplicativeSimulator(penalty=1e-9).fit(growing_runs())
+    with pytest.warns(SimulationWarning, match="1 of 2 simulated runs leave the range"):
+        losses = simulator.simulate(longer, [1.0, 1.0])
+    assert simulator.leaves_range(losses).tolist() == [[True, False], [False, False]]
+    clipped = MultiplicativeSimulator(penalty=1e-9, clip="range").fit(growing_runs())
+    held = clipped.simulate(longer, [1.0, 1.0])  # no warning: warnings are errors here
+    low, high = clipped.loss_range_
+    assert np.nanmax(held) <= high + 0.1 * (high - low)
+    assert clipped.leaves_range(held).tolist() == [[True, False], [False, False]]
+    with pytest.warns(SimulationWarning):
+        far = simulator.simulate([Curriculum.from_batches([[0]] * 4000, 1)], [1.0, 1.0])
+    assert np.isinf(far[0, -1, 0])
+
+
+def test_bad_options_are_named():
+    with pytest.raises(ValueError, match="clip must be"):
+        LinearSimulator(clip="all")
+    with pytest.raises(ValueError, match="penalties to choose from"):
+        LinearSimulator(penalties=[0.0, 1.0])
+    with pytest.raises(ValueError, match="solver must be"):
+        LinearSimulator(solver="svd")
+
+
+def test_without_a_unique_solution_a_warning_counts_the_fits():
+    tiny = RunSet.from_arrays([[[0, 1]]], [[[1.0, 2.0], [0.5, 1.5]]], train=3)
+    with pytest.warns(SimulationWarning, match="2 of 2 fits"):
+        LinearSimulator(penalty=0.0).fit(tiny)
+
+
+@pytest.mark.parametrize("parts", ["both", "slope", "intercept"])
+@pytest.mark.parametrize("chunk", [1, 2**21])
+def test_simulation_is_the_naive_loop(monkeypatch, parts, chunk):
+    monkeypatch.setattr("simfluence.simulators.rollout._CHUNK_BYTES", chunk)
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 12, 9)
+    batches = [[rng.integers(0, N, rng.integers(1, 5)) for _ in range(length)] for length in lengths]
+    slope, intercept = rng.normal(0, 0.1, (N, M)), rng.normal(0, 0.1, (N, M))
+    initial, rates = rng.uniform(1, 2, (9, M)), rng.uniform(0, 2, (9, 12))
+    found = simulate_linear(
+        [Curriculum.from_batches(b, N) for b in batches],
+        initial,
+        None if parts == "intercept" else slope,
+        None if parts == "slope" else intercept,
+        rates=rates,
+    )
+    zero = np.zeros((N, M))
+    for r, steps in enumerate(batches):
+        expected = naive(
+            steps,
+            initial[r],
+            zero if parts == "intercept" else slope,
+            zero if parts == "slope" else intercept,
+            rates[r],
+        )
+        np.testing.assert_allclose(found[r, : lengths[r] + 1], expected, rtol=1e-12)
+        assert (found[r, lengths[r] :] == found[r, lengths[r]]).all()
+
+
+def test_batches_weigh_as_one_of_the_usual_size():
+    rng = np.random.default_rng(0)
+    slope, intercept = rng.normal(0, 0.1, (N, M)), rng.normal(0, 0.1, (N, M))
+    small, large = [[1, 2], [3, 4]], [[1, 1, 2, 2], [3, 3, 4, 4]]
+    a, b = (
+        simulate_linear([Curriculum.from_batches(s, N)], np.ones((1, M)), slope, intercept, batch_size=4.0)
+        for s in (small, large)
+    )
+    np.testing.assert_allclose(a, b, rtol=1e-14)
+    np.testing.assert_allclose(b[0], naive(large, np.ones(M), slope, intercept), rtol=1e-12)
+
+
+def test_roll_out_is_the_recursion():
+    rng = np.random.default_rng(0)
+    alpha, beta, initial = rng.normal(1, 0.1, (4, 6, M)), rng.normal(0, 0.1, (4, 6, M)), rng.random((4, M))
+    losses = roll_out(alpha, beta, initial)
+    for t in range(6):
+        np.testing.assert_allclose(losses[:, t + 1], alpha[:, t] * losses[:, t] + beta[:, t], rtol=1e-13)
+    assert roll_out(None, beta, initial).shape == roll_out(alpha, None, initial).shape == (4, 7, M)
+    held = roll_out(alpha, beta, initial, clip=(0.2, 0.5))
+    assert held[:, 1:].min() >= 0.2
+    assert held[:, 1:].max() <= 0.5
