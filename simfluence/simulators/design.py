@@ -8,6 +8,7 @@ nothing is lost but resolution). Row j of a run is its increment from g_{j-1} to
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -35,7 +36,7 @@ class Recorded:
     def runs(self) -> list[slice]:
         """The rows of each run, one fewer than its points."""
         ends = np.cumsum([0] + [len(losses) - 1 for losses in self.losses])
-        return [slice(int(a), int(b)) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+        return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
     @property
     def interval(self) -> IntArray:

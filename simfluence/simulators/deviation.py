@@ -38,7 +38,7 @@ class Settings:
     decay: float = 0.3
     link: str = "identity"
     rates: bool = True
-    scores: bool = True
+    means: tuple[int, ...] = ()  # which of the scores, see Fitting.scores
 
 
 class DeviationSimulator(Simulator):
@@ -116,9 +116,9 @@ class DeviationSimulator(Simulator):
             noise_memory=self.noise_memory,
             decay=self.decay,
             link=self.link,
-            scores=len(self.scores_) > 0,
         )
         fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows)
+        settings = dataclasses.replace(settings, means=tuple(range(len(fitting.scores))))
         self._keep(fitting, fitting.choose_penalty(settings, self.penalty))
 
     def _read_arrays(self) -> None:
@@ -136,6 +136,7 @@ class DeviationSimulator(Simulator):
     def _keep(self, fitting: Fitting, chosen: Chosen) -> None:
         """Everything that simulating and saving take, as fitted attributes."""
         self.settings_ = dataclasses.asdict(chosen.settings)
+        self.kinship_ = fitting.scores[len(self.scores_) :]
         self.penalty_ = chosen.penalty
         self.penalty_errors_ = {f"{p:g}": error for p, error in sorted(chosen.errors.items())}
         self.error_ = None if chosen.left_out is None else chosen.left_out.error
@@ -154,7 +155,7 @@ class DeviationSimulator(Simulator):
     # --------------------------------------------------------------------------------- simulating
 
     def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
-        settings = Settings(**{**self.settings_, "blocks": tuple(self.settings_["blocks"])})
+        settings = Settings(**self.settings_)
         features = make_features(
             settings, self.n_train_, self.batch_size_, self.rates_, self.groups_, self.redundancy_
         )
@@ -167,7 +168,7 @@ class DeviationSimulator(Simulator):
             simulated = simulate(
                 model,
                 features,
-                self.scores_ if settings.scores else self.scores_[:0],
+                np.concatenate([self.scores_, self.kinship_])[list(settings.means)],
                 self.with_initial_,
                 settings.decay,
                 settings.link,
@@ -213,6 +214,10 @@ class Fitting:
     Parameters
     ----------
     scores : [array, train, test]; redundancy : [train, train] or empty.
+
+    Attributes
+    ----------
+    scores : the given ones, and last, where training and test examples share groups, 1 for those pairs.
     """
 
     def __init__(
@@ -220,7 +225,8 @@ class Fitting:
     ) -> None:
         self.train = train
         self.validation = validation
-        self.scores = scores
+        kinship = common_groups(train)
+        self.scores = scores if kinship is None else np.concatenate([scores, kinship[None]])
         self.redundancy = redundancy
         self.recorded: Recorded = record_on_grid(train, max_rows)
         self.batch_size = float(np.median(np.concatenate([c.batch_sizes for c in train.curricula])))
@@ -239,7 +245,7 @@ class Fitting:
             self.train,
             self.recorded,
             self.features(settings),
-            self.scores if settings.scores else self.scores[:0],
+            self.scores[list(settings.means)],
             with_initial=self.with_initial,
             noise_memory=settings.noise_memory,
             decay=settings.decay,
@@ -253,7 +259,7 @@ class Fitting:
         return simulate(
             model,
             self.features(settings),
-            self.scores if settings.scores else self.scores[:0],
+            self.scores[list(settings.means)],
             self.with_initial,
             settings.decay,
             settings.link,
@@ -316,6 +322,14 @@ def make_features(
         groups=groups,
         redundancy=redundancy if redundancy.size else None,
     )
+
+
+def common_groups(runs: RunSet) -> Array | None:
+    """float [train, test]: 1 where both are of one group; None if no test example's group is trained on,
+    or all are."""
+    train, test = (np.asarray(table.frame["group"], dtype=str) for table in (runs.train, runs.test))
+    same = (train[:, None] == test[None]) & (train != "")[:, None]
+    return same.astype(np.float64) if same.any() and not same.all() else None
 
 
 def as_scores(scores: Any, shape: tuple[int, int]) -> Array:
