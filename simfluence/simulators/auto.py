@@ -53,7 +53,7 @@ class AutoSimulator(DeviationSimulator):
         self.selection_: list[dict[str, Any]] = []
         fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows)
         search = fitting
-        most = max(8, int(_SEARCH_ROWS / max(np.mean([len(run) for run in train]), 1)))
+        most = max(8, _SEARCH_ROWS // max(len(fitting.recorded.grid) - 1, 1))
         if len(train) > most and validation is None:  # settings depend little on the number of runs
             part = train[np.linspace(0, len(train) - 1, most).astype(np.int64)]
             search = Fitting(part, None, self.scores_, self.redundancy_, self.max_rows)

@@ -36,7 +36,7 @@ class PredictiveBands:
     simulator : any simulator; it is copied, not changed.
     level : in 0 .. 1, of every single loss, not of a whole trajectory.
     folds : the training runs are left out in that many parts, each with a refit; simulators that know
-        their leave-one-run-out rollouts in closed form (``left_out_``) are not refitted.
+        their leave-one-run-out rollouts in closed form (``left_out_rollouts_``) are not refitted.
 
     Attributes
     ----------
@@ -102,7 +102,7 @@ def cross_fitted(simulator: Simulator, train: RunSet, folds: int) -> Array:
 
     ``simulator`` has been fitted to ``train``.
     """
-    left_out = getattr(simulator, "left_out_", None)
+    left_out = getattr(simulator, "left_out_rollouts_", None)
     if left_out is not None and len(left_out) == len(train):
         return _on_all_steps(left_out, simulator.grid_, train)  # type: ignore[attr-defined]
     rollouts = np.full(train.loss.shape, np.nan)

@@ -63,11 +63,12 @@ class DeviationSimulator(Simulator):
     settings_ : what was used. penalty_ : λ. penalty_errors_ : λ → error, where it was chosen.
     error_ : all-steps MSE of the leave-one-run-out rollouts, None for a single run.
     effects_, drift_, … : the fields of ``effects.Model``.
-    left_out_ : the leave-one-run-out rollouts, float [run, point of ``grid_``, test], NaN after a run's
-        end.
+    left_out_rollouts_ : float [run, point of ``grid_``, test], each run as simulated by a fit without it;
+        NaN after a run's end.
     """
 
     name: ClassVar[str] = "deviation"
+    center_: Array
 
     def __init__(
         self,
@@ -148,9 +149,9 @@ class DeviationSimulator(Simulator):
         self.with_initial_ = fitting.with_initial
         points = len(self.grid_)
         runs = [] if chosen.left_out is None else chosen.left_out.predicted
-        self.left_out_ = np.full((len(runs), points, self.n_test_), np.nan)
+        self.left_out_rollouts_ = np.full((len(runs), points, self.n_test_), np.nan)
         for number, losses in enumerate(runs):
-            self.left_out_[number, : len(losses)] = losses
+            self.left_out_rollouts_[number, : len(losses)] = losses
 
     # --------------------------------------------------------------------------------- simulating
 

@@ -60,7 +60,7 @@ def solve(problem: Problem, penalty: float, *, pooling: float = 0.01, leave_out:
     dual = inverse @ problem.target
     rows, q, tests = problem.means.shape
     coefficients = np.zeros((q, tests))
-    carried = information = None
+    carried, information = np.empty((rows, 0, tests)), np.empty((tests, 0, 0))
     if q:
         carried = (inverse @ problem.means.reshape(rows, -1)).reshape(rows, q, tests)
         information = np.einsum("rqz,rpz->zqp", problem.means, carried, optimize=True)
@@ -74,18 +74,18 @@ def solve(problem: Problem, penalty: float, *, pooling: float = 0.01, leave_out:
     if leave_out:
         for rows_of in problem.runs:
             left_out[rows_of] = _left_out(
-                inverse[rows_of, rows_of], dual[rows_of], carried[rows_of] if q else None, information
+                inverse[rows_of, rows_of], dual[rows_of], carried[rows_of], information
             )
     return Solution(dual, coefficients, left_out)
 
 
-def _left_out(block: Array, dual: Array, carried: Array | None, information: Array | None) -> Array:
+def _left_out(block: Array, dual: Array, carried: Array, information: Array) -> Array:
     """e_r by the formula above: one solve for all test examples, and Woodbury for the means."""
     factor = linalg.cho_factor(block)
     residuals = linalg.cho_solve(factor, dual)
-    if carried is None or information is None:
-        return residuals
     rows, q, tests = carried.shape
+    if q == 0:
+        return residuals
     solved = linalg.cho_solve(factor, carried.reshape(rows, -1)).reshape(rows, q, tests)
     inner = information - np.einsum("rqz,rpz->zqp", carried, solved, optimize=True)
     weights = np.linalg.solve(inner, np.einsum("rqz,rz->zq", carried, residuals)[..., None])[..., 0]

@@ -19,7 +19,9 @@ _LOSS_FLOOR = 1e-2  # log-odds of smaller losses are all noise
 
 def link(losses: Array, name: str) -> Array:
     """g(L)"""
-    return losses if name == "identity" else np.log(np.expm1(np.maximum(losses, _LOSS_FLOOR)))
+    if name == "identity":
+        return losses
+    return np.asarray(np.log(np.expm1(np.maximum(losses, _LOSS_FLOOR))), np.float64)
 
 
 def unlink(values: Array, name: str) -> Array:
@@ -50,7 +52,8 @@ class Model:
 def legendre(steps: Array, total: int) -> Array:
     """P_k of training progress, float [step, k]."""
     position = np.clip((2 * np.asarray(steps, np.float64) - 1) / total - 1, -1.0, 1.0)
-    return np.polynomial.legendre.legvander(position, max(SCORE_ORDERS, INITIAL_ORDERS) - 1)
+    powers = np.polynomial.legendre.legvander(position, max(SCORE_ORDERS, INITIAL_ORDERS) - 1)
+    return np.asarray(powers, np.float64)
 
 
 def simulate(

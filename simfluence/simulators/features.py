@@ -2,7 +2,8 @@
 
 With features h_i of training and h_z of test examples,
 
-    B_i(z, t) = h_iᵀ W(t) h_z,     W(t) = Σ_k φ_k(t) W_k,     L_t(z) − L_{t-1}(z) = μ_t(z) + Σ_i m̂_{t,i} B_i(z, t)
+    L_t(z) − L_{t-1}(z) = μ_t(z) + Σ_i m̂_{t,i} B_i(z, t)
+    B_i(z, t) = h_iᵀ W(t) h_z,     W(t) = Σ_k φ_k(t) W_k
 
 which is linear in W: a ridge regression. Its kernel is a product of one over rows (run, step) and one
 over test examples, so two small eigendecompositions solve it. The drift μ_t(z) is the mean increment of
@@ -36,7 +37,7 @@ class FeatureSimulator(Simulator):
     Parameters
     ----------
     train_features, test_features : float [train, p], [test, q]; None for one feature an example.
-        Standardised here.
+        Standardised here, h_z with a constant.
     penalty : λ > 0; None chooses by cross-validated rollouts over runs (or on validation runs).
     memory : β of the optimizer's memory; None takes what the runs say, or .9.
     decay : how freely effects change with training progress (blocks.progress_basis).
@@ -45,11 +46,14 @@ class FeatureSimulator(Simulator):
 
     Attributes
     ----------
-    weights_ : W, float [k, p, q]. drift_ : float [interval, test].
+    weights_ : W, float [k, p, 1 + q]. drift_ : float [interval, test].
     penalty_, penalty_errors_ : as elsewhere.
     """
 
     name: ClassVar[str] = "features"
+    train_features_: Array
+    test_features_: Array
+    feature_center_: Array
 
     def __init__(
         self,
@@ -108,7 +112,8 @@ class FeatureSimulator(Simulator):
             spread = np.sqrt(np.square(features - center).sum(1).mean()) or 1.0
             setattr(self, f"{which}_center_", center)
             setattr(self, f"{which}_spread_", float(spread))
-            setattr(self, f"{which}_features_", (features - center) / spread)
+            scaled = (features - center) / spread
+            setattr(self, f"{which}_features_", _with_constant(scaled) if which == "test" else scaled)
 
     def _choose(self, train: RunSet, validation: RunSet | None) -> float:
         """The λ with the least rollout error."""
@@ -181,8 +186,10 @@ class FeatureSimulator(Simulator):
     def _drift_regression(self, losses: list[Array]) -> None:
         """The drift of any test example from [1, L_0, h_z], by ridge: for examples not seen."""
         start = np.stack([run[0] for run in losses]).mean(0)
-        design = np.column_stack([np.ones_like(start), start, self.test_features_])
-        penalty = 1e-2 * len(start) * np.diag([0.0, 1e-6] + [1.0] * self.test_features_.shape[1])
+        design = np.column_stack([self.test_features_, start])
+        penalty = (
+            1e-2 * len(start) * np.diag(np.array([0.0] + [1.0] * (self.test_features_.shape[1] - 1) + [1e-6]))
+        )
         system = design.T @ design + penalty + 1e-10 * len(start) * np.eye(len(penalty))
         self.drift_weights_ = np.linalg.solve(system, design.T @ self.drift_.T)
 
@@ -222,14 +229,14 @@ class FeatureSimulator(Simulator):
                     f" got shape {features.shape}"
                 )
             scaled = (features - getattr(self, f"{which}_center_")) / getattr(self, f"{which}_spread_")
-            setattr(new, f"{which}_features_", scaled)
+            setattr(new, f"{which}_features_", _with_constant(scaled) if which == "test" else scaled)
             setattr(new, f"{which}_features", features)
             setattr(new, f"n_{which}_", len(features))
         # the average batch is where it was in feature space; no example of the new table carries it
         new.center_ = np.zeros(new.n_train_)
         new.feature_center_ = self._feature_center()
         start = np.atleast_2d(np.asarray(initial_loss, np.float64)).mean(0)
-        design = np.column_stack([np.ones_like(start), start, new.test_features_])
+        design = np.column_stack([new.test_features_, start])
         new.drift_ = (design @ self.drift_weights_).T
         return new
 
@@ -265,9 +272,17 @@ class FeatureSimulator(Simulator):
         super()._restore(arrays, plain)
         for which in ("train", "test"):  # so that a loaded simulator can be fitted again
             scaled = getattr(self, f"{which}_features_")
+            scaled = scaled[:, 1:] if which == "test" else scaled
+            if np.array_equal(scaled, np.eye(len(scaled))):
+                continue
             given = scaled * getattr(self, f"{which}_spread_") + getattr(self, f"{which}_center_")
             setattr(self, f"{which}_features", given)
         return self
+
+
+def _with_constant(features: Array) -> Array:
+    """[1, h]: what a training example does to all test examples alike."""
+    return np.column_stack([np.ones(len(features)), features])
 
 
 def _sums(rows: Array, interval: npt.NDArray[np.int64], count: int) -> Array:

@@ -63,7 +63,7 @@ def remember(counts: Array, beta: float, corrected: bool) -> Array:
     if beta == 0.0:
         return counts
     averaged = np.empty_like(counts)
-    moment = np.zeros_like(counts[0]) if len(counts) else None
+    moment = np.zeros(counts.shape[1:])
     for step, row in enumerate(counts):
         moment = beta * moment + (1 - beta) * row
         averaged[step] = moment / (1 - beta ** (step + 1)) if corrected else moment

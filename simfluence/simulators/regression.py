@@ -279,8 +279,8 @@ class Regression:
         calibration = np.concatenate([[1.0], slope])
         predicted, errors = [], []
         for rollout, mean, true in zip(rollouts, others, self.recorded.losses, strict=True):
-            here = calibration[: len(rollout), None]
-            predicted.append(unlink(mean + here * (rollout - mean), self.link))
+            factor = calibration[: len(rollout), None]
+            predicted.append(unlink(mean + factor * (rollout - mean), self.link))
             predicted[-1][0] = true[0]
             errors.append(np.square(predicted[-1] - true)[1:])
         return replace(model, calibration=calibration), LeftOut(
