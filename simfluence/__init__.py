@@ -31,7 +31,7 @@ _HOMES = {
     "what_if": "simfluence.whatif",
 }
 
-__all__ = ["__version__", *_HOMES]  # noqa: PLE0604
+__all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from simfluence.curriculum import Curriculum as Curriculum

@@ -9,6 +9,7 @@ Edits are pure functions: they return a new curriculum and leave the old one as 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -51,7 +52,8 @@ class Curriculum:
         object.__setattr__(self, "offsets", offsets)
         if len(offsets) == 0 or offsets[0] != 0 or offsets[-1] != len(examples):
             raise ValueError(
-                f"offsets must start at 0 and end at the number of occurrences ({len(examples)}), got {offsets}"
+                f"offsets must start at 0 and end at the number of occurrences ({len(examples)}),"
+                f" got {offsets}"
             )
         if (empty := np.flatnonzero(np.diff(offsets) <= 0)).size:
             raise ValueError(
@@ -97,7 +99,10 @@ class Curriculum:
         )
 
     def __repr__(self) -> str:
-        return f"Curriculum({len(self)} steps, {len(self.examples)} occurrences of {len(self.used)} of {self.n_examples} examples)"
+        return (
+            f"Curriculum({len(self)} steps, {len(self.examples)} occurrences of {len(self.used)}"
+            f" of {self.n_examples} examples)"
+        )
 
     @property
     def batch_sizes(self) -> IntArray:
@@ -209,7 +214,7 @@ def shuffle(curriculum: Curriculum, rng: np.random.Generator, *, window: int | N
         raise ValueError(f"window is a number of steps, at least 1, got {window}")
     steps = np.arange(0, len(curriculum), window or max(len(curriculum), 1))
     bounds = curriculum.offsets[np.append(steps, len(curriculum))]
-    pieces = [rng.permutation(curriculum.examples[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+    pieces = [rng.permutation(curriculum.examples[a:b]) for a, b in itertools.pairwise(bounds)]
     stream = np.concatenate(pieces) if pieces else curriculum.examples
     return Curriculum(stream, curriculum.offsets, curriculum.n_examples)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
@@ -64,7 +65,7 @@ class RunSet:
         left_out = []
         for run_id in storage.run_ids(path):
             folder = path / run_id
-            _check_tables(folder, storage.read_manifest(folder), train, test)
+            storage.check_tables(folder, storage.read_manifest(folder), train, test)
             if incomplete or storage.status(folder) == "complete":
                 runs.append(storage.read_run(folder, len(train), len(test), verify=verify))
             else:
@@ -81,8 +82,8 @@ class RunSet:
     @classmethod
     def from_arrays(
         cls,
-        batches: npt.ArrayLike | Sequence[Sequence[npt.ArrayLike]],
-        losses: npt.ArrayLike | Sequence[npt.ArrayLike],
+        batches: Iterable[Any],
+        losses: Iterable[Any],
         *,
         train: ExampleTable | int | None = None,
         test: ExampleTable | None = None,
@@ -108,19 +109,19 @@ class RunSet:
         RunDataError : shapes that do not fit, or losses that are not finite (named by run, step
             and test example).
         """
-        batches = list(batches)  # type: ignore[arg-type]
-        all_losses = [_loss_array(values, run) for run, values in enumerate(losses)]  # type: ignore[arg-type]
-        if not batches or len(batches) != len(all_losses):
+        all_batches = list(batches)
+        all_losses = [_loss_array(values, run) for run, values in enumerate(losses)]
+        if not all_batches or len(all_batches) != len(all_losses):
             raise RunDataError(
                 f"expected as many runs of batches as of losses, at least one; got"
-                f" {len(batches)} and {len(all_losses)}"
+                f" {len(all_batches)} and {len(all_losses)}"
             )
         if train is None:
-            train = 1 + max(int(np.max(batch)) for steps in batches for batch in steps)
+            train = 1 + max(int(np.max(batch)) for steps in all_batches for batch in steps)
         train_table = train if isinstance(train, ExampleTable) else ExampleTable.numbered(train)
         test_table = test or ExampleTable.numbered(all_losses[0].shape[1])
         runs = []
-        for number, (steps, values) in enumerate(zip(batches, all_losses, strict=True)):
+        for number, (steps, values) in enumerate(zip(all_batches, all_losses, strict=True)):
             curriculum = Curriculum.from_batches(steps, len(train_table))
             if len(values) != len(curriculum) + 1:
                 raise RunDataError(
@@ -150,6 +151,26 @@ class RunSet:
                 )
             )
         return cls(runs, train_table, test_table)
+
+    @classmethod
+    def from_table(cls, table: Any, **options: Any) -> RunSet:
+        """From a long table or its .csv or .parquet file, see :mod:`simfluence.runs.long_table`."""
+        from simfluence.runs.long_table import from_table
+
+        return from_table(table, **options)
+
+    def to_table(self, path: str | Path | None = None) -> pd.DataFrame:
+        """As a long table, see :mod:`simfluence.runs.long_table`."""
+        from simfluence.runs.long_table import to_table
+
+        return to_table(self, path)
+
+    @classmethod
+    def from_gptfluence(cls, path: str | Path, **options: Any) -> RunSet:
+        """From GPTfluence's run logs, see :mod:`simfluence.runs.gptfluence`."""
+        from simfluence.runs.gptfluence import from_gptfluence
+
+        return from_gptfluence(path, **options)
 
     def save(self, path: str | Path, *, text: bool = True) -> None:
         """Write the set to a new folder (without the examples' texts, if ``text`` is False).
@@ -186,6 +207,12 @@ class RunSet:
     def __repr__(self) -> str:
         return f"RunSet({len(self)} runs, {len(self.train)} training and {len(self.test)} test examples)"
 
+    def position(self, run_id: str) -> int:
+        """The number of the run of that name; RunDataError naming those there are."""
+        if run_id not in self.ids:
+            raise RunDataError(f"there is no complete run {run_id!r}; there are {', '.join(self.ids)}")
+        return self.ids.index(run_id)
+
     def split(
         self, train: int, validation: int = 0, test: int | None = None, *, seed: int | None = None
     ) -> tuple[RunSet, RunSet, RunSet]:
@@ -218,13 +245,13 @@ class RunSet:
         return [run.curriculum for run in self.runs]
 
     @property
-    def initial_loss(self) -> FloatArray:
-        """float [run, test]: the losses before the first step."""
-        return np.stack([run.initial_loss for run in self.runs])
+    def initial_loss(self) -> npt.NDArray[np.float64]:
+        """float64 [run, test]: the losses before the first step."""
+        return np.stack([run.initial_loss for run in self.runs]).astype(np.float64)
 
     @property
-    def loss(self) -> FloatArray:
-        """float [run, step + 1, test]; NaN at steps that a run did not reach or did not evaluate."""
+    def loss(self) -> npt.NDArray[np.float64]:
+        """float64 [run, step + 1, test]; NaN at steps that a run did not reach or did not evaluate."""
         steps = max(len(run) for run in self.runs) + 1
         values = np.full((len(self), steps, len(self.test)), np.nan)
         for number, run in enumerate(self.runs):
@@ -239,12 +266,3 @@ def _loss_array(values: npt.ArrayLike, run: int) -> FloatArray:
     if array.ndim != 2 or array.shape[1] == 0:
         raise RunDataError(f"run {run}: losses must be [step + 1, test], got shape {array.shape}")
     return array
-
-
-def _check_tables(folder: Path, manifest: Mapping[str, Any], train: ExampleTable, test: ExampleTable) -> None:
-    for name, table in (("train", train), ("test", test)):
-        if (said := manifest.get("fingerprints", {}).get(name)) != table.fingerprint:
-            raise RunDataError(
-                f"{folder} was recorded on another {name} table than its set has (fingerprint {said},"
-                f" the set's is {table.fingerprint}); runs over other examples need a set of their own"
-            )

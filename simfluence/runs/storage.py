@@ -5,6 +5,9 @@
       <run id>/run.json        manifest, written atomically, last
       <run id>/journal.arrow   while recording: one Arrow record batch a step (journal.py)
       <run id>/steps.parquet   when complete: one row a step, row 0 before the first
+      <run id>/checkpoints/    weights for attribution, if kept (recording/weights.py)
+      <run id>/resume/         until complete: what the training needs to go on (recording/training_state.py)
+      <run id>/attempt-1/      journal and manifest of an attempt before a restart
 
 A row of steps holds ``step``, ``learning_rate``, ``batch`` (row numbers of the training table),
 ``train_loss`` and one fixed-size list [test] a metric, null where it was not evaluated.
@@ -12,13 +15,14 @@ A row of steps holds ``step``, ``learning_rate``, ``batch`` (row numbers of the 
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import filelock
 import numpy as np
@@ -29,7 +33,8 @@ import pyarrow.parquet as pq
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import journal
+from simfluence.runs import journal, rows
+from simfluence.runs.rows import STEP_COLUMNS
 from simfluence.runs.run import Run, Status
 from simfluence.runs.tables import ExampleTable
 
@@ -41,7 +46,6 @@ EXAMPLES, MANIFEST, JOURNAL, STEPS, LOCK = (
     "steps.parquet",
     ".lock",
 )
-_STEP_COLUMNS = ("step", "learning_rate", "batch", "train_loss")
 _ROWS_AT_ONCE = 64 * 2**20  # bytes of losses in a Parquet row group: bounds memory, not the result
 
 
@@ -61,7 +65,12 @@ def check_run_id(run_id: str) -> str:
 def run_ids(path: Path) -> list[str]:
     """The names of all runs in a set's folder, whatever their status, in natural order."""
     names = [entry.parent.name for entry in path.glob(f"*/{MANIFEST}")]
-    return sorted(names, key=lambda name: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", name)])
+    return sorted(names, key=natural_order)
+
+
+def natural_order(name: str) -> list[tuple[bool, Any]]:
+    """A sort key by which "run-10" comes after "run-9"."""
+    return [(not p.isdigit(), int(p) if p.isdigit() else p) for p in re.split(r"([0-9]+)", name)]
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -70,11 +79,15 @@ def run_ids(path: Path) -> list[str]:
 def write_atomically(path: Path, data: bytes) -> None:
     """All of the data under that name, or what was there before: never half of it."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
@@ -92,36 +105,48 @@ def write_examples(path: Path, train: ExampleTable, test: ExampleTable) -> None:
 def write_steps(folder: Path, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
     """Record batches of a journal → steps.parquet, in bounded memory. Returns its manifest entry."""
     temporary = folder / f"{STEPS}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            _write_parquet(file, batches, folder.name)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / STEPS)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    return file_entry(folder / STEPS)
+
+
+def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: str) -> None:
     writer: pq.ParquetWriter | None = None
     pending: list[pa.RecordBatch] = []
+    size = 0
 
     def flush() -> None:
-        nonlocal writer
+        nonlocal writer, size
         table = pa.Table.from_batches(pending).combine_chunks()
         if writer is None:
-            writer = pq.ParquetWriter(temporary, table.schema, compression="zstd")
+            writer = pq.ParquetWriter(file, table.schema, compression="zstd")
         writer.write_table(table)
         pending.clear()
+        size = 0
 
     for batch in batches:
         pending.append(batch)
-        if sum(item.nbytes for item in pending) >= _ROWS_AT_ONCE:
+        size += batch.nbytes
+        if size >= _ROWS_AT_ONCE:
             flush()
     if pending:
         flush()
     if writer is None:
-        raise RunDataError(f"{folder.name}: nothing to write, not even the losses before the first step")
+        raise RunDataError(f"{run_id}: nothing to write, not even the losses before the first step")
     writer.close()
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / STEPS)
-    return file_entry(folder / STEPS)
 
 
 def write_run(folder: Path, run: Run, train: ExampleTable, test: ExampleTable) -> None:
     """A whole run, its manifest last."""
     folder.mkdir(parents=True)
-    files = {STEPS: write_steps(folder, rows_of(run))}
+    files = {STEPS: write_steps(folder, rows.rows_of(run))}
     write_manifest(
         folder,
         new_manifest(run.id, train, test)
@@ -190,6 +215,16 @@ def status(folder: Path) -> Status:
     return "interrupted" if said == "running" and not is_being_recorded(folder) else said
 
 
+def seconds(folder: Path, manifest: Mapping[str, Any]) -> float:
+    """How long the run has been recorded, over all its attempts; up to its last entry, if it was killed."""
+    known = float(manifest.get("seconds", 0.0))
+    file = folder / JOURNAL
+    if manifest["status"] != "running" or "since" not in manifest or not file.exists():
+        return known
+    since = datetime.datetime.fromisoformat(manifest["since"]).timestamp()
+    return known + max(0.0, file.stat().st_mtime - since)
+
+
 def is_being_recorded(folder: Path) -> bool:
     """Whether a living process holds the run's lock (a dead one's is released by the system)."""
     if not (folder / LOCK).exists():
@@ -214,7 +249,8 @@ def read_run(folder: Path, n_train: int, n_test: int, *, verify: bool = True) ->
     current = status(folder)
     if manifest.get("files"):
         if verify:
-            check_files(folder, manifest)
+            for name, expected in manifest["files"].items():
+                check_file(folder, name, expected)
         try:
             table = pq.read_table(folder / STEPS)
         except (pa.ArrowException, OSError) as error:
@@ -227,18 +263,29 @@ def read_run(folder: Path, n_train: int, n_test: int, *, verify: bool = True) ->
         raise RunDataError(f"{folder}: {error}") from error
 
 
-def check_files(folder: Path, manifest: Mapping[str, Any]) -> None:
-    """Every file of the run is there and is what its manifest says; RunDataError otherwise."""
-    for name, expected in manifest.get("files", {}).items():
-        file = folder / Path(name).name
-        if not file.is_file():
-            raise RunDataError(f"{file} is missing, though {MANIFEST} lists it")
-        if (found := file_entry(file)) != expected:
-            what = "torn" if found["bytes"] != expected["bytes"] else "edited"
+def check_file(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
+    """The file is there and is what the run's manifest says; RunDataError otherwise."""
+    file = folder / name
+    if not file.resolve().is_relative_to(folder.resolve()):
+        raise RunDataError(f"{folder / MANIFEST} lists {name!r}, which is not in the run's folder")
+    if not file.is_file():
+        raise RunDataError(f"{file} is missing, though {MANIFEST} lists it")
+    if (found := file_entry(file)) != expected:
+        what = "torn" if found["bytes"] != expected.get("bytes") else "edited"
+        raise RunDataError(
+            f"{file} is {what}: {MANIFEST} says {expected.get('bytes')} bytes with checksum"
+            f" {str(expected.get('sha256'))[:12]}…, found {found['bytes']} with {found['sha256'][:12]}…;"
+            " restore it from a copy, or delete the run's folder and record it again"
+        )
+
+
+def check_tables(folder: Path, manifest: Mapping[str, Any], train: ExampleTable, test: ExampleTable) -> None:
+    """The run is about the set's examples; RunDataError otherwise."""
+    for name, table in (("train", train), ("test", test)):
+        if (said := manifest.get("fingerprints", {}).get(name)) != table.fingerprint:
             raise RunDataError(
-                f"{file} is {what}: {MANIFEST} says {expected['bytes']} bytes with checksum"
-                f" {expected['sha256'][:12]}…, found {found['bytes']} with {found['sha256'][:12]}…;"
-                " restore it from a copy, or delete the run's folder and record it again"
+                f"{folder} was recorded on another {name} table than its set has (fingerprint {said},"
+                f" the set's is {table.fingerprint}); runs over other examples need a set of their own"
             )
 
 
@@ -251,7 +298,9 @@ def _table(batches: list[pa.RecordBatch], folder: Path) -> pa.Table:
 def _run_from_table(
     table: pa.Table, manifest: Mapping[str, Any], current: Status, n_train: int, n_test: int
 ) -> Run:
-    metric_names = [name for name in table.column_names if name not in _STEP_COLUMNS]
+    metric_names = [name for name in table.column_names if name not in STEP_COLUMNS]
+    if missing := {*STEP_COLUMNS, "loss"} - set(table.column_names):
+        raise RunDataError(f"expected the columns {sorted(missing)} too, got {table.column_names}")
     step = table["step"].to_numpy()
     if not np.array_equal(step, np.arange(len(step))):
         raise RunDataError(f"expected the steps 0 .. {len(step) - 1} in order, got {step[:5]} …")
@@ -259,6 +308,8 @@ def _run_from_table(
     metrics = {}
     for name in metric_names:
         column = table[name].combine_chunks()
+        if not pa.types.is_fixed_size_list(column.type):
+            raise RunDataError(f"metric {name!r} must be a fixed-size list [test], got {column.type}")
         if column.type.list_size != n_test:
             raise RunDataError(
                 f"metric {name!r} is about {column.type.list_size} test examples,"
@@ -287,61 +338,3 @@ def _run_from_table(
 
 def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:
     return column.cast(pa.float64()).to_numpy()
-
-
-# ------------------------------------------------------------------------------- rows of a run
-
-
-def steps_schema(metrics: Mapping[str, np.dtype[Any]], n_test: int) -> pa.Schema:
-    fields = [
-        pa.field("step", pa.int32()),
-        pa.field("learning_rate", pa.float64()),
-        pa.field("batch", pa.list_(pa.int32())),
-        pa.field("train_loss", pa.float64()),
-    ]
-    for name, dtype in metrics.items():
-        if name in _STEP_COLUMNS:
-            raise ValueError(f"a metric cannot be named {name!r}: a column of that name is there already")
-        fields.append(pa.field(name, pa.list_(pa.from_numpy_dtype(dtype), n_test)))
-    return pa.schema(fields)
-
-
-def step_row(
-    schema: pa.Schema,
-    step: int,
-    batch: Sequence[int] | npt.NDArray[np.int64],
-    learning_rate: float | None,
-    train_loss: float | None,
-    metrics: Mapping[str, npt.NDArray[np.floating]] | None,
-) -> pa.RecordBatch:
-    """One step as a record batch; ``metrics`` None where this step was not evaluated."""
-    columns = {
-        "step": pa.array([step], pa.int32()),
-        "learning_rate": pa.array([learning_rate], pa.float64()),
-        "batch": pa.array([np.asarray(batch, np.int32)], pa.list_(pa.int32())),
-        "train_loss": pa.array([train_loss], pa.float64()),
-    }
-    for field in list(schema)[len(_STEP_COLUMNS) :]:
-        if metrics is None:
-            columns[field.name] = pa.nulls(1, field.type)
-        else:
-            values = pa.array(metrics[field.name], field.type.value_type)
-            columns[field.name] = pa.FixedSizeListArray.from_arrays(values, type=field.type)
-    return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-
-
-def rows_of(run: Run) -> Iterator[pa.RecordBatch]:
-    """A run as the record batches its journal would hold."""
-    dtypes = {name: values.dtype for name, values in run.metrics.items()}
-    schema = steps_schema(dtypes, run.loss.shape[1])
-    evaluated = {int(step): row for row, step in enumerate(run.evaluated)}
-    for step in range(len(run) + 1):
-        row = evaluated.get(step)
-        yield step_row(
-            schema,
-            step,
-            run.curriculum[step - 1] if step else [],
-            run.learning_rate[step - 1] if step else None,
-            run.train_loss[step - 1] if step else None,
-            None if row is None else {name: values[row] for name, values in run.metrics.items()},
-        )

@@ -36,7 +36,7 @@ class ExampleTable:
             raise RunDataError(f"examples need a field 'id', got only {list(frame.columns)}")
         if len(frame) == 0:
             raise RunDataError("expected at least one example, got an empty table")
-        columns = {name: frame[name] if name in frame else "" for name in COLUMNS}
+        columns = {name: frame.get(name, "") for name in COLUMNS}
         self.frame = pd.DataFrame(columns).fillna("").astype(str).reset_index(drop=True)
         twice = self.frame["id"][self.frame["id"].duplicated()]
         if len(twice):
@@ -137,7 +137,9 @@ def _row(example: Mapping[str, Any]) -> dict[str, str]:
         "id": str(example["id"]),
         "group": str(example.get("group", "") or ""),
         "hash": hashlib.sha256(canonical.encode()).hexdigest()[:16],
-        "text": str(content["text"]) if "text" in content else " | ".join(_strings(content.values())),
+        "text": str(content["text"])
+        if "text" in content
+        else " | ".join(dict.fromkeys(_strings(content.values()))),
     }
 
 

@@ -26,7 +26,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 
 from simfluence.curriculum import Curriculum, count_matrix
 from simfluence.runs import RunSet, Transitions, transitions
@@ -118,8 +117,8 @@ class MarkovSimulator(Simulator):
         if validation is not None:
             folds = [(np.zeros(len(train), bool), validation)]
         else:
-            number = np.arange(len(train)) % min(self.folds, len(train))
-            folds = [(number == k, train[np.flatnonzero(number == k)]) for k in range(number.max() + 1)]
+            fold_of = np.arange(len(train)) % min(self.folds, len(train))
+            folds = [(fold_of == k, train[np.flatnonzero(fold_of == k)]) for k in range(max(fold_of) + 1)]
 
         outer = ridge.OuterProducts(rows.counts)
         held_out_rows = [rows.of_runs(held_out) for held_out, _ in folds]
@@ -163,7 +162,8 @@ class MarkovSimulator(Simulator):
         if self.center == "pooled":
             # min over the unpenalised mean ā of Σ_i (A_i − ā)² is ‖(I − 11ᵀ/n) A‖²
             centering = np.eye(n) - 1.0 / n
-            return ridge.solve(equations, penalty, metric=np.kron(np.eye(blocks), centering))
+            metric: Array = np.kron(np.eye(blocks), centering)
+            return ridge.solve(equations, penalty, metric=metric)
         center = np.zeros(blocks * n)
         if self.center == "zero" and self.free_slope:
             center[:n] = -1.0 / self.batch_size_  # A = 1/b + A' → 0

@@ -137,7 +137,8 @@ def solve(
 def _pairs(counts: sparse.csr_array) -> tuple[npt.NDArray[np.int64], ...]:
     """All pairs of stored entries of the same row, each with j ≥ i: (row, place of i, place of j)."""
     sizes = np.diff(counts.indptr)
-    rows, lefts, rights = [], [], []
+    nothing = np.empty(0, np.int64)
+    rows, lefts, rights = [nothing], [nothing], [nothing]
     for size in np.unique(sizes):  # rows of one size at a time, so that no loop runs over rows
         of_size = np.flatnonzero(sizes == size)
         a, b = np.triu_indices(size)

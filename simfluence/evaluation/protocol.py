@@ -1,0 +1,91 @@
+"""One standard for all simulators: fit on training runs, choose on validation runs, score on test runs.
+
+A simulator sees of a test run its curriculum and its losses before the first step, nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from simfluence.evaluation import metrics
+from simfluence.evaluation.metrics import Array
+from simfluence.runs import RunSet
+from simfluence.simulators import MeanTrajectory, Simulator
+
+CONSTANT_OVER_RUNS = ("persistence", "mean_trajectory")
+"""Simulators that cannot rank curricula: they have no across-runs correlation."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of it.
+
+    scores : long frame: run, test_example, method, metric, value. "mse" and "mae" are per run and test
+        example, "final_spearman" per run (test_example ""), "across_runs_spearman" per test example
+        (run "").
+    simulated : method → float [run, step + 1, test]. runs : the test runs.
+    simulators : method → the fitted simulator.
+    """
+
+    scores: pd.DataFrame
+    simulated: dict[str, Array]
+    runs: RunSet
+    simulators: dict[str, Simulator]
+
+
+def evaluate(
+    simulators: Mapping[str, Simulator], train: RunSet, test: RunSet, validation: RunSet | None = None
+) -> Evaluation:
+    """Fit each simulator and score its rollouts on the test runs.
+
+    The mean trajectory, against which skill is measured, is added if it is not among them.
+
+    Raises ValueError if a run is both trained on and tested on.
+    """
+    fitted_on = set(train.ids) | set(validation.ids if validation is not None else [])
+    if both := sorted(fitted_on & set(test.ids)):
+        raise ValueError(f"runs must not stand on both sides of a split, but {both[:5]} do")
+    if len(test) == 0:
+        raise ValueError("evaluate() needs at least one test run")
+    simulators = dict(simulators)
+    simulators.setdefault(MeanTrajectory.name, MeanTrajectory())
+    curricula, initial_loss = test.curricula, test.initial_loss
+    simulated = {
+        method: simulator.fit(train, validation).simulate(curricula, initial_loss)
+        for method, simulator in simulators.items()
+    }
+    frames = [score(method, test, losses) for method, losses in simulated.items()]
+    return Evaluation(pd.concat(frames, ignore_index=True), simulated, test, simulators)
+
+
+def score(method: str, runs: RunSet, simulated: Array) -> pd.DataFrame:
+    """The scores of simulated losses [run, step + 1, test] as a long frame (see :class:`Evaluation`)."""
+    true = runs.loss
+    true_final, final = metrics.final_loss(true), metrics.final_loss(simulated)
+    each = [(run, test) for run in runs.ids for test in runs.test.ids]
+    frames = [
+        _frame(method, "mse", each, metrics.all_steps_mse(true, simulated).ravel()),
+        _frame(method, "mae", each, metrics.all_steps_mae(true, simulated).ravel()),
+        _frame(
+            method,
+            "final_spearman",
+            [(run, "") for run in runs.ids],
+            metrics.final_step_spearman(true_final, final),
+        ),
+    ]
+    if method not in CONSTANT_OVER_RUNS:
+        across = metrics.across_runs_spearman(true_final, final)
+        frames.append(_frame(method, "across_runs_spearman", [("", z) for z in runs.test.ids], across))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _frame(method: str, metric: str, keys: list[tuple[str, str]], values: Any) -> pd.DataFrame:
+    run, test = zip(*keys, strict=True)
+    return pd.DataFrame(
+        {"run": run, "test_example": test, "method": method, "metric": metric, "value": np.asarray(values)}
+    )

@@ -1,0 +1,1 @@
+"""Real fine-tuning experiments, recorded as any user would record theirs."""

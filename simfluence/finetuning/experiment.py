@@ -1,0 +1,182 @@
+"""A set of recorded runs from one configuration: the same model and task, a curriculum a run.
+
+Runs are independent of each other and are spread over processes; what is complete is skipped, so that
+the same call continues where an earlier one was cut off.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from joblib import Parallel, delayed
+from tqdm import tqdm
+
+from simfluence.curriculum import Curriculum
+from simfluence.errors import RecordingError, RunExistsError
+from simfluence.finetuning.designs import draw_curriculum
+from simfluence.finetuning.loop import train
+from simfluence.finetuning.models import TextClassifier, load_model
+from simfluence.finetuning.optimizers import make_optimizer
+from simfluence.finetuning.tasks import Task, load_task
+from simfluence.finetuning.tunings import apply_tuning
+from simfluence.recording import RunRecorder
+
+Config = Mapping[str, Any]
+"""With the groups ``task``, ``model``, ``tuning`` and ``run`` of conf/, as plain values."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What all runs of a set share in a process: the task, the model and its initial weights."""
+
+    task: Task
+    model: TextClassifier
+    initial: dict[str, torch.Tensor]
+
+
+def record_runs(
+    config: Config,
+    path: str | Path,
+    *,
+    count: int,
+    processes: int = 1,
+    curricula: Mapping[str, Curriculum] | None = None,
+    progress: bool = True,
+) -> list[str]:
+    """Record the runs of an experiment that are not complete yet.
+
+    Parameters
+    ----------
+    config : task, model, tuning and run, as in conf/.
+    path : the run set's folder.
+    count : runs to draw by the configuration's design: run-000, run-001, …, seeded by their number.
+    processes : how many at a time; torch uses its share of the cores in each.
+    curricula : run name → curriculum, in place of ``count`` drawn ones.
+
+    Returns
+    -------
+    The names of the runs recorded now; [] if all were complete.
+
+    Raises
+    ------
+    RecordingError : some runs failed (named, with their errors); the others are recorded.
+    """
+    task = load_task(**config["task"])
+    recorder = _recorder(path, task, config)
+    if curricula is None:
+        curricula = planned_curricula(config, task, count)
+    pending = {name: c for name, c in curricula.items() if recorder.status(name) != "complete"}
+    if not pending:
+        return []
+    threads = max(1, torch.get_num_threads() // processes)
+    jobs = (
+        delayed(_record_one)(json.dumps(config), str(path), name, curriculum, threads)
+        for name, curriculum in pending.items()
+    )
+    outcomes: Iterator[tuple[str, str | None]] = Parallel(n_jobs=processes, return_as="generator_unordered")(
+        jobs
+    )
+    failures = {}
+    with tqdm(
+        total=len(curricula), initial=len(curricula) - len(pending), desc="recording", unit="run",
+        disable=not progress,
+    ) as bar:  # fmt: skip
+        for name, error in outcomes:
+            if error is not None:
+                failures[name] = error
+            bar.update()
+    if failures:
+        raise RecordingError(
+            f"{len(failures)} of {len(pending)} runs failed (the others are recorded; the same command"
+            " records these again): " + "; ".join(f"{name}: {error}" for name, error in failures.items())
+        )
+    return list(pending)
+
+
+def planned_curricula(config: Config, task: Task, count: int) -> dict[str, Curriculum]:
+    """Run name → the curriculum that the design draws for it."""
+    groups = [example.group for example in task.train]
+    design, first = dict(config["run"]["design"]), int(config["run"]["seed"])
+    return {
+        f"run-{number:03d}": draw_curriculum(
+            design["name"], groups, first + number, **{k: v for k, v in design.items() if k != "name"}
+        )
+        for number in range(count)
+    }
+
+
+def prepare(config: Config) -> Prepared:
+    """The task, the model as it is before training, with the tuning applied; once a process."""
+    keys = ("task", "model", "tuning")
+    return _prepare(json.dumps({key: config[key] for key in keys}, sort_keys=True))
+
+
+@lru_cache(maxsize=1)
+def _prepare(config_json: str) -> Prepared:
+    config = json.loads(config_json)
+    task = load_task(**config["task"])
+    model = load_model(task=task, **config["model"])
+    apply_tuning(model, **config["tuning"])
+    return Prepared(task, model, copy.deepcopy(model.state_dict()))
+
+
+def _record_one(
+    config_json: str, path: str, name: str, curriculum: Curriculum, threads: int
+) -> tuple[str, str | None]:
+    """Record one run; (its name, what went wrong or None)."""
+    config = json.loads(config_json)
+    with _threads(threads):
+        prepared = prepare(config)
+        task, model = prepared.task, prepared.model
+        model.load_state_dict(prepared.initial)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizer, schedule = make_optimizer(trained, len(curriculum), **config["run"]["optimizer"])
+        torch.manual_seed(int(config["run"]["seed"]))  # dropout, where there is any
+        run = _recorder(path, task, config, model)
+        try:
+            with run.run(
+                name,
+                model=model,
+                loss=lambda model, examples: model.losses(examples),
+                optimizer=optimizer,
+                config=config,
+                seed=int(config["run"]["seed"]),
+                restart=True,
+            ) as active:
+                train(model, task.train, curriculum, optimizer, active, schedule)
+        except (RuntimeError, ValueError, OSError, ArithmeticError) as error:
+            if isinstance(error, RunExistsError):
+                return name, None if run.status(name) == "complete" else str(error)
+            return name, f"{type(error).__name__}: {error}"
+    return name, None
+
+
+def _recorder(
+    path: str | Path, task: Task, config: Config, model: TextClassifier | None = None
+) -> RunRecorder:
+    return RunRecorder(
+        path,
+        train=task.train,
+        test=task.test,
+        batch_size=int(config["run"].get("eval_batch_size", 10)),
+        length=model.length if model is not None else None,
+        text=bool(config["run"].get("text", False)),
+    )
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

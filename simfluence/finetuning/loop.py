@@ -1,0 +1,34 @@
+"""The training loop: a plain one, and a plain user of the recorder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from simfluence.curriculum import Curriculum
+from simfluence.finetuning.models import TextClassifier
+from simfluence.finetuning.tasks import TextExample
+from simfluence.recording import ActiveRun
+
+
+def train(
+    model: TextClassifier,
+    examples: Sequence[TextExample],
+    curriculum: Curriculum,
+    optimizer: torch.optim.Optimizer,
+    run: ActiveRun | None = None,
+    schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
+) -> None:
+    """One pass over the curriculum: a step of the optimizer on the mean loss of each batch."""
+    model.train()
+    for batch in curriculum:
+        chosen = [examples[row] for row in batch]
+        loss = model.losses(chosen).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if run is not None:
+            run.step(example_ids=[example.id for example in chosen], train_loss=loss)
+        if schedule is not None:
+            schedule.step()

@@ -1,0 +1,44 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adamw": torch.optim.AdamW,
+    "adam": torch.optim.Adam,
+    "sgd": torch.optim.SGD,
+}
+
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: 1.0 - progress,
+}
+"""Share of the full rate against the share of steps taken."""
+
+
+def make_optimizer(
+    parameters: Iterable[nn.Parameter],
+    steps: int,
+    *,
+    name: str,
+    lr: float,
+    schedule: str = "constant",
+    **options: Any,
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """An optimizer over these parameters and its schedule over that many steps.
+
+    ``options`` go to the optimizer's class. Raises ValueError naming what there is.
+    """
+    if name not in OPTIMIZERS:
+        raise ValueError(f"no optimizer is named {name!r}; there are {', '.join(OPTIMIZERS)}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"no schedule is named {schedule!r}; there are {', '.join(SCHEDULES)}")
+    optimizer = OPTIMIZERS[name](parameters, lr=lr, **options)  # type: ignore[call-arg]
+    share = SCHEDULES[schedule]
+    return optimizer, LambdaLR(optimizer, lambda step: share(step / max(steps, 1)))

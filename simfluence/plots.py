@@ -1,0 +1,80 @@
+"""Figures from arrays and frames. Each function returns a matplotlib figure; nothing is shown or saved."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from simfluence.evaluation.protocol import Evaluation
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+
+
+def colours(methods: list[str]) -> dict[str, str]:
+    """The same colour for a method in every figure; the baselines are grey."""
+    plain = [method for method in methods if method not in ("persistence", "mean_trajectory")]
+    chosen = {method: _COLOURS[i % len(_COLOURS)] for i, method in enumerate(plain)}
+    return {"persistence": "#BBBBBB", "mean_trajectory": "#777777", **chosen}
+
+
+def loss_curves(evaluation: Evaluation, *, tests: int = 6, run: int = 0) -> Figure:
+    """True against simulated losses of one held-out run, for the test examples that changed most in it."""
+    runs, true = evaluation.runs, evaluation.runs.loss[run]
+    spread = np.nanstd(true, axis=0)
+    chosen = np.argsort(-spread)[:tests]
+    colour = colours(list(evaluation.simulated))
+    columns = min(3, len(chosen))
+    rows = -(-len(chosen) // columns)
+    figure = Figure(figsize=(4.2 * columns, 2.8 * rows), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(rows, columns, sharex=True, squeeze=False)).ravel()
+    for axis, z in zip(axes, chosen, strict=False):
+        for method, losses in evaluation.simulated.items():
+            if method != "persistence":
+                axis.plot(losses[run, :, z], color=colour[method], lw=1.2, label=method)
+        axis.plot(true[:, z], color="black", lw=1.6, label="recorded")
+        axis.set_title(runs.test.ids[z], fontsize=9)
+        low, high = np.nanmin(true[:, z]), np.nanmax(true[:, z])
+        margin = 0.6 * (high - low) + 1e-9
+        axis.set_ylim(low - margin, high + margin)  # a rollout that blows up must not hide the rest
+    for axis in axes[len(chosen) :]:
+        axis.remove()
+    figure.supxlabel("step")
+    figure.supylabel("loss")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False)
+    return figure
+
+
+def error_by_step(evaluation: Evaluation) -> Figure:
+    """Mean squared error of every method against the step, over held-out runs and test examples."""
+    true = evaluation.runs.loss
+    colour = colours(list(evaluation.simulated))
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axis = figure.subplots()
+    for method, losses in evaluation.simulated.items():
+        with np.errstate(over="ignore", invalid="ignore"):
+            errors = np.nanmean(np.square(losses - true)[:, 1:], axis=(0, 2))
+        axis.plot(np.arange(1, len(errors) + 1), errors, color=colour[method], label=method)
+    axis.set(xlabel="step", ylabel="mean squared error", yscale="log")
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def predicted_changes(changes: pd.DataFrame) -> Figure:
+    """A what-if's predicted changes of the final losses; against those of retraining, if there are any."""
+    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    axis = figure.subplots()
+    if "true_change" not in changes:
+        ordered = changes.sort_values("change")
+        axis.barh(np.arange(len(ordered)), ordered["change"], color=_COLOURS[0])
+        axis.set(xlabel="predicted change of the final loss", ylabel="test example", yticks=[])
+        return figure
+    axis.axline((0, 0), slope=1, color="#BBBBBB", lw=1)
+    for number, (group, rows) in enumerate(changes.groupby("group")):
+        colour = _COLOURS[number % len(_COLOURS)]
+        axis.scatter(rows["change"], rows["true_change"], s=18, color=colour, label=group or None)
+    axis.set(xlabel="predicted change of the final loss", ylabel="change after retraining")
+    if len(set(changes["group"])) > 1:
+        axis.legend(fontsize=8, frameon=False)
+    return figure

@@ -1,0 +1,205 @@
+"""The run logger: one line around a training loop, and nothing in the training changes.
+
+recorder = RunRecorder("runs/copa-minilm", train=train_examples, test=test_examples)
+with recorder.run("seed-0", model=model, loss=per_example_loss, optimizer=optimizer) as run:
+    for batch in loader:
+        ...                                     # your own training step
+        run.step(example_ids=batch["id"], train_loss=loss)
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import filelock
+import torch
+
+from simfluence.errors import RecordingError, RunExistsError
+from simfluence.recording import schedule, training_state
+from simfluence.recording.active import ActiveRun, RecordingStoppedWarning
+from simfluence.recording.evaluator import Evaluator, LossFunction
+from simfluence.recording.processes import Processes
+from simfluence.recording.schedule import Checkpoints
+from simfluence.runs import ExampleTable, storage
+from simfluence.runs.run import Status
+
+
+class RunRecorder:
+    """Records runs over one training and one test table into a folder.
+
+    Parameters
+    ----------
+    path : the run set's folder; made if it is not there.
+    train, test : the examples: mappings or dataclasses with a unique field ``id`` (and ``group``,
+        if any), or a data frame. The loss function is handed lists of the test examples, as they are.
+    batch_size, length, autocast : how test examples are evaluated, see :class:`Evaluator`.
+    text : whether the examples' texts are kept in the set's table.
+    nonfinite : what to do when a test loss is NaN or infinite: "warn" once and record it as such, or
+        "raise" a FloatingPointError; either names the step and the test example.
+    on_error : what to do when nothing can be written (a full disk, a read-only or vanished folder):
+        "raise" a RecordingError, or warn and "continue" the training unrecorded. What was recorded
+        before stays as it is.
+
+    Raises
+    ------
+    RecordingError : the folder holds runs over other examples, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        train: ExampleTable | Iterable[Any],
+        test: Sequence[Any],
+        *,
+        batch_size: int = 32,
+        length: Callable[[Any], float] | None = None,
+        autocast: torch.dtype | None = None,
+        text: bool = True,
+        nonfinite: Literal["warn", "raise"] = "warn",
+        on_error: Literal["raise", "continue"] = "raise",
+    ) -> None:
+        for name, value, known in (
+            ("nonfinite", nonfinite, ("warn", "raise")),
+            ("on_error", on_error, ("raise", "continue")),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
+        self.path = Path(path)
+        self.train = ExampleTable.of(train)
+        self.test = ExampleTable.of(test)
+        self.nonfinite, self.on_error = nonfinite, on_error
+        self._test_examples = test.to_dict("records") if hasattr(test, "to_dict") else list(test)
+        self._batching = {"batch_size": batch_size, "length": length, "autocast": autocast}
+        self._recording = True
+        try:
+            self._open_set(text)
+        except OSError as error:
+            message = f"cannot record into {self.path}: {error}"
+            if on_error == "raise":
+                raise RecordingError(message) from error
+            warnings.warn(
+                f"{message}; training goes on without recording", RecordingStoppedWarning, stacklevel=2
+            )
+            self._recording = False
+
+    def run(
+        self,
+        run_id: str,
+        *,
+        model: Any,
+        loss: LossFunction,
+        optimizer: Any = None,
+        total_steps: int | None = None,
+        evaluate_every: int = 1,
+        evaluate_at: Iterable[int] | None = None,
+        checkpoints: Checkpoints = None,
+        checkpoint_every: int | None = None,
+        state: Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
+        seed: int | None = None,
+        restart: bool = False,
+        resume: bool | int = False,
+    ) -> ActiveRun:
+        """A run to be recorded: use it in a ``with`` statement around the training loop.
+
+        Parameters
+        ----------
+        run_id : the run's name in the set.
+        model : handed to ``loss``; a module is put into eval mode meanwhile.
+        loss : (model, test examples) → loss of each, [len(examples)]; or a mapping of such values by
+            name, "loss" among them.
+        optimizer : its settings, and its learning rate at every step, are logged with the run.
+        total_steps : how many steps the run will have, where that is known.
+        evaluate_every : steps between evaluations of the test examples (the last step is evaluated
+            too, if ``total_steps`` is given); or
+        evaluate_at : the steps to evaluate after, 0 (before the first) always among them.
+        checkpoints : weights to keep for attribution: "every" step (and 0), a number of them evenly
+            spaced over ``total_steps``, or given steps. Only what trains, where most is frozen.
+        checkpoint_every : steps between resumable checkpoints; only the last one is kept, and that
+            only until the run is complete.
+        state : what resumable checkpoints hold by name, beside the random states: by default the model
+            and the optimizer; add schedulers and the generators that the loop draws from.
+        config, seed : kept with the run.
+        restart : start an interrupted or failed run anew; what there is of it stays beside it.
+        resume : go on with an interrupted or failed run from its last resumable checkpoint (from the
+            beginning, if it has none), with ``run.start`` steps taken already; start it, if there is
+            none. A number: a framework has restored the training as it was after that step.
+
+        Raises
+        ------
+        ValueError : a name that could not be a folder's, or options that do not fit together.
+        RunExistsError : the run is complete, or recorded by another process just now, or was cut off
+            and neither ``restart`` nor ``resume`` is given.
+        """
+        storage.check_run_id(run_id)
+        if restart and resume:
+            raise ValueError("give either restart or resume, not both")
+        if checkpoint_every is not None and checkpoint_every < 1:
+            raise ValueError(f"checkpoint_every is a number of steps, at least 1, got {checkpoint_every}")
+        if state is None and checkpoint_every is not None:
+            if optimizer is None:
+                raise ValueError(
+                    "to be resumable a run needs optimizer=, or all that it is made of as state="
+                )
+            state = {"model": model, "optimizer": optimizer}
+        training_state.check(state or {})
+        if self._recording:
+            Processes.current().from_writer(lambda: self._check_free(run_id, restart or bool(resume)))
+        return ActiveRun(
+            self.path / run_id,
+            self.train,
+            self.test,
+            Evaluator(self._test_examples, loss, **self._batching),  # type: ignore[arg-type]
+            model=model,
+            optimizer=optimizer,
+            evaluate_at=schedule.evaluations(evaluate_every, evaluate_at, total_steps),
+            weights_at=schedule.checkpoints(checkpoints, total_steps),
+            checkpoint_every=checkpoint_every,
+            state=state or {},
+            resume=resume,
+            nonfinite=self.nonfinite,
+            on_error=self.on_error,
+            about={"seed": seed, "config": dict(config or {})},
+            recording=self._recording,
+        )
+
+    def status(self, run_id: str) -> Status | None:
+        """How a run of this name stands; None if there is none."""
+        folder = self.path / storage.check_run_id(run_id)
+        return storage.status(folder) if (folder / storage.MANIFEST).exists() else None
+
+    def _check_free(self, run_id: str, again: bool) -> None:
+        status = self.status(run_id)
+        if status == "running":
+            raise RunExistsError(f"run {run_id!r} is being recorded by another process")
+        if status == "complete":
+            raise RunExistsError(
+                f"run {run_id!r} is recorded already in {self.path}; choose another name,"
+                " or delete its folder to record it again"
+            )
+        if status is not None and not again:
+            raise RunExistsError(
+                f"run {run_id!r} was {status} in {self.path}; pass resume=True to go on from its last"
+                " resumable checkpoint, restart=True to record it from its beginning (what there is of it"
+                " stays beside it), or choose another name"
+            )
+
+    def _open_set(self, text: bool) -> None:
+        """Make the folder with its tables, or check that it is about the same examples."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(self.path / storage.LOCK):
+            if not (self.path / storage.EXAMPLES).exists():
+                tables = [table if text else table.without_text() for table in (self.train, self.test)]
+                storage.write_examples(self.path, *tables)
+                return
+        for name, ours, theirs in zip(
+            ("training", "test"), (self.train, self.test), storage.read_examples(self.path), strict=True
+        ):
+            if ours != theirs:
+                raise RecordingError(
+                    f"{self.path} holds runs over {len(theirs)} other {name} examples than the {len(ours)}"
+                    " given (ids, groups, contents and order count); record into another folder"
+                )

@@ -1,0 +1,230 @@
+"""Recording a ``transformers.Trainer``: one call on the trainer as it is.
+
+    recorder = RunRecorder("runs/rte", train=train_dataset, test=test_dataset)
+    record_trainer(trainer, recorder, "seed-0")
+    trainer.train()                             # or trainer.train(resume_from_checkpoint=True)
+
+The trainer's sampling, batches, arguments and reports stay what they were. Row numbers travel with the
+examples through the data loader and are taken out of a batch before the model sees it, which is why
+``remove_unused_columns`` does not matter; micro-batches of one optimizer step become one step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback
+
+from simfluence.errors import RecordingError, RunDataError
+from simfluence.recording.active import ActiveRun
+from simfluence.recording.evaluator import LossFunction
+from simfluence.recording.losses import model_loss
+from simfluence.recording.recorder import RunRecorder
+
+_ROW = "simfluence_row"
+
+
+def record_trainer(
+    trainer: Trainer,
+    recorder: RunRecorder,
+    run_id: str,
+    *,
+    loss: LossFunction | None = None,
+    example_ids: str | Sequence[Any] = "id",
+    **options: Any,
+) -> None:
+    """Record what ``trainer.train()`` does as a run.
+
+    Parameters
+    ----------
+    loss : (model, test examples) → loss of each; by default what the trainer's collator and model make
+        of the examples, see :func:`~simfluence.recording.losses.model_loss` (classification, causal
+        and sequence-to-sequence language models).
+    example_ids : the ids of the training data set's rows, or the column that has them. Without such a
+        column, rows are taken in the order of the recorder's training table, if there are as many.
+    options : of :meth:`RunRecorder.run` (``evaluate_every``, ``checkpoints``, ``config``, …);
+        ``total_steps`` is the trainer's own. With ``trainer.train(resume_from_checkpoint=…)`` the run is
+        cut back to the checkpoint's step and goes on from there.
+
+    Raises
+    ------
+    RunDataError : training examples whose ids are not in the recorder's table.
+    RecordingError : a streamed training set, whose examples have no row numbers.
+    """
+    rows = _rows_in_table(trainer.train_dataset, recorder, example_ids)
+    if loss is None:
+        loss = model_loss(trainer.data_collator)
+    recording = _TrainerRecording(trainer, recorder, run_id, rows, {"loss": loss, **options})
+    trainer.add_callback(recording)
+    trainer.get_train_dataloader = recording.numbering(trainer.get_train_dataloader)
+    trainer.training_step = recording.noting(trainer.training_step)
+    trainer.train = recording.closing(trainer.train)
+
+
+class _TrainerRecording(TrainerCallback):
+    """Opens the run as training begins, and follows it."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        recorder: RunRecorder,
+        run_id: str,
+        rows: np.ndarray,
+        options: Mapping[str, Any],
+    ) -> None:
+        self._trainer, self._recorder, self._run_id = trainer, recorder, run_id
+        self._ids = [recorder.train.ids[row] for row in rows]
+        self._options = dict(options)
+        self._run: ActiveRun | None = None
+        self._losses: list[torch.Tensor] = []
+
+    # ------------------------------------------------------------------ around the trainer's methods
+
+    def numbering(self, get_train_dataloader: Callable[[], Any]) -> Callable[[], Any]:
+        """The trainer's own data loader, its examples numbered."""
+
+        def numbered() -> Any:
+            outer = get_train_dataloader()
+            loader = getattr(outer, "base_dataloader", outer)  # accelerate wraps torch's
+            if not isinstance(loader, torch.utils.data.DataLoader):
+                raise RecordingError(f"expected a torch data loader to follow, got {type(loader).__name__}")
+            # a data loader refuses to have its data set exchanged; its sampler was made for the same rows
+            object.__setattr__(loader, "dataset", _Numbered(loader.dataset))
+            loader.collate_fn = _CollateNumbered(loader.collate_fn)
+            return outer
+
+        return numbered
+
+    def noting(self, training_step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        """Takes the row numbers out of each batch."""
+
+        def noted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            numbers = inputs.pop(_ROW)
+            if self._run is not None:
+                self._run.consumes([self._ids[number] for number in numbers.tolist()])
+            loss = training_step(model, inputs, *args, **kwargs)
+            self._losses.append(loss.detach())
+            return loss
+
+        return noted
+
+    def closing(self, train: Callable[..., Any]) -> Callable[..., Any]:
+        """Marks the run when training ends by an error."""
+
+        def closed(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return train(*args, **kwargs)
+            except BaseException as error:
+                self._end(error)
+                raise
+
+        return closed
+
+    # ------------------------------------------------------------------------------------ callbacks
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        options = {"total_steps": state.max_steps, "config": _described(args), **self._options}
+        if state.global_step:
+            options["resume"] = state.global_step
+        if self._run is not None:  # the trainer tries again with a smaller batch
+            self._end(RuntimeError("the trainer began again"))
+            options |= {"restart": True, "resume": False}
+        self._losses.clear()
+        run = self._recorder.run(
+            self._run_id, model=self._trainer.model, optimizer=kwargs.get("optimizer"), **options
+        )
+        self._run = run.__enter__()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._run is not None:
+            loss = torch.stack(self._losses).sum() if self._losses else None
+            self._losses.clear()
+            self._run.step(train_loss=loss)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._end(None)
+
+    def _end(self, error: BaseException | None) -> None:
+        if self._run is not None:
+            run, self._run = self._run, None
+            run.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+
+class _Numbered(torch.utils.data.Dataset):
+    """A data set whose items come with their numbers; in all else the data set itself."""
+
+    def __init__(self, dataset: Any) -> None:
+        self._dataset = dataset
+        if hasattr(dataset, "__getitems__"):
+            self.__getitems__ = self._several
+
+    def __getitem__(self, number: int) -> tuple[int, Any]:
+        return int(number), self._dataset[number]
+
+    def _several(self, numbers: list[int]) -> list[tuple[int, Any]]:
+        return list(zip(map(int, numbers), self._dataset.__getitems__(numbers), strict=True))
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_dataset":  # while it is being copied to a worker process
+            raise AttributeError(name)
+        return getattr(self._dataset, name)
+
+
+class _CollateNumbered:
+    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
+        self._collate = collate
+
+    def __call__(self, items: list[tuple[int, Any]]) -> Any:
+        batch = self._collate([features for _, features in items])
+        if not hasattr(batch, "__setitem__") or not hasattr(batch, "keys"):
+            raise RecordingError(f"batches must be mappings to be followed, got {type(batch).__name__}")
+        batch[_ROW] = torch.tensor([number for number, _ in items])
+        return batch
+
+
+def _rows_in_table(dataset: Any, recorder: RunRecorder, example_ids: str | Sequence[Any]) -> np.ndarray:
+    """The row in the recorder's training table of each row of the data set."""
+    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+        raise RecordingError(
+            "examples are followed by their row numbers, which a streamed training set does not have;"
+            " use a data set with a length, or call run.step() with the ids in a loop of your own"
+        )
+    if not isinstance(example_ids, str):
+        ids = list(example_ids)
+    elif example_ids in (getattr(dataset, "column_names", None) or ()):
+        ids = list(dataset[example_ids])
+    elif isinstance(dataset[0], Mapping) and example_ids in dataset[0]:
+        ids = [example[example_ids] for example in dataset]
+    else:
+        ids = recorder.train.ids
+    if len(ids) != len(dataset):
+        raise RunDataError(
+            f"the training set has {len(dataset)} rows, but there are {len(ids)} ids for them; give the data"
+            f" set a column {example_ids!r}, or pass example_ids=, one id a row"
+        )
+    return recorder.train.rows(ids)
+
+
+def _described(args: Any) -> dict[str, Any]:
+    """The trainer's arguments that say how the run was trained."""
+    names = (
+        "seed",
+        "data_seed",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "num_train_epochs",
+        "max_steps",
+        "max_grad_norm",
+        "warmup_steps",
+        "bf16",
+        "fp16",
+    )
+    described = {name: getattr(args, name, None) for name in names}
+    return {**described, "lr_scheduler_type": str(getattr(args.lr_scheduler_type, "value", ""))}

@@ -1,0 +1,223 @@
+"""The files of one run while it is being recorded: lock, manifest, journal, and what comes of them."""
+
+from __future__ import annotations
+
+import datetime
+import itertools
+import os
+import platform
+import shutil
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+from torch import nn
+
+from simfluence.curriculum import IntArray
+from simfluence.errors import RecordingError, RunExistsError
+from simfluence.recording import training_state, weights
+from simfluence.recording.evaluator import Metrics
+from simfluence.runs import ExampleTable, journal, rows, storage
+from simfluence.runs.run import Status
+
+
+class RunWriter:
+    """Writes one run. Every method may raise OSError; what was written earlier is whole all the same.
+
+    Parameters
+    ----------
+    folder : the run's.
+    train, test : the set's tables.
+    about : what the manifest says beside what the writer knows (seed, configuration, optimizer, …).
+    """
+
+    def __init__(self, folder: Path, train: ExampleTable, test: ExampleTable, about: dict[str, Any]) -> None:
+        self.folder = folder
+        self.about = about
+        self.steps = 0
+        self.nonfinite: dict[str, Any] | None = None
+        """Where a test loss was not finite first: step, test, loss."""
+        self._train, self._test = train, test
+        self._journal: journal.Journal | None = None
+        self._resumed_at: list[int] = []
+        self._lock: filelock.BaseFileLock | None = None
+        self._seconds = 0.0  # of earlier attempts
+        self._started = self._since = _now()
+        self._clock = time.monotonic()
+
+    # ------------------------------------------------------------------------------------ start
+
+    def open(self) -> None:
+        """Take the run's lock.
+
+        Raises RunExistsError if another process holds it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.folder / storage.LOCK, timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout:
+            raise RunExistsError(
+                f"run {self.folder.name!r} is being recorded by another process; one run has one writer"
+            ) from None
+        self._lock = lock
+
+    def resumable_step(self) -> int | None:
+        """The last step after which there is a checkpoint, with the journal up to it."""
+        for step in training_state.steps(self.folder):
+            if self._journalled(step) > step:
+                return step
+        return None
+
+    def begin(self) -> None:
+        """From the beginning; what there is of an earlier attempt is put aside."""
+        set_aside(self.folder)
+        self.write_manifest("running", pid=os.getpid(), host=platform.node())
+
+    def start_journal(self, metrics: Metrics) -> None:
+        schema = rows.steps_schema({k: v.dtype for k, v in metrics.items()}, len(self._test))
+        self._journal = journal.Journal(self.folder / storage.JOURNAL, schema)
+        self._schema = schema
+
+    def go_on(self, step: int) -> Metrics:
+        """Cut the journal back to that step, to be continued; returns what was evaluated last.
+
+        Raises RecordingError if the journal does not reach that far.
+        """
+        if (there := self._journalled(step)) <= step:
+            raise RecordingError(
+                f"training goes on after step {step}, but of run {self.folder.name!r} there are only"
+                f" {max(there - 1, 0)} recorded steps; train from an earlier checkpoint, or pass restart=True"
+            )
+        manifest = storage.read_manifest(self.folder)
+        self._resumed_at = [*manifest.get("resumed_at", []), step]
+        self._started = manifest.get("started", self._started)
+        self._seconds = storage.seconds(self.folder, manifest)
+        kept = itertools.islice(journal.read(self.folder / storage.JOURNAL), step + 1)
+        first = next(kept)
+        self._schema = first.schema
+        continued = journal.Journal(self.folder / f"{storage.JOURNAL}.tmp", first.schema)
+        metrics: Metrics = {}
+        for number, row in enumerate(itertools.chain([first], kept)):
+            continued.append(row)
+            if (found := rows.metrics_of(row)) is not None:
+                metrics = found
+                self.note_nonfinite(number, found["loss"])
+        continued.sync()
+        continued.move(self.folder / storage.JOURNAL)
+        self._journal, self.steps = continued, step
+        self._remove_later_weights(step)
+        self.write_manifest("running", pid=os.getpid(), host=platform.node())
+        return metrics
+
+    # ------------------------------------------------------------------------------- step by step
+
+    def append(
+        self, batch: IntArray, learning_rate: float | None, train_loss: float | None, metrics: Metrics | None
+    ) -> None:
+        """The journal's next entry: the first losses, then one entry a step."""
+        assert self._journal is not None
+        rows.check_metrics(self._schema, metrics)
+        row = rows.step_row(self._schema, self.steps, batch, learning_rate, train_loss, metrics)
+        self._journal.append(row)
+
+    def save_state(self, state: Mapping[str, Any]) -> None:
+        """Make the run resumable from here; the journal up to here is on the disk first."""
+        assert self._journal is not None
+        self._journal.sync()
+        training_state.save(self.folder, self.steps, state)
+
+    def save_weights(self, model: nn.Module) -> None:
+        weights.save_weights(self.folder, self.steps, model)
+
+    def note_nonfinite(self, step: int, losses: np.ndarray) -> bool:
+        """Remember the first loss that is not finite; whether this is it."""
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if not bad.size or self.nonfinite is not None:
+            return False
+        z = int(bad[0])
+        self.nonfinite = {"step": step, "test": self._test.ids[z], "loss": str(losses[z])}
+        return True
+
+    # -------------------------------------------------------------------------------------- end
+
+    def complete(self) -> None:
+        """Journal → Parquet; the manifest says so last."""
+        self._close_journal()
+        journal_file = self.folder / storage.JOURNAL
+        entry = storage.write_steps(self.folder, journal.read(journal_file))
+        checkpoints = {
+            f"{weights.FOLDER}/{file.name}": storage.file_entry(file)
+            for file in sorted((self.folder / weights.FOLDER).glob("*.safetensors"))
+        }
+        self.write_manifest("complete", files={storage.STEPS: entry}, checkpoints=checkpoints)
+        journal_file.unlink()
+        training_state.remove(self.folder)
+
+    def stop(self, status: Status, error: str) -> None:
+        """Leave the run as it is, journal and all."""
+        if self._lock is None:
+            return  # it never was ours
+        self._close_journal()
+        self.write_manifest(status, error=error)
+
+    def release(self) -> None:
+        self._close_journal()
+        if self._lock is not None:
+            self._lock.release()
+
+    def write_manifest(self, status: Status, **more: Any) -> None:
+        storage.write_manifest(
+            self.folder,
+            storage.new_manifest(self.folder.name, self._train, self._test)
+            | {
+                "status": status,
+                "started": self._started,
+                "since": self._since,
+                "ended": None if status == "running" else _now(),
+                "seconds": round(self._seconds + time.monotonic() - self._clock, 3),
+                "steps": self.steps,
+                "resumed_at": self._resumed_at,
+                **self.about,
+                "nonfinite": self.nonfinite,
+                **more,
+            },
+        )
+
+    def _close_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+
+    def _journalled(self, most: int) -> int:
+        """How many entries the journal has (none of those after step ``most`` is looked at)."""
+        file = self.folder / storage.JOURNAL
+        if not file.is_file():
+            return 0
+        return sum(1 for _ in itertools.islice(journal.read(file), most + 1))
+
+    def _remove_later_weights(self, step: int) -> None:
+        for later in weights.weight_steps(self.folder):
+            if later > step:
+                weights.weights_file(self.folder, later).unlink(missing_ok=True)
+
+
+def set_aside(folder: Path) -> None:
+    """What there is of an attempt that was cut off goes into attempt-1, attempt-2, …; its checkpoints go."""
+    if not (folder / storage.JOURNAL).exists():
+        return
+    training_state.remove(folder)
+    shutil.rmtree(folder / weights.FOLDER, ignore_errors=True)
+    earlier = [int(old.name.removeprefix("attempt-")) for old in folder.glob("attempt-*[0-9]")]
+    attempt = folder / f"attempt-{1 + max(earlier, default=0)}"
+    attempt.mkdir()
+    if (folder / storage.MANIFEST).exists():
+        shutil.copyfile(folder / storage.MANIFEST, attempt / storage.MANIFEST)
+    os.replace(folder / storage.JOURNAL, attempt / storage.JOURNAL)
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,278 @@
+"""Looking after recorded runs: list, show, verify, prune.
+
+Everywhere ``path`` is a run set's folder, or a folder of such folders (``runs/``).
+"""
+
+from __future__ import annotations
+
+import collections
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow.parquet as pq
+
+from simfluence.errors import RunDataError
+from simfluence.runs import journal, rows, storage
+from simfluence.runs.run import Run, Status
+
+
+def set_folders(path: str | Path) -> list[Path]:
+    """The folder itself if it is a run set, else those in it that are.
+
+    Raises RunDataError if there is none.
+    """
+    path = Path(path)
+    if (path / storage.EXAMPLES).is_file():
+        return [path]
+    found = [file.parent for file in path.glob(f"*/{storage.EXAMPLES}")]
+    if not found:
+        raise RunDataError(f"{path} is no run set and holds none: there is no {storage.EXAMPLES}")
+    return sorted(found, key=lambda folder: storage.natural_order(folder.name))
+
+
+# ----------------------------------------------------------------------------------- list, show
+
+
+def list_runs(path: str | Path) -> pd.DataFrame:
+    """One row a run: set, run, status, steps, loss (the last mean over test examples), steps_per_second,
+    bytes (on disk, all it keeps). What cannot be read of a damaged run is NaN, its status "damaged".
+    """
+    found = []
+    for folder, run_folder in _run_folders(path):
+        row: dict[str, Any] = {"set": folder.name, "run": run_folder.name, "bytes": size_on_disk(run_folder)}
+        try:
+            manifest = storage.read_manifest(run_folder)
+            steps, losses = _end_of(run_folder, manifest)
+            row |= {"status": storage.status(run_folder), "steps": steps, "loss": _finite_mean(losses)}
+            seconds = storage.seconds(run_folder, manifest)
+            row["steps_per_second"] = steps / seconds if seconds else np.nan
+        except RunDataError:
+            row |= {"status": "damaged"}
+        found.append(row)
+    columns = ["set", "run", "status", "steps", "loss", "steps_per_second", "bytes"]
+    frame = pd.DataFrame(found, columns=columns)
+    return frame.astype({"steps": "Int64", "loss": float, "steps_per_second": float, "bytes": "int64"})
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One run as far as it was recorded."""
+
+    run: Run
+    status: Status
+    manifest: dict[str, Any]
+    interrupted_after: int | None
+    """The last recorded step of a run that is not complete."""
+    resumable_after: int | None
+    """The step that ``resume=True`` would go on after."""
+
+    @property
+    def mean_loss(self) -> npt.NDArray[np.float64]:
+        """float [evaluated step]: the mean over test examples whose loss is finite."""
+        return np.array([_finite_mean(values) for values in self.run.loss])
+
+    def __str__(self) -> str:
+        lines = [f"{self.run.id}: {self.status}, {len(self.run)} steps"]
+        if self.interrupted_after is not None:
+            can = "cannot be resumed" if self.resumable_after is None else ""
+            lines.append(
+                f"stopped after step {self.interrupted_after}; "
+                + (can or f"can be resumed after step {self.resumable_after}")
+            )
+        if error := self.manifest.get("error"):
+            lines.append(f"error: {error}")
+        if resumed := self.manifest.get("resumed_at"):
+            lines.append(f"resumed after steps {', '.join(map(str, resumed))}")
+        if bad := self.manifest.get("nonfinite"):
+            lines.append(
+                f"first loss that is not finite: {bad['loss']} of {bad['test']!r}, step {bad['step']}"
+            )
+        evaluated, losses = self.run.evaluated, self.mean_loss
+        lines.append(
+            f"mean test loss {losses[0]:.4f} at step {evaluated[0]}, {losses[-1]:.4f} at {evaluated[-1]}"
+        )
+        return "\n".join(lines)
+
+
+def show(path: str | Path, run_id: str) -> RunSummary:
+    """What there is of one run of a set; a damaged or missing one is a RunDataError."""
+    path = Path(path)
+    train, test = storage.read_examples(path)
+    folder = path / storage.check_run_id(run_id)
+    if not folder.is_dir():
+        raise RunDataError(f"{path} has no run {run_id!r}; there are {', '.join(storage.run_ids(path))}")
+    manifest, status = storage.read_manifest(folder), storage.status(folder)
+    run = storage.read_run(folder, len(train), len(test))
+    steps = [int(place.name.removeprefix("step-")) for place in folder.glob("resume/step-*[0-9]")]
+    resumable = max((step for step in steps if step <= len(run)), default=None)
+    return RunSummary(run, status, manifest, None if status == "complete" else len(run), resumable)
+
+
+# --------------------------------------------------------------------------------------- verify
+
+
+def verify(path: str | Path) -> pd.DataFrame:
+    """Check every file of every run against its manifest, and what is in it; bytes are read, all of them.
+
+    Returns one row a problem: set, run, file, problem. No row: all is as it was recorded.
+    """
+    problems = []
+    for folder in set_folders(path):
+        try:
+            train, test = storage.read_examples(folder)
+        except RunDataError as error:
+            problems.append((folder.name, "", storage.EXAMPLES, str(error)))
+            continue
+        for run_id in _names(folder):
+            for file, problem in _problems_of(folder / run_id, train, test):
+                problems.append((folder.name, run_id, file, problem))
+    return pd.DataFrame(problems, columns=["set", "run", "file", "problem"])
+
+
+def _problems_of(folder: Path, train: Any, test: Any) -> Iterator[tuple[str, str]]:
+    try:
+        manifest = storage.read_manifest(folder)
+        storage.check_tables(folder, manifest, train, test)
+    except RunDataError as error:
+        yield storage.MANIFEST, str(error)
+        return
+    listed = {**manifest.get("files", {}), **manifest.get("checkpoints", {})}
+    sound = True
+    for name, expected in listed.items():
+        try:
+            storage.check_file(folder, name, expected)
+        except RunDataError as error:
+            sound = False
+            yield name, str(error)
+    if sound and storage.status(folder) != "running":
+        try:
+            storage.read_run(folder, len(train), len(test), verify=False)
+        except RunDataError as error:
+            yield storage.STEPS if manifest.get("files") else storage.JOURNAL, str(error)
+    there = {file.relative_to(folder).as_posix() for file in folder.glob("checkpoints/*.safetensors")}
+    if manifest["status"] == "complete":
+        for name in sorted(there - set(listed)):
+            yield name, f"{folder / name} is not in the manifest"
+
+
+# ---------------------------------------------------------------------------------------- prune
+
+
+def prune(
+    path: str | Path,
+    *,
+    attempts: bool = True,
+    failed: bool = False,
+    checkpoints: bool = False,
+    dry_run: bool = True,
+) -> pd.DataFrame:
+    """Delete what complete recordings do not need. Runs that are being recorded are left alone.
+
+    Parameters
+    ----------
+    attempts : what was kept of attempts before a restart, and leftovers of writes that were cut off.
+    failed : failed and interrupted runs, wholly.
+    checkpoints : weights kept for attribution, of complete runs.
+    dry_run : only say what would be deleted.
+
+    Returns one row for each: set, run, what, path, bytes.
+    """
+    found = []
+    for folder, run_folder in _run_folders(path):
+        try:
+            status = storage.status(run_folder)
+        except RunDataError:
+            continue  # damaged: for a person to decide
+        if status == "running":
+            continue
+        for what, target in _superfluous(run_folder, status, attempts, failed, checkpoints):
+            found.append((folder.name, run_folder.name, what, str(target), size_on_disk(target)))
+            if not dry_run:
+                _delete(run_folder, what, target)
+    return pd.DataFrame(found, columns=["set", "run", "what", "path", "bytes"])
+
+
+def _superfluous(
+    folder: Path, status: Status, attempts: bool, failed: bool, checkpoints: bool
+) -> Iterator[tuple[str, Path]]:
+    if failed and status in ("failed", "interrupted"):
+        yield f"{status} run", folder
+        return
+    if attempts:
+        for attempt in sorted(folder.glob("attempt-*")):
+            yield "earlier attempt", attempt
+        for leftover in sorted(folder.rglob("*.tmp")):
+            yield "unfinished write", leftover
+        if status == "complete":
+            for name in (storage.JOURNAL, "resume"):  # killed between the manifest and the cleaning up
+                if (folder / name).exists():
+                    yield "leftover", folder / name
+    if checkpoints and status == "complete" and (folder / "checkpoints").exists():
+        yield "checkpoints", folder / "checkpoints"
+
+
+def _delete(folder: Path, what: str, target: Path) -> None:
+    if what == "checkpoints":  # the manifest first: what it lists must be there
+        storage.write_manifest(folder, storage.read_manifest(folder) | {"checkpoints": {}})
+    if what.endswith("run"):  # no longer a run, should this be cut off
+        (target / storage.MANIFEST).unlink()
+    if target.is_dir():
+        shutil.rmtree(target)
+    else:
+        target.unlink()
+
+
+# ---------------------------------------------------------------------------------------- pieces
+
+
+def size_on_disk(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder."""
+    if path.is_file():
+        return path.stat().st_size
+    return sum((Path(top) / name).stat().st_size for top, _, names in os.walk(path) for name in names)
+
+
+def _names(folder: Path) -> list[str]:
+    """All folders that hold or should hold a run."""
+    marks = (storage.MANIFEST, storage.STEPS, storage.JOURNAL)
+    found = {file.parent.name for mark in marks for file in folder.glob(f"*/{mark}")}
+    return sorted(found, key=storage.natural_order)
+
+
+def _run_folders(path: str | Path) -> Iterator[tuple[Path, Path]]:
+    for folder in set_folders(path):
+        for name in _names(folder):
+            yield folder, folder / name
+
+
+def _end_of(folder: Path, manifest: dict[str, Any]) -> tuple[int, npt.NDArray[np.floating]]:
+    """The number of steps and the last losses, without reading the whole run."""
+    if not manifest.get("files"):
+        last: collections.deque[Any] = collections.deque(maxlen=1)
+        entries = 0
+        for row in journal.read(folder / storage.JOURNAL):
+            entries += 1
+            if (metrics := rows.metrics_of(row)) is not None:
+                last.append(metrics["loss"])
+        return max(entries - 1, 0), last[0] if last else np.empty(0)
+    try:
+        with pq.ParquetFile(folder / storage.STEPS) as file:
+            for group in reversed(range(file.num_row_groups)):
+                losses = file.read_row_group(group, columns=["loss"])["loss"].drop_null()
+                if len(losses):
+                    return file.metadata.num_rows - 1, losses.combine_chunks()[-1:].flatten().to_numpy()
+    except (OSError, ValueError, KeyError) as error:
+        raise RunDataError(f"{folder / storage.STEPS} is damaged: {error}") from error
+    raise RunDataError(f"{folder / storage.STEPS} holds no losses")
+
+
+def _finite_mean(losses: npt.NDArray[np.floating]) -> float:
+    finite = losses[np.isfinite(losses)]
+    return float(finite.mean()) if finite.size else float("nan")

