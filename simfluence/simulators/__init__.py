@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from simfluence.errors import RunDataError
+from simfluence.simulators.auto import AutoSimulator
+from simfluence.simulators.bands import PredictiveBands
 from simfluence.simulators.base import Simulator, read_saved
 from simfluence.simulators.baselines import MeanTrajectory, Persistence
+from simfluence.simulators.deviation import DeviationSimulator
+from simfluence.simulators.features import FeatureSimulator
 from simfluence.simulators.markov import (
     AdditiveSimulator,
     LinearSimulator,
@@ -24,6 +28,9 @@ SIMULATORS: dict[str, type[Simulator]] = {
         AdditiveSimulator,
         MultiplicativeSimulator,
         LinearSimulator,
+        DeviationSimulator,
+        FeatureSimulator,
+        AutoSimulator,
     )
 }
 """Every simulator by its name."""
@@ -50,10 +57,14 @@ def load_simulator(path: str | Path) -> Simulator:
 __all__ = [
     "SIMULATORS",
     "AdditiveSimulator",
+    "AutoSimulator",
+    "DeviationSimulator",
+    "FeatureSimulator",
     "LinearSimulator",
     "MeanTrajectory",
     "MultiplicativeSimulator",
     "Persistence",
+    "PredictiveBands",
     "SimulationWarning",
     "Simulator",
     "load_simulator",

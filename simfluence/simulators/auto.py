@@ -1,0 +1,132 @@
+"""The simulator that chooses itself: members of the deviation family, compared on runs they never saw.
+
+Every candidate is scored by its leave-one-run-out rollouts (or rollouts on the validation runs), with a
+penalty of its own. Starting from what is usually best, one setting is changed at a time, and a change is
+kept if it lowers the error by more than a percent. The mean trajectory is among the candidates of every
+step (penalty inf), so that a set from which nothing can be learnt about curricula gets just that.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from simfluence.errors import NotFittedError
+from simfluence.runs import RunSet
+from simfluence.simulators.deviation import USUAL_MEMORY, Chosen, DeviationSimulator, Fitting, Settings
+from simfluence.simulators.memory import recorded_memory
+
+MARGIN = 0.01  # how much lower, relatively, the error must be
+_SEARCH_ROWS = 1600
+
+
+class AutoSimulator(DeviationSimulator):
+    """A deviation simulator whose settings are chosen by leave-one-run-out rollouts.
+
+    Parameters
+    ----------
+    scores : attribution scores [train, test], or a list of several; used where they help. Positive
+        lowers the loss; any units.
+    redundancy : [train, train] ≥ 0, which examples stand for each other (blocks.py); used if it helps.
+    max_rows : the grid of steps is thinned until the regression has about that many rows.
+
+    Attributes
+    ----------
+    selection_ : what was tried, in order: change, error, penalty, kept. See ``selection`` and
+        ``explain``. Others as in ``DeviationSimulator``.
+    """
+
+    name: ClassVar[str] = "auto"
+
+    def __init__(
+        self, scores: Any = None, redundancy: npt.ArrayLike | None = None, max_rows: int = 4000
+    ) -> None:
+        super().__init__(scores=scores, redundancy=redundancy, max_rows=max_rows)
+
+    def _fit(self, train: RunSet, validation: RunSet | None) -> None:
+        self._read_arrays()
+        self.selection_: list[dict[str, Any]] = []
+        fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows)
+        search = fitting
+        most = max(8, _SEARCH_ROWS // max(len(fitting.recorded.grid) - 1, 1))
+        if len(train) > most and validation is None:  # settings depend little on the number of runs
+            part = train[np.linspace(0, len(train) - 1, most).astype(np.int64)]
+            search = Fitting(part, None, self.scores_, self.redundancy_, self.max_rows)
+        best = self._search(search, train)
+        start = best.penalty if np.isfinite(best.penalty) else 0.1
+        self._keep(fitting, best if search is fitting else fitting.choose_penalty(best.settings, start=start))
+
+    def _search(self, fitting: Fitting, train: RunSet) -> Chosen:
+        beta, corrected = recorded_memory(train) or (USUAL_MEMORY, True)
+        settings = Settings(memory=beta, corrected=corrected, means=tuple(range(len(fitting.scores))))
+        best = fitting.choose_penalty(settings)
+        self._note("start", best, True)
+        if len(train) == 1:
+            return best
+        for change in self._changes(fitting, train):
+            settings = dataclasses.replace(best.settings, **change)
+            if settings == best.settings:
+                continue
+            start = best.penalty if np.isfinite(best.penalty) else 0.1
+            tried = fitting.choose_penalty(settings, start=start)
+            kept = tried.error < (1 - MARGIN) * best.error
+            self._note(", ".join(f"{key} {value}" for key, value in change.items()), tried, kept)
+            best = tried if kept else best
+        return best
+
+    @staticmethod
+    def _changes(fitting: Fitting, train: RunSet) -> Iterator[dict[str, Any]]:
+        """What is tried, in this order."""
+        if min(losses.min() for losses in fitting.recorded.losses) > 0:
+            yield {"link": "log_odds"}
+        recorded = recorded_memory(train)
+        if recorded is None:
+            for beta in (0.0, 0.8, 0.95):
+                yield {"memory": beta, "noise_memory": beta}
+        else:  # at high rates, directions change faster than the optimizer forgets
+            yield {"memory": 0.9 * recorded[0]}
+        for noise_memory in (0.8, 0.5, 0.0, 0.97):
+            yield {"noise_memory": noise_memory}
+        for decay in (0.1, 0.5):
+            yield {"decay": decay}
+        if fitting.groups is not None:
+            yield {"blocks": ("examples", "groups")}
+        yield {"blocks": ("examples", "seen")}
+        everything = tuple(range(len(fitting.scores)))
+        for left_out in everything if len(everything) > 1 else ():
+            yield {"means": tuple(number for number in everything if number != left_out)}
+        if everything:
+            yield {"means": ()}
+        if np.ptp(fitting.rates) > 1e-6:
+            yield {"rates": False}
+
+    def _note(self, change: str, chosen: Chosen, kept: bool) -> None:
+        self.selection_.append(
+            {"change": change, "error": chosen.error, "penalty": chosen.penalty, "kept": kept}
+        )
+
+    @property
+    def selection(self) -> pd.DataFrame:
+        """What was tried: change, error (all-steps MSE on runs not seen), penalty, kept."""
+        if not hasattr(self, "selection_"):
+            raise NotFittedError(f"call fit() on this {type(self).__name__} first")
+        return pd.DataFrame(self.selection_)
+
+    def explain(self) -> str:
+        """In words: what was chosen, and what was tried and not kept."""
+        frame = self.selection
+        lines = [
+            "settings: " + ", ".join(f"{key} {value}" for key, value in self.settings_.items()),
+            f"penalty: {self.penalty_:g}"
+            + (" (the mean trajectory: nothing else did better)" if np.isinf(self.penalty_) else ""),
+        ]
+        if self.error_ is not None:
+            lines.append(f"all-steps MSE of rollouts of runs left out: {self.error_:.4g}")
+        for row in frame.itertuples():
+            lines.append(f"  {'kept' if row.kept else 'no  '}  {row.error:.4g}  {row.change}")
+        return "\n".join(lines)

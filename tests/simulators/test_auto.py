@@ -1,0 +1,91 @@
+"""The simulator that chooses itself finds what made the runs, and leaves alone what tells nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from families import known_runs, skill
+
+from simfluence.errors import NotFittedError
+from simfluence.runs import RunSet
+from simfluence.simulators import AutoSimulator, load_simulator
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(1)
+
+
+def test_it_answers_counterfactuals_of_a_known_model(rng):
+    runs, _ = known_runs(rng, noise=0.003)
+    fit = AutoSimulator().fit(runs[:8])
+    assert skill(fit, runs[:8], runs[8:]) > 0.9
+    assert fit.selection["kept"].iloc[0]
+    assert fit.error_ == pytest.approx(fit.selection.query("kept")["error"].iloc[-1])
+    assert "memory 0.9" in fit.explain()
+
+
+def test_an_unknown_optimizer_is_found_out(rng):
+    runs, _ = known_runs(rng, beta=0.0, optimizer=None, noise=0.003)
+    fit = AutoSimulator().fit(runs[:9])
+    assert fit.settings_["memory"] == 0.0
+    assert skill(fit, runs[:9], runs[9:]) > 0.8
+
+
+def test_scores_are_used_where_they_help_and_dropped_where_not(rng):
+    runs, effects = known_runs(rng, noise=0.02, n=40)
+    assert AutoSimulator(scores=-effects).fit(runs[:6]).settings_["means"] == (0,)
+    noise = rng.normal(size=effects.shape)
+    both = AutoSimulator(scores=[noise, -effects]).fit(runs[:6])
+    assert 1 in both.settings_["means"]
+
+
+def test_runs_that_differ_by_noise_alone_give_the_mean_trajectory(rng):
+    runs, _ = known_runs(rng, noise=0.05, effects=np.zeros((16, 5)))
+    fit = AutoSimulator().fit(runs[:8])
+    assert skill(fit, runs[:8], runs[8:]) > -0.1
+
+
+@pytest.mark.parametrize("runs_used", [1, 2, 3])
+def test_few_runs_are_no_disaster(rng, runs_used):
+    runs, _ = known_runs(rng)
+    fit = AutoSimulator().fit(runs[:runs_used])
+    assert skill(fit, runs[:runs_used], runs[4:]) > -0.2
+
+
+def test_groups_shared_with_test_examples_are_found(rng):
+    import pandas as pd
+
+    from simfluence.runs import ExampleTable
+
+    groups = [f"g{i % 5}" for i in range(40)]
+    effects = np.array([[-0.05 * (i % 5 == z) for z in range(5)] for i in range(40)])
+    runs, _ = known_runs(rng, n=40, effects=effects, noise=0.02, groups=groups)
+    test = ExampleTable(pd.DataFrame({"id": list("abcde"), "group": [f"g{z}" for z in range(5)]}))
+    runs = RunSet(runs.runs, runs.train, test)
+    fit = AutoSimulator().fit(runs[:5])
+    assert fit.settings_["means"] == (0,)
+    assert skill(fit, runs[:5], runs[5:]) > 0.6
+
+
+def test_validation_runs_choose_if_given(rng):
+    runs, _ = known_runs(rng)
+    fit = AutoSimulator().fit(runs[:6], runs[6:8])
+    assert skill(fit, runs[:6], runs[8:]) > 0.8
+
+
+def test_saved_and_loaded(rng, tmp_path):
+    runs, effects = known_runs(rng, noise=0.01)
+    fit = AutoSimulator(scores=-effects).fit(runs[:6])
+    fit.save(tmp_path / "auto")
+    loaded = load_simulator(tmp_path / "auto")
+    assert isinstance(loaded, AutoSimulator)
+    assert loaded.explain() == fit.explain().replace("('examples',)", "['examples']").replace("(0,)", "[0]")
+    np.testing.assert_allclose(
+        loaded.simulate(runs.curricula, runs.initial_loss), fit.simulate(runs.curricula, runs.initial_loss)
+    )
+
+
+def test_asking_before_fitting(rng):
+    with pytest.raises(NotFittedError):
+        AutoSimulator().explain()
