@@ -12,6 +12,7 @@ from sklearn.linear_model import Ridge
 
 from simfluence.simulators import ridge
 from simfluence.simulators.ridge import path
+from simfluence.simulators.ridge.products import CountProducts, _torch_csr
 
 CPU = torch.device("cpu")
 SOLVERS = ("primal", "dual", "iterative")
@@ -230,9 +231,9 @@ def test_normal_equations_with_any_metric_and_center(rng):
 def test_torch_and_scipy_products_are_the_same(rng):
     problem = make_problem(rng)
     vectors, rows = torch.from_numpy(rng.normal(size=(12, 2))), torch.from_numpy(rng.normal(size=(60, 2)))
-    products = ridge.iterative.CountProducts(problem.counts, CPU)
-    forward = ridge.iterative._torch_csr(problem.counts, CPU)
-    backward = ridge.iterative._torch_csr(problem.counts.T.tocsr(), CPU)
+    products = CountProducts(problem.counts, CPU)
+    forward = _torch_csr(problem.counts, CPU)
+    backward = _torch_csr(problem.counts.T.tocsr(), CPU)
     torch.testing.assert_close(products.forward(vectors), forward @ vectors)
     torch.testing.assert_close(products.backward(rows), backward @ rows)
 

@@ -15,7 +15,7 @@ import torch
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.iterative import TOLERANCE, solve_iterative
 from simfluence.simulators.ridge.normal import NormalEquations, OuterProducts, normal_equations
-from simfluence.simulators.ridge.path import PATH_TOLERANCE, solve_path
+from simfluence.simulators.ridge.path import FACTOR_COLUMNS, PATH_TOLERANCE, solve_path
 from simfluence.simulators.ridge.primal import Solution, solve, solve_primal
 from simfluence.simulators.ridge.problem import (
     Array,
@@ -25,8 +25,6 @@ from simfluence.simulators.ridge.problem import (
     SolverName,
     default_device,
 )
-
-_FACTOR_COLUMNS = 8000  # the widest system that is factorized where the iterative solver fails
 
 
 def choose_solver(problem: RidgeProblem, penalty: Array) -> SolverName:
@@ -74,7 +72,7 @@ def solve_ridge(
         raise ValueError(f"solver must be 'primal', 'dual', 'iterative' or None, got {solver!r}")
     solution = solve_iterative(problem, penalties, device, tolerance)
     smallest = min(problem.columns, problem.counts.shape[0])
-    if solver is None and solution.convergence.failed and smallest <= _FACTOR_COLUMNS:  # type: ignore[union-attr]
+    if solver is None and solution.convergence.failed and smallest <= FACTOR_COLUMNS:  # type: ignore[union-attr]
         direct = solve_dual if problem.counts.shape[0] < problem.columns else solve_primal
         return direct(problem, penalties, device)
     return solution

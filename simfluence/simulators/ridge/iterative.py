@@ -17,13 +17,11 @@ Vectors are [group, p, column], a column a system (test × λ); there is one gro
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from scipy import sparse
 
 from simfluence.simulators.ridge.problem import (
     Array,
@@ -35,6 +33,7 @@ from simfluence.simulators.ridge.problem import (
     penalised_rank,
     probes,
 )
+from simfluence.simulators.ridge.products import CountProducts
 
 TOLERANCE = 3e-11
 MAX_ITERATIONS = 400
@@ -43,37 +42,6 @@ _SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
 _DROP = 0.6  # share of columns still to converge at which the others are left behind
 _CHUNK_COLUMNS = (16, 64)  # test examples at once: wide enough to vectorise, and not to leave the cache
 _CHUNK_VALUES = 2_500_000  # of rows × test examples
-
-
-class CountProducts:
-    """U v and Uᵀ r for dense v [n, c], r [row, c], on the given device, in double or single precision."""
-
-    def __init__(self, counts: sparse.csr_array, device: torch.device) -> None:
-        self.device, self._counts, self._on_cpu = device, counts, device.type == "cpu"
-        pair = (counts, counts.T.tocsr())
-        if self._on_cpu:
-            self._bags = [_bags(matrix) for matrix in pair]
-        else:
-            self._matrices = {
-                dtype: [_torch_csr(matrix, device).to(dtype) for matrix in pair]
-                for dtype in (torch.float32, torch.float64)
-            }
-
-    def forward(self, vectors: torch.Tensor) -> torch.Tensor:
-        """U v"""
-        if not self._on_cpu:
-            return self._matrices[vectors.dtype][0] @ vectors
-        if vectors.dtype == torch.float64:  # scipy's product is several times faster here than torch's
-            return torch.from_numpy(self._counts @ vectors.numpy())
-        return _sum_bags(vectors, *self._bags[0])
-
-    def backward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Uᵀ r"""
-        if not self._on_cpu:
-            return self._matrices[rows.dtype][1] @ rows
-        if rows.dtype == torch.float64:
-            return torch.from_numpy(self._counts.T @ rows.numpy())
-        return _sum_bags(rows, *self._bags[1])
 
 
 Preconditioner: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
@@ -411,28 +379,3 @@ def _inverse(blocks: torch.Tensor) -> torch.Tensor:
         determinant = torch.maximum(a * d - b * b, accuracy * a * d)
         return torch.stack([torch.stack([d, -b], 1), torch.stack([-b, a], 1)], 1) / determinant[:, None, None]
     return torch.linalg.pinv(blocks.movedim((1, 2), (-2, -1)), hermitian=True).movedim((-2, -1), (1, 2))
-
-
-def _bags(matrix: sparse.csr_array) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(columns, pointers, values) of the rows, for single precision sums."""
-    integers = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indices, matrix.indptr))
-    return (*integers, torch.from_numpy(matrix.data).float())  # type: ignore[return-value]
-
-
-def _sum_bags(
-    table: torch.Tensor, columns: torch.Tensor, pointers: torch.Tensor, values: torch.Tensor
-) -> torch.Tensor:
-    """Sparse times dense: torch's sums of embeddings are vectorised as no sparse product is."""
-    return torch.nn.functional.embedding_bag(
-        columns, table, pointers, mode="sum", per_sample_weights=values, include_last_offset=True
-    )
-
-
-def _torch_csr(matrix: sparse.csr_array, device: torch.device) -> torch.Tensor:
-    pointers, indices = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta")
-        made = torch.sparse_csr_tensor(
-            pointers, indices, torch.from_numpy(matrix.data), matrix.shape, check_invariants=True
-        )
-        return made.to(device)

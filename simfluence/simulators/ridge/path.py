@@ -1,7 +1,8 @@
 """Coefficients for a grid of penalties, for choosing among them.
 
 Shared designs are diagonalised once, G = V D Vᵀ: θ_λ = V (D + λ)⁻¹ Vᵀ m for every λ. Others go
-through conjugate gradients with all λ at once. What does not reach the tolerance is factorized.
+through conjugate gradients with all λ at once. What does not reach the tolerance is factorized, where
+that is possible.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.iterative import (
     _SINGLE_TOLERANCE,
-    CountProducts,
     Systems,
     conjugate_gradients,
     moments,
@@ -21,7 +22,9 @@ from simfluence.simulators.ridge.iterative import (
 from simfluence.simulators.ridge.normal import normal_equations_of
 from simfluence.simulators.ridge.primal import solve_primal
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem, off_mean
+from simfluence.simulators.ridge.products import CountProducts
 
+FACTOR_COLUMNS = 8000  # the widest system that is factorized where iterations fail
 PATH_TOLERANCE = 3e-6  # rollout errors are then good to about a part in a thousand
 _PATH_ITERATIONS = 150
 _SHARED_COLUMNS = 5000  # wider Gram matrices cost more to diagonalise than to iterate with
@@ -35,10 +38,14 @@ def solve_path(
     if problem.shared and problem.columns <= _SHARED_COLUMNS:
         return _shared_path(problem, penalties, device)
     thetas, converged = _iterative_path(problem, penalties, device, tolerance)
+    rows, columns = problem.counts.shape[0], problem.columns
+    if min(rows, columns) > FACTOR_COLUMNS:
+        return thetas
+    direct = solve_dual if rows < columns else solve_primal
     for number, missing in enumerate(np.logical_not(converged)):
         if missing.any():
             tests = np.flatnonzero(missing)
-            part = solve_primal(problem.tests(tests), np.full(len(tests), penalties[number]), device)
+            part = direct(problem.tests(tests), np.full(len(tests), penalties[number]), device)
             thetas[number][..., tests] = part.coefficients
     return thetas
 
