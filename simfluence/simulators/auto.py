@@ -1,6 +1,6 @@
 """The simulator that chooses itself: members of the deviation family, compared on runs they never saw.
 
-Every candidate is scored by its leave-one-run-out rollouts (or rollouts on the validation runs), with a
+Every candidate is scored by its leave-one-run-out rollouts (and those of validation runs, if given), with a
 penalty of its own. Starting from what is usually best, one setting is changed at a time, and a change is
 kept if it lowers the error by more than a percent. The mean trajectory is among the candidates of every
 step (penalty inf), so that a set from which nothing can be learnt about curricula gets just that.
