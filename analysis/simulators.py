@@ -168,9 +168,7 @@ def main() -> None:
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     table = options.output / "simulators.csv"
-    frame = (
-        pd.read_csv(table, keep_default_na=False) if table.exists() else pd.DataFrame(columns=COLUMNS + ASIDE)
-    )
+    frame = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=COLUMNS + ASIDE)
     for folder, runs in run_sets(options.folders):
         scores = read_scores(folder)
         held_out = min(options.held_out, len(runs) // 3)
@@ -195,7 +193,7 @@ def main() -> None:
                 new = pd.DataFrame(rows)
                 frame = new if frame.empty else pd.concat([frame, new], ignore_index=True)
                 frame.to_csv(table, index=False, float_format="%.6g")
-                skill, across = (np.nanmean(measured[m]) for m in ("skill", "across-runs Spearman"))
+                skill, across = (summary(measured[m])["mean"] for m in ("skill", "across-runs Spearman"))
                 print(f"{folder.name:28} {size:3} {name:30} {skill:+.3f} {across:+.3f}", flush=True)
     draw(frame, options.output / "simulators.png")
 

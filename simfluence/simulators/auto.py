@@ -1,6 +1,6 @@
 """The simulator that chooses itself: members of the deviation family, compared on runs they never saw.
 
-Every candidate is scored by its leave-one-run-out rollouts (or rollouts on the validation runs), with a
+Every candidate is scored by its leave-one-run-out rollouts (and those of validation runs, if given), with a
 penalty of its own. Starting from what is usually best, one setting is changed at a time, and a change is
 kept if it lowers the error by more than a percent. The mean trajectory is among the candidates of every
 step (penalty inf), so that a set from which nothing can be learnt about curricula gets just that.
@@ -56,7 +56,8 @@ class AutoSimulator(DeviationSimulator):
         most = max(8, _SEARCH_ROWS // max(len(fitting.recorded.grid) - 1, 1))
         if len(train) > most and validation is None:  # settings depend little on the number of runs
             part = train[np.linspace(0, len(train) - 1, most).astype(np.int64)]
-            search = Fitting(part, None, self.scores_, self.redundancy_, self.max_rows)
+            rows = self.max_rows * most // len(train)  # the same grid of steps
+            search = Fitting(part, None, self.scores_, self.redundancy_, rows)
         best = self._search(search, train)
         start = best.penalty if np.isfinite(best.penalty) else 0.1
         self._keep(fitting, best if search is fitting else fitting.choose_penalty(best.settings, start=start))
@@ -89,7 +90,8 @@ class AutoSimulator(DeviationSimulator):
             for beta in (0.0, 0.8, 0.95):
                 yield {"memory": beta, "noise_memory": beta}
         else:  # at high rates, directions change faster than the optimizer forgets
-            yield {"memory": 0.9 * recorded[0]}
+            for factor in (0.9, 0.75):
+                yield {"memory": factor * recorded[0]}
         for noise_memory in (0.8, 0.5, 0.0, 0.97):
             yield {"noise_memory": noise_memory}
         for decay in (0.1, 0.5):

@@ -49,7 +49,7 @@ class DeviationSimulator(Simulator):
     scores : attribution scores [train, test] that are the mean of the effects, or a list of several;
         arrays or anything with an attribute ``scores``. Positive lowers the loss; any units.
     penalty : λ > 0 of the effects; inf is the mean trajectory. None chooses by leave-one-run-out
-        rollouts, or by rollouts on the validation runs if there are any.
+        rollouts, and rollouts on the validation runs if there are any.
     memory : β of the optimizer's memory. None takes what the runs say of their optimizer, or .9.
     noise_memory : κ of the noise in increments.
     decay : how freely effects change with training progress, 0 (constant) .. < 1 (blocks.py).
@@ -300,13 +300,18 @@ class Fitting:
         return Chosen(settings, best, errors, fits[best][1], fits[best][2])
 
     def _error(self, settings: Settings, model: Model, left_out: LeftOut | None) -> float:
-        """All-steps MSE of rollouts: of left-out runs, or of the validation runs if there are any."""
+        """All-steps MSE of rollouts over the training runs, each left out, and the validation runs."""
+        left_out_error = np.nan if left_out is None else left_out.error
         if self.validation is None:
-            return np.nan if left_out is None else left_out.error
+            return left_out_error
         runs = self.validation
         simulated = self.simulate(settings, model, runs.curricula, runs.initial_loss.astype(np.float64))
         known = np.isfinite(runs.loss[:, 1:])
-        return float(np.square(simulated - runs.loss)[:, 1:][known].mean())
+        error = float(np.square(simulated - runs.loss)[:, 1:][known].mean())
+        if left_out is None:
+            return error
+        together = len(self.train) + len(runs)
+        return (len(self.train) * left_out_error + len(runs) * error) / together
 
 
 def make_features(

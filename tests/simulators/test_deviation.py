@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from families import known_runs, naive_memory, skill
@@ -224,6 +226,27 @@ def test_the_log_odds_link_recovers_a_model_in_that_space(rng):
     train, test = linked[:12], linked[12:]
     right = skill(DeviationSimulator(link="log_odds").fit(train), train, test)
     assert right > max(0.95, skill(DeviationSimulator().fit(train), train, test))
+
+
+def test_runs_of_different_length_recorded_every_third_step(rng):
+    runs, _ = known_runs(rng, runs=16)
+    shorter = []
+    for number, run in enumerate(runs):
+        steps = 30 if number % 2 else 24
+        at = np.arange(0, steps + 1, 3)
+        shorter.append(
+            dataclasses.replace(
+                run,
+                curriculum=Curriculum.from_batches(list(run.curriculum)[:steps], 16),
+                metrics={"loss": run.loss[at]},
+                evaluated=at,
+                learning_rate=run.learning_rate[:steps],
+                train_loss=run.train_loss[:steps],
+            )
+        )
+    fit = DeviationSimulator().fit(RunSet(shorter[:12], runs.train, runs.test))
+    np.testing.assert_array_equal(fit.grid_, np.arange(0, 31, 3))
+    assert skill(fit, runs[:12], runs[12:]) > 0.9
 
 
 def test_edited_curricula_of_other_lengths_and_batch_sizes(rng):
