@@ -33,6 +33,8 @@ def record(config: DictConfig) -> None:
 
 
 def fit(config: DictConfig) -> None:
+    from simfluence.simulators import AutoSimulator
+
     train, validation, _ = _load(config.path).split(config.train, config.validation)
     simulator = _simulator(config.simulator).fit(train, validation)
     simulator.save(config.output)
