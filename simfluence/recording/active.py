@@ -92,7 +92,8 @@ class ActiveRun:
 
     def consumes(self, example_ids: Iterable[Any]) -> None:
         """Say what a micro-batch holds; the next :meth:`step` takes all that was said since the last."""
-        self._consumed.append(self._rows(example_ids))
+        if self._recording:
+            self._consumed.append(self._rows(example_ids))
 
     def step(
         self,

@@ -123,6 +123,18 @@ def test_the_checkpoint_must_be_about_the_same_objects(tmp_path):
     train(recorder, resume=False, restart=True)
 
 
+def test_a_journal_that_does_not_reach_the_checkpoint_is_begun_anew(tmp_path):
+    """As after a power cut on a file system that kept the later file and lost the earlier one's end."""
+    recorder = RunRecorder(tmp_path, TRAIN, TEST)
+    with pytest.raises(KeyboardInterrupt):
+        train(recorder, 8)
+    journal = tmp_path / "seed-0" / "journal.arrow"
+    journal.write_bytes(journal.read_bytes()[:-3000])
+    _, run = train(recorder)
+    assert (run.start, run.steps) == (0, STEPS)
+    assert (tmp_path / "seed-0" / "attempt-1" / "journal.arrow").exists()
+
+
 def test_states_are_saved_exactly_and_without_code(tmp_path):
     tensor = torch.randn(3, 4)
     state = {
