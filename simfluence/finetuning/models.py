@@ -89,20 +89,31 @@ class TextClassifier(nn.Module):
 
     # --------------------------------------------------------------------------- hidden states
 
-    def freeze_lower(self, layers: int) -> None:
-        """Freeze the embeddings and the lowest layers; their outputs are computed once an example.
+    @property
+    def body(self) -> nn.Module:
+        """What was pretrained: all but the head."""
+        return self.encoder
 
-        Raises ValueError for a number that leaves no layer to train, or an encoder that is not a stack
-        of layers like BERT's.
-        """
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The encoder's layers, lowest first. Raises ValueError if it is not built like BERT."""
         stack = getattr(getattr(self.encoder, "encoder", None), "layer", None)
         if stack is None or not hasattr(self.encoder, "embeddings"):
             raise ValueError(
                 f"{type(self.encoder).__name__} has no .embeddings and .encoder.layer to freeze from below;"
                 " tune it in full"
             )
-        if not 0 <= layers < len(stack):
-            raise ValueError(f"can freeze 0 .. {len(stack) - 1} of {len(stack)} layers, got {layers}")
+        return stack
+
+    def freeze_lower(self, layers: int) -> None:
+        """Freeze the embeddings and the lowest layers; their outputs are computed once an example.
+
+        Raises ValueError for more layers than there are, or an encoder that is not a stack of layers
+        like BERT's.
+        """
+        stack = self.layers
+        if not 0 <= layers <= len(stack):
+            raise ValueError(f"can freeze 0 .. {len(stack)} of {len(stack)} layers, got {layers}")
         self.frozen_layers = layers
         self._lower.clear()
         for module in (self.encoder.embeddings, *stack[:layers]):

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from simfluence.finetuning.adapters import add_ia3, add_lora
 from simfluence.finetuning.models import TextClassifier
 
 
@@ -20,16 +21,42 @@ def full(model: TextClassifier) -> None:
 
 def last_layers(model: TextClassifier, layers: int) -> None:
     """The last ``layers`` layers and the head; what the frozen ones give is computed once."""
-    total = len(model.encoder.encoder.layer)
+    total = len(model.layers)
     if not 1 <= layers <= total:
         raise ValueError(f"the encoder has {total} layers; cannot train the last {layers}")
     model.requires_grad_(True)
     model.freeze_lower(total - layers)
-    if (pooler := getattr(model.encoder, "pooler", None)) is not None:
-        pooler.requires_grad_(False)  # not in the way from input to loss
+    _freeze_pooler(model)
 
 
-TUNINGS: dict[str, Callable[..., None]] = {"full": full, "last_layers": last_layers}
+def head_only(model: TextClassifier) -> None:
+    """The head alone; what the encoder gives is computed once."""
+    model.requires_grad_(True)
+    model.freeze_lower(len(model.layers))
+    _freeze_pooler(model)
+
+
+def lora(model: TextClassifier, *, layers: int | None = None, **options: Any) -> None:
+    """Low-rank updates, see :func:`.adapters.add_lora`, and the head."""
+    model.requires_grad_(True)
+    add_lora(model, layers=layers, **options)
+    _freeze_below(model, layers)
+
+
+def ia3(model: TextClassifier, *, layers: int | None = None, **options: Any) -> None:
+    """Learnt scales, see :func:`.adapters.add_ia3`, and the head."""
+    model.requires_grad_(True)
+    add_ia3(model, layers=layers, **options)
+    _freeze_below(model, layers)
+
+
+TUNINGS: dict[str, Callable[..., None]] = {
+    "full": full,
+    "last_layers": last_layers,
+    "head_only": head_only,
+    "lora": lora,
+    "ia3": ia3,
+}
 
 
 def apply_tuning(model: TextClassifier, name: str, **options: Any) -> list[nn.Parameter]:
@@ -38,3 +65,14 @@ def apply_tuning(model: TextClassifier, name: str, **options: Any) -> list[nn.Pa
         raise ValueError(f"no tuning is named {name!r}; there are {', '.join(TUNINGS)}")
     TUNINGS[name](model, **options)
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _freeze_below(model: TextClassifier, layers: int | None) -> None:
+    """Where only the last layers have adapters, what those below give is computed once."""
+    if layers is not None and layers < len(model.layers):
+        model.freeze_lower(len(model.layers) - layers)
+
+
+def _freeze_pooler(model: TextClassifier) -> None:
+    if (pooler := getattr(model.body, "pooler", None)) is not None:
+        pooler.requires_grad_(False)  # not in the way from input to loss
