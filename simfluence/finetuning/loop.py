@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from simfluence.curriculum import Curriculum
-from simfluence.finetuning.models import TextClassifier
+from simfluence.finetuning.models import Model
 from simfluence.finetuning.tasks import TextExample
 from simfluence.recording import ActiveRun
 
 
 def train(
-    model: TextClassifier,
+    model: Model,
     examples: Sequence[TextExample],
     curriculum: Curriculum,
     optimizer: torch.optim.Optimizer,

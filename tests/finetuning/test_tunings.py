@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from simfluence.finetuning.adapters import target_names
-from simfluence.finetuning.models import TextClassifier, load_model
+from simfluence.finetuning.classifiers import TextClassifier
+from simfluence.finetuning.models import load_model
 from simfluence.finetuning.tasks import Task, make_facts
 from simfluence.finetuning.tunings import apply_tuning
 
