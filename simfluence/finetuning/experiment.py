@@ -23,7 +23,7 @@ from simfluence.curriculum import Curriculum
 from simfluence.errors import RecordingError, RunExistsError
 from simfluence.finetuning.designs import draw_curriculum
 from simfluence.finetuning.loop import train
-from simfluence.finetuning.models import TextClassifier, load_model
+from simfluence.finetuning.models import Model, load_model
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.tasks import Task, load_task
 from simfluence.finetuning.tunings import apply_tuning
@@ -38,7 +38,7 @@ class Prepared:
     """What all runs of a set share in a process: the task, the model and its initial weights."""
 
     task: Task
-    model: TextClassifier
+    model: Model
     initial: dict[str, torch.Tensor]
 
 
@@ -106,9 +106,7 @@ def planned_curricula(config: Config, task: Task, count: int) -> dict[str, Curri
     groups = [example.group for example in task.train]
     design, first = dict(config["run"]["design"]), int(config["run"]["seed"])
     return {
-        f"run-{number:03d}": draw_curriculum(
-            design["name"], groups, first + number, **{k: v for k, v in design.items() if k != "name"}
-        )
+        f"run-{number:03d}": draw_curriculum(seed=first + number, groups=groups, number=number, **design)
         for number in range(count)
     }
 
@@ -159,9 +157,7 @@ def _record_one(
     return name, None
 
 
-def _recorder(
-    path: str | Path, task: Task, config: Config, model: TextClassifier | None = None
-) -> RunRecorder:
+def _recorder(path: str | Path, task: Task, config: Config, model: Model | None = None) -> RunRecorder:
     return RunRecorder(
         path,
         train=task.train,
