@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
+from simfluence.finetuning.metrics import answer_metrics
 from simfluence.finetuning.tasks import TextExample
 
 
@@ -74,8 +75,16 @@ class TextClassifier(nn.Module):
 
     def losses(self, examples: Sequence[TextExample]) -> Tensor:
         """Cross-entropy of each example's right label, [example]."""
+        return self._cross_entropy(self(examples), examples)
+
+    def metrics(self, examples: Sequence[TextExample]) -> dict[str, Tensor]:
+        """ "loss" as in :meth:`losses`, "accuracy" and "margin" of the scores, [example] each."""
+        scores = self(examples)
+        return {"loss": self._cross_entropy(scores, examples), **answer_metrics(scores, examples)}
+
+    def _cross_entropy(self, scores: Tensor, examples: Sequence[TextExample]) -> Tensor:
         labels = torch.tensor([example.label for example in examples], device=self.head.weight.device)
-        return cross_entropy(self(examples), labels, reduction="none")
+        return cross_entropy(scores, labels, reduction="none")
 
     def length(self, example: TextExample) -> int:
         """The number of tokens an example is padded from: what batches are sorted by."""

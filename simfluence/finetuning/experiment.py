@@ -23,6 +23,7 @@ from simfluence.curriculum import Curriculum
 from simfluence.errors import RecordingError, RunExistsError
 from simfluence.finetuning.designs import draw_curriculum
 from simfluence.finetuning.loop import train
+from simfluence.finetuning.metrics import recorded_loss
 from simfluence.finetuning.models import Model, load_model
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.tasks import Task, load_task
@@ -69,6 +70,7 @@ def record_runs(
     ------
     RecordingError : some runs failed (named, with their errors); the others are recorded.
     """
+    recorded_loss(config["run"].get("metrics"))  # a wrong name is said before anything is made
     task = load_task(**config["task"])
     recorder = _recorder(path, task, config)
     if curricula is None:
@@ -143,7 +145,7 @@ def _record_one(
             with run.run(
                 name,
                 model=model,
-                loss=lambda model, examples: model.losses(examples),
+                loss=recorded_loss(config["run"].get("metrics")),
                 optimizer=optimizer,
                 config=config,
                 seed=int(config["run"]["seed"]),

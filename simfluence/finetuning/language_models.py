@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from simfluence.finetuning.metrics import answer_metrics
 from simfluence.finetuning.tasks import TextExample
 
 IGNORED = -100
@@ -64,6 +65,12 @@ class LanguageModel(nn.Module):
     def losses(self, examples: Sequence[TextExample]) -> Tensor:
         """Minus the log-likelihood of each example's right answer, [example], in nats (a token)."""
         return -self._log_likelihood([self._token_ids(example)[example.label] for example in examples])
+
+    def metrics(self, examples: Sequence[TextExample]) -> dict[str, Tensor]:
+        """ "loss" as in :meth:`losses`, "accuracy" and "margin" over all choices, [example] each."""
+        scores = self(examples)
+        labels = torch.tensor([example.label for example in examples], device=scores.device)[:, None]
+        return {"loss": -scores.gather(1, labels)[:, 0], **answer_metrics(scores, examples)}
 
     def length(self, example: TextExample) -> int:
         """The number of tokens an example is padded from: what batches are sorted by."""
