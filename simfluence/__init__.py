@@ -26,10 +26,6 @@ _HOMES = {
     "FeatureSimulator": "simfluence.simulators",
     "AutoSimulator": "simfluence.simulators",
     "PredictiveBands": "simfluence.simulators",
-    "DeviationSimulator": "simfluence.simulators",
-    "FeatureSimulator": "simfluence.simulators",
-    "AutoSimulator": "simfluence.simulators",
-    "PredictiveBands": "simfluence.simulators",
     "load_simulator": "simfluence.simulators",
     "evaluate": "simfluence.evaluation",
     "what_if": "simfluence.whatif",
@@ -48,14 +44,10 @@ if TYPE_CHECKING:
     from simfluence.simulators import AutoSimulator as AutoSimulator
     from simfluence.simulators import DeviationSimulator as DeviationSimulator
     from simfluence.simulators import FeatureSimulator as FeatureSimulator
-    from simfluence.simulators import AutoSimulator as AutoSimulator
-    from simfluence.simulators import DeviationSimulator as DeviationSimulator
-    from simfluence.simulators import FeatureSimulator as FeatureSimulator
     from simfluence.simulators import LinearSimulator as LinearSimulator
     from simfluence.simulators import MeanTrajectory as MeanTrajectory
     from simfluence.simulators import MultiplicativeSimulator as MultiplicativeSimulator
     from simfluence.simulators import Persistence as Persistence
-    from simfluence.simulators import PredictiveBands as PredictiveBands
     from simfluence.simulators import PredictiveBands as PredictiveBands
     from simfluence.simulators import load_simulator as load_simulator
     from simfluence.whatif import what_if as what_if

@@ -27,13 +27,18 @@ def record(config: DictConfig) -> None:
     from simfluence.finetuning.experiment import record_runs
 
     plain = {key: _plain(config[key]) for key in ("task", "model", "tuning", "run")}
-    recorded = record_runs(plain, config.path, count=config.count, processes=config.processes)
-    done = f"{config.count} runs are complete in {config.path}"
-    print(f"{done}; {len(recorded)} recorded now" if recorded else f"nothing to do: all {done}")
+    numbers = None if config.number is None else [config.number]
+    recorded = record_runs(
+        plain, config.path, count=config.count, processes=config.processes, numbers=numbers
+    )
+    what = f"all {config.count} runs" if numbers is None else f"run {config.number} of {config.count}"
+    print(
+        f"{what} complete in {config.path}; "
+        + (f"{len(recorded)} recorded now" if recorded else "nothing to do")
+    )
 
 
 def fit(config: DictConfig) -> None:
-    from simfluence.simulators import AutoSimulator
 
     train, validation, _ = _load(config.path).split(config.train, config.validation)
     simulator = _simulator(config.simulator).fit(train, validation)
@@ -165,6 +170,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
 _EXAMPLES = {
     "record": (
         "simfluence record task=piqa tuning=full run.optimizer.lr=3e-5 count=8",
+        'simfluence record -m "number=range(0,32)" hydra/launcher=submitit_slurm',
         "simfluence record task=jsonl task.path=my.jsonl model=pretrained model.name=bert-base-uncased",
     ),
     "fit": ("simfluence fit simulator=linear simulator.center=pooled output=linear.safetensors",),

@@ -29,19 +29,76 @@ def everything(groups: list[str], rng: np.random.Generator, *, epochs: int, batc
     return random_subset(groups, rng, size=len(groups), epochs=epochs, batch_size=batch_size)
 
 
-DESIGNS: dict[str, Callable[..., IntArray]] = {"random_subset": random_subset, "everything": everything}
+def group_subset(
+    groups: list[str], rng: np.random.Generator, *, share: float, epochs: int, batch_size: int
+) -> IntArray:
+    """Whole groups, a random ``share`` of them (at least one), in a new random order every epoch."""
+    if not 0 < share <= 1:
+        raise ValueError(f"share is a part of the groups in (0, 1], got {share}")
+    rows = list(_rows_by_group(groups).values())
+    kept = rng.choice(len(rows), max(1, round(share * len(rows))), replace=False)
+    chosen = np.concatenate([rows[group] for group in sorted(kept)])
+    return np.concatenate([rng.permutation(chosen) for _ in range(epochs)])
+
+
+def group_blocks(groups: list[str], rng: np.random.Generator, *, epochs: int, batch_size: int) -> IntArray:
+    """One group after the other, the groups and the examples within in new random orders every epoch."""
+    rows = list(_rows_by_group(groups).values())
+    return np.concatenate(
+        [rng.permutation(rows[group]) for _ in range(epochs) for group in rng.permutation(len(rows))]
+    )
+
+
+def leave_group_out(
+    groups: list[str], rng: np.random.Generator, *, number: int, epochs: int, batch_size: int
+) -> IntArray:
+    """All but the group of the run's number, in a new random order every epoch.
+
+    Groups are numbered in the order of their names, and begin again after the last.
+    """
+    rows = _rows_by_group(groups)
+    left_out = sorted(rows)[number % len(rows)]
+    chosen = np.flatnonzero(np.array(groups) != left_out)
+    return np.concatenate([rng.permutation(chosen) for _ in range(epochs)])
+
+
+def _rows_by_group(groups: list[str]) -> dict[str, IntArray]:
+    """Group → its rows, in the order in which groups first appear. ValueError if there is only one."""
+    names = np.array(groups)
+    rows = {group: np.flatnonzero(names == group) for group in dict.fromkeys(groups)}
+    if len(rows) < 2:
+        raise ValueError(
+            f"a design by groups needs at least 2 groups of training examples, got {len(rows)};"
+            " choose a task with groups, or the design random_subset"
+        )
+    return rows
+
+
+DESIGNS: dict[str, Callable[..., IntArray]] = {
+    "random_subset": random_subset,
+    "everything": everything,
+    "group_subset": group_subset,
+    "group_blocks": group_blocks,
+    "leave_group_out": leave_group_out,
+}
+NUMBERED = ("leave_group_out",)
+"""Designs that take the run's number too: option ``number``, from 0."""
 
 
 def draw_curriculum(
-    name: str, groups: list[str], seed: int, *, batch_size: int, **options: Any
+    name: str, groups: list[str], seed: int, *, batch_size: int, number: int = 0, **options: Any
 ) -> Curriculum:
     """The curriculum that a design and a seed give over a training table with these groups.
 
-    The stream of examples is cut into batches; what is left over at the end is dropped.
+    ``number`` is the run's in its set. The stream of examples is cut into batches; what is left over at
+    the end is dropped.
     """
     if name not in DESIGNS:
         raise ValueError(f"no design is named {name!r}; there are {', '.join(DESIGNS)}")
-    stream = DESIGNS[name](groups, np.random.default_rng(seed), batch_size=batch_size, **options)
+    if name in NUMBERED:
+        options["number"] = number
+    rng = np.random.default_rng(seed)
+    stream = DESIGNS[name](groups, rng, batch_size=batch_size, **options)
     steps = len(stream) // batch_size
     if steps == 0:
         raise ValueError(f"{len(stream)} examples do not fill a batch of {batch_size}")

@@ -1,14 +1,14 @@
 """A set of recorded runs from one configuration: the same model and task, a curriculum a run.
 
-Runs are independent of each other and are spread over processes; what is complete is skipped, so that
-the same call continues where an earlier one was cut off.
+Runs are independent of each other and are spread over processes; what is complete is skipped, and a run
+that was cut off goes on from its last checkpoint to the same bits: the same call continues an earlier one.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +23,8 @@ from simfluence.curriculum import Curriculum
 from simfluence.errors import RecordingError, RunExistsError
 from simfluence.finetuning.designs import draw_curriculum
 from simfluence.finetuning.loop import train
-from simfluence.finetuning.models import TextClassifier, load_model
+from simfluence.finetuning.metrics import recorded_loss
+from simfluence.finetuning.models import Model, load_model
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.tasks import Task, load_task
 from simfluence.finetuning.tunings import apply_tuning
@@ -33,12 +34,16 @@ Config = Mapping[str, Any]
 """With the groups ``task``, ``model``, ``tuning`` and ``run`` of conf/, as plain values."""
 
 
+CHECKPOINT_EVERY = 25
+"""Steps between checkpoints that a run which was cut off goes on from."""
+
+
 @dataclass(frozen=True)
 class Prepared:
     """What all runs of a set share in a process: the task, the model and its initial weights."""
 
     task: Task
-    model: TextClassifier
+    model: Model
     initial: dict[str, torch.Tensor]
 
 
@@ -48,6 +53,7 @@ def record_runs(
     *,
     count: int,
     processes: int = 1,
+    numbers: Sequence[int] | None = None,
     curricula: Mapping[str, Curriculum] | None = None,
     progress: bool = True,
 ) -> list[str]:
@@ -59,6 +65,7 @@ def record_runs(
     path : the run set's folder.
     count : runs to draw by the configuration's design: run-000, run-001, …, seeded by their number.
     processes : how many at a time; torch uses its share of the cores in each.
+    numbers : record only the runs of these numbers (other machines record the others).
     curricula : run name → curriculum, in place of ``count`` drawn ones.
 
     Returns
@@ -69,10 +76,16 @@ def record_runs(
     ------
     RecordingError : some runs failed (named, with their errors); the others are recorded.
     """
+    recorded_loss(config["run"].get("metrics"))  # a wrong name is said before anything is made
     task = load_task(**config["task"])
     recorder = _recorder(path, task, config)
     if curricula is None:
         curricula = planned_curricula(config, task, count)
+    if numbers is not None:
+        if outside := [number for number in numbers if not 0 <= number < len(curricula)]:
+            raise ValueError(f"there is no run number {outside[0]}: count is {len(curricula)}")
+        names = list(curricula)
+        curricula = {names[number]: curricula[names[number]] for number in numbers}
     pending = {name: c for name, c in curricula.items() if recorder.status(name) != "complete"}
     if not pending:
         return []
@@ -106,9 +119,7 @@ def planned_curricula(config: Config, task: Task, count: int) -> dict[str, Curri
     groups = [example.group for example in task.train]
     design, first = dict(config["run"]["design"]), int(config["run"]["seed"])
     return {
-        f"run-{number:03d}": draw_curriculum(
-            design["name"], groups, first + number, **{k: v for k, v in design.items() if k != "name"}
-        )
+        f"run-{number:03d}": draw_curriculum(seed=first + number, groups=groups, number=number, **design)
         for number in range(count)
     }
 
@@ -145,11 +156,13 @@ def _record_one(
             with run.run(
                 name,
                 model=model,
-                loss=lambda model, examples: model.losses(examples),
+                loss=recorded_loss(config["run"].get("metrics")),
                 optimizer=optimizer,
                 config=config,
                 seed=int(config["run"]["seed"]),
-                restart=True,
+                resume=True,
+                checkpoint_every=config["run"].get("checkpoint_every", CHECKPOINT_EVERY),
+                state={"model": _Trained(model), "optimizer": optimizer, "schedule": schedule},
             ) as active:
                 train(model, task.train, curriculum, optimizer, active, schedule)
         except (RuntimeError, ValueError, OSError, ArithmeticError) as error:
@@ -159,9 +172,23 @@ def _record_one(
     return name, None
 
 
-def _recorder(
-    path: str | Path, task: Task, config: Config, model: TextClassifier | None = None
-) -> RunRecorder:
+class _Trained:
+    """The trained parameters of a model: all that differs from what every run begins with."""
+
+    def __init__(self, model: Model) -> None:
+        self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._buffers = dict(model.named_buffers())
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {name: value.detach() for name, value in (self._parameters | self._buffers).items()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        for name, value in (self._parameters | self._buffers).items():
+            value.copy_(state[name])
+
+
+def _recorder(path: str | Path, task: Task, config: Config, model: Model | None = None) -> RunRecorder:
     return RunRecorder(
         path,
         train=task.train,

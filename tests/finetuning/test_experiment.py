@@ -47,7 +47,9 @@ def test_a_set_is_recorded_once(tmp_path) -> None:
     assert runs[0].optimizer["class"] == "AdamW"
     assert runs[0].config == CONFIG
     assert set(runs.train.frame["text"]) == {""}
-    assert record_runs(CONFIG, tmp_path, count=3, progress=False) == ["run-002"]
+    assert record_runs(CONFIG, tmp_path, count=5, numbers=[2], progress=False) == ["run-002"]
+    with pytest.raises(ValueError, match="no run number 5"):
+        record_runs(CONFIG, tmp_path, count=5, numbers=[5], progress=False)
     assert record_runs(CONFIG, tmp_path, count=3, progress=False) == []
 
 
@@ -76,29 +78,36 @@ def test_failed_runs_are_reported_and_the_others_recorded(tmp_path) -> None:
 
 
 def test_a_killed_recording_is_completed_by_the_same_command(tmp_path) -> None:
-    """SIGKILL in the middle: what was journalled is there, and recording again completes the set."""
+    """SIGKILL in the middle: what was journalled is there; the same command ends with the same bits."""
     config = json.loads(json.dumps(CONFIG))
-    config["run"]["design"]["epochs"] = 40
+    config["run"]["design"]["epochs"] = 20
+    config["run"]["checkpoint_every"] = 7
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
     code = (
-        "import json, sys; from simfluence.finetuning.experiment import record_runs;"
+        "import json, sys, torch; from simfluence.finetuning.experiment import record_runs;"
+        "torch.set_num_threads(int(sys.argv[3]));"
         "record_runs(json.loads(sys.argv[1]), sys.argv[2], count=2, progress=False)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, json.dumps(config), str(tmp_path)])
-    journal = tmp_path / "run-000" / "journal.arrow"
-    deadline = time.monotonic() + 120
-    while not (journal.exists() and journal.stat().st_size > 8000):
+    arguments = [json.dumps(config), str(killed), str(torch.get_num_threads())]
+    process = subprocess.Popen([sys.executable, "-c", code, *arguments])
+    journal = killed / "run-000" / "journal.arrow"
+    deadline = time.monotonic() + 240
+    while not (journal.exists() and journal.stat().st_size > 8_000):
         assert process.poll() is None
         assert time.monotonic() < deadline
-        time.sleep(0.02)
+        time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    cut_off = RunSet.load(tmp_path, incomplete=True)[0]
+    cut_off = RunSet.load(killed, incomplete=True)[0]
     assert cut_off.status == "interrupted"
-    assert 1 <= len(cut_off) < 80
-    record_runs(config, tmp_path, count=2, progress=False)
-    runs = RunSet.load(tmp_path)
-    assert [run.status for run in runs] == ["complete"] * 2
-    np.testing.assert_allclose(runs[0].loss[: len(cut_off) + 1], cut_off.loss, rtol=1e-5)
+    assert 7 <= len(cut_off) < 40
+    record_runs(config, killed, count=2, progress=False)
+    record_runs(config, whole, count=2, progress=False)
+    resumed, reference = RunSet.load(killed), RunSet.load(whole)
+    assert [run.status for run in resumed] == ["complete"] * 2
+    assert resumed.curricula == reference.curricula
+    np.testing.assert_array_equal(resumed.loss, reference.loss)
+    np.testing.assert_array_equal(resumed[0].loss[: len(cut_off) + 1], cut_off.loss)
 
 
 def test_designs() -> None:

