@@ -35,8 +35,8 @@ class PredictiveBands:
     ----------
     simulator : any simulator; it is copied, not changed.
     level : in 0 .. 1, of every single loss, not of a whole trajectory.
-    folds : the training runs are left out in that many parts, each with a refit; simulators that know
-        their leave-one-run-out rollouts in closed form (``left_out_rollouts_``) are not refitted.
+    folds : the training runs are left out in that many parts, each with a refit; simulators with a
+        method ``refitted`` keep the hyperparameters that all training runs chose.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class PredictiveBands:
     scale_ : s, float [step + 1, test]. quantile_ : q, float [step + 1].
     """
 
-    def __init__(self, simulator: Simulator, level: float = 0.9, folds: int = 5) -> None:
+    def __init__(self, simulator: Simulator, level: float = 0.9, folds: int = 8) -> None:
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
         if folds < 2:
@@ -102,27 +102,15 @@ def cross_fitted(simulator: Simulator, train: RunSet, folds: int) -> Array:
 
     ``simulator`` has been fitted to ``train``.
     """
-    left_out = getattr(simulator, "left_out_rollouts_", None)
-    if left_out is not None and len(left_out) == len(train):
-        return _on_all_steps(left_out, simulator.grid_, train)  # type: ignore[attr-defined]
     rollouts = np.full(train.loss.shape, np.nan)
     number = np.arange(len(train)) % min(folds, len(train))
     for fold in range(number.max() + 1):
         inside, outside = np.flatnonzero(number != fold), np.flatnonzero(number == fold)
         held_out = train[outside]
-        fitted = copy.copy(simulator).fit(train[inside])
+        refit = getattr(simulator, "refitted", copy.copy(simulator).fit)
+        fitted = refit(train[inside])
         simulated = fitted.simulate(held_out.curricula, held_out.initial_loss)
         rollouts[outside, : simulated.shape[1]] = simulated
-    return rollouts
-
-
-def _on_all_steps(losses: Array, grid: npt.NDArray[np.int64], train: RunSet) -> Array:
-    rollouts = np.full(train.loss.shape, np.nan)
-    for number, run in enumerate(train):
-        reached = np.isfinite(losses[number]).all(1)
-        steps = np.arange(min(len(run), int(grid[reached][-1])) + 1)
-        for z, values in enumerate(losses[number, reached].T):
-            rollouts[number, : len(steps), z] = np.interp(steps, grid[reached], values)
     return rollouts
 
 

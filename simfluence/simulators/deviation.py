@@ -6,9 +6,10 @@ memory.py. ``DeviationSimulator`` fits it under given settings; ``AutoSimulator`
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -122,6 +123,13 @@ class DeviationSimulator(Simulator):
         settings = dataclasses.replace(settings, means=tuple(range(len(fitting.scores))))
         self._keep(fitting, fitting.choose_penalty(settings, self.penalty))
 
+    def refitted(self, train: RunSet) -> Self:
+        """A copy with the same settings and penalty, fitted to other runs over the same examples."""
+        fitting = Fitting(train, None, self.scores_, self.redundancy_, self.max_rows)
+        other = copy.copy(self)
+        other._keep(fitting, fitting.choose_penalty(Settings(**self.settings_), self.penalty_))
+        return other
+
     def _read_arrays(self) -> None:
         shape = (self.n_train_, self.n_test_)
         self.scores_ = as_scores(self.scores, shape)
@@ -187,7 +195,7 @@ class DeviationSimulator(Simulator):
         arrays = {"scores": None, "redundancy": None}
         return {name: arrays.get(name, value) for name, value in super().get_params().items()}
 
-    def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> DeviationSimulator:
+    def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
         super()._restore(arrays, plain)
         self.scores = list(self.scores_) or None  # so that a loaded simulator can be fitted again
         self.redundancy = self.redundancy_ if self.redundancy_.size else None
