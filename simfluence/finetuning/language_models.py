@@ -33,6 +33,7 @@ class LanguageModel(nn.Module):
         prompts lose their beginning.
     """
 
+    lm: Any
     frozen_layers = 0
 
     def __init__(
@@ -45,7 +46,7 @@ class LanguageModel(nn.Module):
         max_length: int = 128,
     ) -> None:
         super().__init__()
-        self.lm: Any = lm
+        self.lm = lm
         self.seq2seq = bool(self.lm.config.is_encoder_decoder)
         self.class_words = tuple(class_words)
         self.per_token = per_token
