@@ -33,6 +33,7 @@ class LanguageModel(nn.Module):
         prompts lose their beginning.
     """
 
+    lm: Any
     frozen_layers = 0
 
     lm: Any

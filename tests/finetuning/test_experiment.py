@@ -75,6 +75,9 @@ def test_failed_runs_are_reported_and_the_others_recorded(tmp_path) -> None:
     with pytest.raises(RecordingError, match="run-000"):
         record_runs(CONFIG, tmp_path, count=2, curricula=curricula, progress=False)
     assert RunSet.load(tmp_path).ids == ["run-001"]
+    (tmp_path / "run-000").unlink()  # the cause mended, the same command records the failed run alone
+    assert record_runs(CONFIG, tmp_path, count=2, progress=False) == ["run-000"]
+    assert RunSet.load(tmp_path).ids == ["run-000", "run-001"]
 
 
 def test_a_killed_recording_is_completed_by_the_same_command(tmp_path) -> None:
