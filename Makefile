@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-ray lint types clean
 
 demo: .venv/text
 	$(BIN)/simfluence record experiment=demo
@@ -22,6 +22,17 @@ lint: .venv/dev
 types: .venv/dev
 	$(BIN)/mypy
 
+# Ray wants an older cloudpickle than joblib 1.6 does: an environment of its own.
+test-ray: .venv-ray/ready
+	.venv-ray/bin/python -m pytest tests/finetuning/test_launchers.py -k ray
+
+.venv-ray/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-ray
+	grep -v -i -E "^(cloudpickle|joblib)==" constraints.txt > .venv-ray/constraints.txt
+	.venv-ray/bin/pip install --quiet --constraint .venv-ray/constraints.txt --editable ".[text]" \
+		pytest hydra-ray-launcher==1.2.2 "ray==2.60.*" "cloudpickle<3" joblib==1.5.3
+	@touch $@
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -33,7 +44,7 @@ types: .venv/dev
 	@touch $@
 
 .venv/dev: .venv/text
-	$(PIP) --editable ".[text,dev]"
+	$(PIP) --editable ".[text,gguf,hub,lightning,sweep,dev]"
 	@touch $@
 
 clean:

@@ -207,6 +207,7 @@ def main(arguments: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(options):
         print(_command_help(command))
         return
+    options.sort(key=lambda option: option not in ("-m", "--multirun"))  # hydra wants these first
     if not {"-m", "--multirun"} & set(options):
         _check(command, [option for option in options if not option.startswith("-")])
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")

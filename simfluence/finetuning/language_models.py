@@ -36,8 +36,6 @@ class LanguageModel(nn.Module):
     lm: Any
     frozen_layers = 0
 
-    lm: Any
-
     def __init__(
         self,
         lm: nn.Module,
