@@ -122,7 +122,7 @@ def attribute(config: DictConfig) -> None:
         similarity=config.similarity,
         progress=True,
     )
-    replace(scores, provenance={"checkpoint": "initial weights", "runs": config.path}).save(config.output)
+    replace(scores, provenance={"checkpoint": "initial weights", "runs": Path(config.path).name}).save(config.output)
     train, test = scores.scores.shape
     print(f"{scores.method} at the initial weights, {train} training x {test} test examples: {config.output}")
 
