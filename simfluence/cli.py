@@ -72,16 +72,23 @@ def whatif(config: DictConfig) -> None:
     from simfluence import report
     from simfluence.finetuning.experiment import record_runs
     from simfluence.runs import RunSet
-    from simfluence.whatif import agreement, by_group, edit, verified, what_if
+    from simfluence.simulators import PredictiveBands
+    from simfluence.whatif import agreement, by_group, edit, verified, what_if, with_band
 
     runs = _load(config.path)
     train, validation, _ = runs.split(config.train, config.validation)
     run = runs[runs.position(config.run_id) if config.run_id is not None else -1]
     if run.id in train.ids + validation.ids:
         print(f"note: the simulator is fitted to {run.id} itself; choose a run that it has not seen")
-    simulator = _simulator(config.simulator).fit(train, validation)
     edited = edit(run.curriculum, train=runs.train, **_plain(config.edit))
-    answer = what_if(simulator, run.curriculum, edited, run.initial_loss, runs.test)
+    if config.level is None:
+        simulator = _simulator(config.simulator).fit(train, validation)
+        answer = what_if(simulator, run.curriculum, edited, run.initial_loss, runs.test)
+    else:
+        bands = PredictiveBands(_simulator(config.simulator), config.level)
+        bands.fit(runs[: len(train) + len(validation)])
+        answer = what_if(bands.simulator_, run.curriculum, edited, run.initial_loss, runs.test)
+        answer = with_band(answer, bands, run.initial_loss)
     changes = answer.changes
     print(f"what if, in {run.id}: {_said(config.edit)} ({len(run)} steps → {len(edited)})\n")
     if config.verify:
@@ -97,6 +104,7 @@ def whatif(config: DictConfig) -> None:
         print(
             f"\nagainst retraining, over {len(changes)} test examples: Pearson {found['pearson']:.2f},"
             f" Spearman {found['spearman']:.2f}, same sign {found['same_sign']:.0%}"
+            + (f", {found['in_band']:.0%} within the {config.level:.0%} band" if "in_band" in found else "")
         )
     if config.output is not None:
         report.write_what_if(changes, config.output)
@@ -122,7 +130,9 @@ def attribute(config: DictConfig) -> None:
         similarity=config.similarity,
         progress=True,
     )
-    replace(scores, provenance={"checkpoint": "initial weights", "runs": Path(config.path).name}).save(config.output)
+    replace(scores, provenance={"checkpoint": "initial weights", "runs": Path(config.path).name}).save(
+        config.output
+    )
     train, test = scores.scores.shape
     print(f"{scores.method} at the initial weights, {train} training x {test} test examples: {config.output}")
 

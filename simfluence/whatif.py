@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from simfluence import curriculum as edits
 from simfluence.curriculum import Curriculum, IntArray
 from simfluence.evaluation.metrics import final_loss
 from simfluence.runs import ExampleTable, Run
-from simfluence.simulators import Simulator
+from simfluence.simulators import PredictiveBands, Simulator
 
 Array = npt.NDArray[np.float64]
 
@@ -70,19 +70,30 @@ def what_if(
     return WhatIf(original, edited, losses[0], losses[1], changes)
 
 
+def with_band(answer: WhatIf, bands: PredictiveBands, initial_loss: npt.ArrayLike) -> WhatIf:
+    """The same answer with a band around each edited loss: columns ``low`` and ``high``.
+
+    The band is calibrated on runs like the training runs; of an edit unlike all of them it promises nothing.
+    """
+    low, high = (final_loss(edge)[0] for edge in bands.predict([answer.edited], np.asarray(initial_loss)))
+    return replace(answer, changes=answer.changes.assign(low=low, high=high))
+
+
 def verified(answer: WhatIf, original: Run, retrained: Run) -> pd.DataFrame:
-    """The changes beside those that retraining gave: ``changes`` with a column ``true_change``.
+    """The changes beside those that retraining gave: columns ``retrained`` (the losses) and ``true_change``.
 
     Raises ValueError if the runs did not have these curricula.
     """
     if original.curriculum != answer.original or retrained.curriculum != answer.edited:
         raise ValueError("these runs were not trained on the curricula of the question")
-    return answer.changes.assign(true_change=retrained.loss[-1] - original.loss[-1])
+    return answer.changes.assign(
+        retrained=retrained.loss[-1], true_change=retrained.loss[-1] - original.loss[-1]
+    )
 
 
 def by_group(changes: pd.DataFrame) -> pd.DataFrame:
     """Mean losses and changes of every group of test examples, and of all of them."""
-    columns = [column for column in changes.columns if column not in ("id", "group")]
+    columns = [column for column in changes.columns if column not in ("id", "group", "low", "high")]
     everything = changes[columns].mean().to_frame("all").T.assign(examples=len(changes))
     if len(set(changes["group"])) < 2:
         return everything
@@ -92,15 +103,18 @@ def by_group(changes: pd.DataFrame) -> pd.DataFrame:
 
 def agreement(changes: pd.DataFrame) -> dict[str, float]:
     """How well predicted changes agree with true ones: correlations over test examples, share of right
-    signs, and mean changes."""
+    signs, mean changes, and the share of retrained losses within the band, where there is one."""
     predicted, true = changes["change"].to_numpy(), changes["true_change"].to_numpy()
-    return {
+    found = {
         "pearson": float(stats.pearsonr(predicted, true).statistic),
         "spearman": float(stats.spearmanr(predicted, true).statistic),
         "same_sign": float(np.mean(np.sign(predicted) == np.sign(true))),
         "mean_predicted": float(predicted.mean()),
         "mean_true": float(true.mean()),
     }
+    if "low" in changes:
+        found["in_band"] = float(changes["retrained"].between(changes["low"], changes["high"]).mean())
+    return found
 
 
 def edit(

@@ -77,7 +77,10 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
         (["evaluate", "path=nowhere"], "not a run set"),
         (["evaluate", "path=runs/small", "train=5", "only=[linaer]"], "among the simulators persistence"),
         (["evaluate", "path=runs/small", "train=40"], "cannot split 10 runs"),
-        (["fit", "path=runs/small", "train=5", "simulator.center=middle"], "center must be one of"),
+        (
+            ["fit", "path=runs/small", "train=5", "simulator=linear", "simulator.center=middle"],
+            "center must be one of",
+        ),
         (["whatif", "path=runs/small", "train=5", "edit.groups=[x]"], "the groups are"),
         (["whatif", "path=runs/small", "train=5", "edit.ids=[3]", "verify=true"], "retrain it yourself"),
         (["runs", "path=runs/small", "run_id=nine"], "there are run-000"),
@@ -117,7 +120,13 @@ def test_run_sets_are_verified_and_pruned(simfluence, tmp_path: Path) -> None:
 
 def test_fit_saves_a_simulator(simfluence, recorded: Path) -> None:
     result = simfluence(
-        "fit", "path=runs/small", "train=6", "simulator.penalty=0.1", "output=s.safetensors", cwd=recorded
+        "fit",
+        "path=runs/small",
+        "train=6",
+        "simulator=linear",
+        "simulator.penalty=0.1",
+        "output=s.safetensors",
+        cwd=recorded,
     )
     assert result.returncode == 0, result.stderr
     assert load_simulator(recorded / "s.safetensors").get_params()["penalty"] == 0.1
@@ -134,7 +143,7 @@ def test_evaluate_writes_table_and_figures(simfluence, recorded: Path) -> None:
 
 def test_whatif_on_real_recordings(simfluence, tmp_path: Path) -> None:
     result = simfluence(
-        "whatif", f"path={RECORDED}", "simulator.penalty=0.01", "edit.name=repeat",
+        "whatif", f"path={RECORDED}", "simulator=linear", "simulator.penalty=0.01", "edit.name=repeat",
         "edit.groups=[which]", "edit.times=3", f"output={tmp_path}", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import synthetic_runs
 
-from simfluence import LinearSimulator, RunSet, what_if
+from simfluence import LinearSimulator, PredictiveBands, RunSet, what_if
 from simfluence import curriculum as edits
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable
-from simfluence.whatif import agreement, by_group, edit, verified
+from simfluence.whatif import agreement, by_group, edit, verified, with_band
 
 
 def truth(curriculum, slope, intercept, loss) -> np.ndarray:
@@ -43,6 +45,20 @@ def test_verification_compares_with_the_retrained_run() -> None:
     found = agreement(changes.assign(change=changes["true_change"]))
     assert found["pearson"] == pytest.approx(1)
     assert found["same_sign"] == 1
+
+
+def test_the_band_holds_most_retrained_losses() -> None:
+    runs, *_ = synthetic_runs(n_runs=14, noise=0.02)
+    bands = PredictiveBands(LinearSimulator(penalty=1e-3), level=0.9).fit(runs[:12])
+    original, other = runs[12], runs[13]
+    answer = what_if(bands.simulator_, original.curriculum, other.curriculum, original.initial_loss)
+    answer = with_band(answer, bands, original.initial_loss)
+    assert (answer.changes["low"] < answer.changes["edited"]).all()
+    assert (answer.changes["high"] > answer.changes["edited"]).all()
+    wide = answer.changes.assign(low=-np.inf, high=np.inf)
+    changes = verified(replace(answer, changes=wide), original, other)
+    assert agreement(changes)["in_band"] == 1
+    assert agreement(changes.assign(high=-np.inf))["in_band"] == 0
 
 
 def test_examples_are_named_by_group_or_id(runs: RunSet) -> None:
