@@ -6,9 +6,12 @@ import copy
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from simfluence import RunSet
+from simfluence.finetuning.experiment import record_runs
 from simfluence.finetuning.language_models import LanguageModel
 from simfluence.finetuning.models import load_model
 from simfluence.finetuning.tasks import Task, TextExample, make_facts
@@ -162,3 +165,31 @@ def test_long_prompts_lose_their_beginning_and_empty_ones_start_somewhere(checkp
     cut, started = model._token_ids(long)
     assert (len(cut[0]), len(started[0])) == (6, 3)
     assert torch.isfinite(model([long])).all()
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [{"name": "full"}, {"name": "lora", "rank": 2, "alpha": 4, "dropout": 0.1}],
+    ids=["full", "lora"],
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_language_model_is_recorded(
+    checkpoints: dict[str, str], kind: str, tuning: dict, tmp_path: Path
+) -> None:
+    """A whole run: losses before the first step and after each, with the accuracy beside them."""
+    config = {
+        "task": {"source": "facts", "n_train": 12, "n_test": 4, "seed": 0},
+        "model": {"name": checkpoints[kind], "dropout": 0.0},
+        "tuning": tuning,
+        "run": {
+            "seed": 0,
+            "design": {"name": "random_subset", "size": 8, "epochs": 1, "batch_size": 4},
+            "optimizer": {"name": "adamw", "lr": 1e-2},
+            "metrics": ["accuracy"],
+        },
+    }
+    record_runs(config, tmp_path, count=1, progress=False)
+    run = RunSet.load(tmp_path)[0]
+    assert run.loss.shape == (3, 4)
+    assert (run.loss[0] != run.loss[-1]).all()
+    assert set(np.unique(run.metrics["accuracy"])) <= {0.0, 1.0}
