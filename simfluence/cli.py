@@ -215,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
         hint = f"; did you mean {close[0]!r}?" if close else ""
         _fail(f"no command is named {command!r}; there are {', '.join(COMMANDS)}{hint}")
     if {"-h", "--help"} & set(options):
-        print(_command_help(command))
+        print(_command_help(command, [option for option in options if not option.startswith("-")]))
         return
     options.sort(key=lambda option: option not in ("-m", "--multirun"))  # hydra wants these first
     if not {"-m", "--multirun"} & set(options):
@@ -289,8 +289,9 @@ def _help() -> str:
     return "\n".join(lines)
 
 
-def _command_help(command: str) -> str:
-    config = _compose(command, [])
+def _command_help(command: str, overrides: list[str]) -> str:
+    """Options and their values, as the overrides given would set them."""
+    config = _compose(command, overrides)
     groups = {name: choices for name, choices in _groups().items() if name in config}
     if command == "record":
         groups["experiment"] = _groups()["experiment"]

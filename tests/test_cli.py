@@ -96,6 +96,11 @@ def test_what_is_wrong_is_told_in_a_sentence(
     assert "Traceback" not in result.stderr
 
 
+def test_an_experiment_decides_where_its_runs_go(simfluence, tmp_path: Path) -> None:
+    assert "path: demo/runs" in simfluence("record", "--help", "experiment=demo", cwd=tmp_path).stdout
+    assert "path: runs/${task.source}" in simfluence("record", "--help", cwd=tmp_path).stdout
+
+
 def test_runs_are_listed_and_shown(simfluence, recorded: Path) -> None:
     listed = simfluence("runs", "path=runs/small", cwd=recorded).stdout
     assert listed.count("complete") == 10
