@@ -22,7 +22,7 @@ CONFIG = {
         "optimizer": {"name": "adamw", "lr": 5e-5},
     },
 }
-RUNS, REPEATS = 2, 1
+RUNS, REPEATS = 4, 3
 
 
 def seconds(tuning: dict, processes: int) -> float:

@@ -45,6 +45,14 @@ def test_each_job_records_its_run(launcher: list[str], package: str, tmp_path: P
     assert runs[0].curriculum != runs[1].curriculum
 
 
+def existing(address: str) -> list[str]:
+    """Connect to a cluster; null, or the launcher asks for memory, which a cluster that is there refuses."""
+    return [
+        f"hydra.launcher.ray.init.address={address}",
+        "+hydra.launcher.ray.init.object_store_memory=null",
+    ]
+
+
 @pytest.mark.skipif(find_spec("ray") is None, reason="needs ray: make test-ray")
 def test_a_ray_cluster_of_two_nodes(tmp_path: Path) -> None:
     from ray.cluster_utils import Cluster
@@ -52,7 +60,7 @@ def test_a_ray_cluster_of_two_nodes(tmp_path: Path) -> None:
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     try:
-        runs = record(tmp_path, "hydra/launcher=ray", f"+hydra.launcher.ray.init.address={cluster.address}")
+        runs = record(tmp_path, "hydra/launcher=ray", *existing(cluster.address))
     finally:
         cluster.shutdown()
     assert runs.ids == ["run-000", "run-001"]
