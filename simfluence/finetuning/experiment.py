@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
+from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
@@ -52,7 +52,7 @@ def record_runs(
     path: str | Path,
     *,
     count: int,
-    processes: int = 1,
+    processes: int | None = 1,
     numbers: Sequence[int] | None = None,
     curricula: Mapping[str, Curriculum] | None = None,
     progress: bool = True,
@@ -64,7 +64,8 @@ def record_runs(
     config : task, model, tuning and run, as in conf/.
     path : the run set's folder.
     count : runs to draw by the configuration's design: run-000, run-001, …, seeded by their number.
-    processes : how many at a time; torch uses its share of the cores in each.
+    processes : how many at a time, torch with its share of the threads in each; None: one a core, which is
+        faster than threads (analysis/benchmarks/processes.md).
     numbers : record only the runs of these numbers (other machines record the others).
     curricula : run name → curriculum, in place of ``count`` drawn ones.
 
@@ -89,6 +90,7 @@ def record_runs(
     pending = {name: c for name, c in curricula.items() if recorder.status(name) != "complete"}
     if not pending:
         return []
+    processes = processes or cpu_count()
     threads = max(1, torch.get_num_threads() // processes)
     jobs = (
         delayed(_record_one)(json.dumps(config), str(path), name, curriculum, threads)
