@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,87 @@ def test_recording_your_own_fine_tuning(monkeypatch: pytest.MonkeyPatch, tmp_pat
     run = RunSet.load("runs/mine")[0]
     assert [batch.tolist() for batch in run.curriculum] == [[0, 1], [3, 5]]
     assert run.loss.shape == (3, 2)
+
+
+def test_going_on_after_a_kill(tmp_path: Path) -> None:
+    from tiny import TEST, TRAIN, Training, per_example
+
+    from simfluence import RunRecorder, RunSet
+
+    def go(folder: str, stop: int | None = None) -> None:
+        training = Training(steps=30)
+        recorder = RunRecorder(tmp_path / folder, train=TRAIN, test=TEST)
+        batches = [[example["id"] for example in TRAIN[i % 6 * 4 : i % 6 * 4 + 4]] for i in range(30)]
+        rows = {example["id"]: example for example in TRAIN}
+        taken = []
+
+        def train_on(batch: list[str]) -> None:
+            if len(taken) == stop:
+                raise KeyboardInterrupt
+            taken.append(batch)
+            training.model.train()
+            loss = per_example(training.model, [rows[i] for i in batch]).mean()
+            training.optimizer.zero_grad()
+            loss.backward()
+            training.optimizer.step()
+            training.scheduler.step()
+
+        names = vars(training) | {
+            "recorder": recorder, "per_example_loss": per_example, "batches": batches, "train_on": train_on,
+            "n_steps": 30,
+        }  # fmt: skip
+        exec(BLOCKS[2], names)
+        assert len(taken) == (10 if folder == "cut" else 30)  # steps 21 .. 30 again
+
+    go("whole")
+    with pytest.raises(KeyboardInterrupt):
+        go("cut", stop=25)
+    go("cut")
+    cut, whole = RunSet.load(tmp_path / "cut")[0], RunSet.load(tmp_path / "whole")[0]
+    assert (cut.loss == whole.loss).all()
+
+
+@pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+def test_a_trainer(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    datasets = pytest.importorskip("datasets")
+    from test_trainer import collate, features, new_model
+    from transformers import Trainer, TrainingArguments
+
+    from simfluence import RunRecorder, RunSet
+
+    train, test = features(12, 0, "bert"), features(4, 1, "bert")
+    arguments = TrainingArguments(
+        tmp_path / "out", num_train_epochs=2, per_device_train_batch_size=4, report_to=[], use_cpu=True,
+        disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    trainer = Trainer(
+        new_model("bert"), arguments, data_collator=collate, train_dataset=datasets.Dataset.from_list(train)
+    )
+    exec(BLOCKS[3], {"trainer": trainer, "recorder": RunRecorder(tmp_path / "runs", train=train, test=test)})
+    assert RunSet.load(tmp_path / "runs").loss.shape == (1, 7, 4)
+
+
+@pytest.mark.filterwarnings("ignore::pytorch_lightning.utilities.warnings.PossibleUserWarning")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore:.*(Checkpoint directory|litlogger|tip).*")
+def test_lightning(tmp_path: Path) -> None:
+    pl = pytest.importorskip("pytorch_lightning")
+    from test_lightning import Module, loader, loss
+    from tiny import TEST, TRAIN
+
+    from simfluence import RunRecorder, RunSet
+
+    names = {
+        "Trainer": partial(
+            pl.Trainer, max_epochs=1, accelerator="cpu", default_root_dir=tmp_path, logger=False,
+            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
+        ),
+        "recorder": RunRecorder(tmp_path / "runs", train=TRAIN, test=TEST),
+        "per_example_loss": loss,
+        "module": Module(),
+        "loader": loader(),
+    }  # fmt: skip
+    exec(BLOCKS[4], names)
+    assert RunSet.load(tmp_path / "runs").loss.shape == (1, 7, 6)
