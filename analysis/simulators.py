@@ -213,19 +213,33 @@ def draw(frame: pd.DataFrame, file: Path) -> None:
     sets = sorted(skill["set"].unique())
     if not sets:
         return
-    figure, panels = plt.subplots(1, len(sets), figsize=(4.2 * len(sets), 4), sharey=True, squeeze=False)
+    names = list(skill["simulator"].unique())  # one colour a simulator in all panels
+    colour = {name: plt.colormaps["tab20"](i / max(len(names), 20)) for i, name in enumerate(names)}
+    figure, panels = plt.subplots(1, len(sets), figsize=(4.2 * len(sets), 5), sharey=True, squeeze=False)
     for panel, name in zip(panels[0], sets, strict=True):
         for simulator, rows in skill[skill["set"] == name].groupby("simulator", sort=False):
             rows = rows.astype({"training runs": int, "mean": float}).sort_values("training runs")
             strong = str(simulator).startswith("auto")
+            width = 2.5 if strong else 1
             panel.plot(
-                rows["training runs"], rows["mean"], marker=".", label=simulator, lw=2.5 if strong else 1
+                rows["training runs"],
+                rows["mean"],
+                marker=".",
+                label=simulator,
+                lw=width,
+                color=colour[simulator],
             )
         panel.set(title=name, xlabel="training runs", ylim=(-0.5, 1))
         panel.axhline(0, color="grey", lw=0.5)
     panels[0][0].set_ylabel("counterfactual skill on held-out runs")
-    panels[0][-1].legend(fontsize=6)
-    figure.tight_layout()
+    handles = {
+        line.get_label(): line
+        for panel in panels[0]
+        for line in panel.get_lines()
+        if line.get_marker() == "."
+    }
+    figure.tight_layout(rect=(0, 0.12, 1, 1))
+    figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=7, fontsize=8, frameon=False)
     figure.savefig(file, dpi=120)
 
 
