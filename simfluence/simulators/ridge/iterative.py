@@ -17,6 +17,7 @@ Vectors are [group, p, column], a column a system (test × λ); there is one gro
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
@@ -47,7 +48,7 @@ _CHUNK_VALUES = 2_500_000  # of rows × test examples
 Preconditioner: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
 
 
-class Systems:
+class Systems(ABC):
     """(G + λP) v for [group, p, column], and what preconditions it.
 
     Parameters
@@ -61,17 +62,17 @@ class Systems:
         self.penalty, self.diagonal, self.mean = penalty, diagonal, mean
         self.blocks = diagonal.shape[1]
 
+    @abstractmethod
     def gram(self, vectors: torch.Tensor) -> torch.Tensor:
         """G v"""
-        raise NotImplementedError
 
+    @abstractmethod
     def restricted(self, columns: torch.Tensor) -> Systems:
         """Those columns' systems; ``columns`` is bool [column]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def single(self) -> Systems:
         """The same in single precision."""
-        raise NotImplementedError
 
     def apply(self, vectors: torch.Tensor) -> torch.Tensor:
         """(G + λP) v"""
