@@ -8,18 +8,16 @@ To first order, a step of gradient descent on i alone changes the loss of z by â
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from simfluence.attribution.objective import Losses
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.recording.evaluator import undisturbed
-
-Losses = Callable[[Sequence[Any]], Tensor]
-"""examples â†’ loss of each, [len(examples)], differentiable."""
 
 
 def gradient_similarity(

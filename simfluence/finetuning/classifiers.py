@@ -16,6 +16,9 @@ from torch.nn.functional import cross_entropy, pad
 from simfluence.finetuning.metrics import answer_metrics
 from simfluence.finetuning.tasks import TextExample
 
+_NEVER = -1e4
+"""The score of an option that there is not; its probability is exactly 0, also in half precision."""
+
 
 class TextClassifier(nn.Module):
     """An encoder, pooled, with a linear head: one score an option, or one a class.
@@ -81,6 +84,40 @@ class TextClassifier(nn.Module):
         """ "loss" as in :meth:`losses`, "accuracy" and "margin" of the scores, [example] each."""
         scores = self(examples)
         return {"loss": self._cross_entropy(scores, examples), **answer_metrics(scores, examples)}
+
+    # ------------------------------------------------ as an objective (attribution/objective.py)
+
+    @property
+    def module(self) -> nn.Module:
+        """Itself."""
+        return self
+
+    def outputs(self, examples: Sequence[TextExample]) -> Tensor:
+        """Scores [example, label] as in :meth:`forward`, finite: missing options have a very low one."""
+        scores = self(examples)
+        return scores.masked_fill(scores.isneginf(), _NEVER)
+
+    def output_losses(self, outputs: Tensor, examples: Sequence[TextExample]) -> Tensor:
+        """:meth:`losses` as a function of the outputs, [example]."""
+        return self._cross_entropy(outputs, examples)
+
+    def sampled_losses(
+        self, outputs: Tensor, examples: Sequence[TextExample], generator: torch.Generator
+    ) -> Tensor:
+        """The losses of labels drawn from the model's own distribution, [example]."""
+        chances = outputs.detach().double().softmax(1)
+        drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        return cross_entropy(outputs, drawn, reduction="none")
+
+    def rows(self, examples: Sequence[TextExample]) -> list[int]:
+        """How many sequences each example is, [example]."""
+        return [len(example.inputs) for example in examples]
+
+    def masks(self, examples: Sequence[TextExample]) -> list[Tensor]:
+        """Bool [sequence, token], False for padding; in a list of one."""
+        tokens = [self._token_ids(example)["attention_mask"] for example in examples]
+        longest = max(mask.shape[1] for mask in tokens)
+        return [torch.cat([_padded(mask, longest) for mask in tokens]).bool()]
 
     def _cross_entropy(self, scores: Tensor, examples: Sequence[TextExample]) -> Tensor:
         labels = torch.tensor([example.label for example in examples], device=self.head.weight.device)

@@ -65,7 +65,7 @@ class LanguageModel(nn.Module):
 
     def losses(self, examples: Sequence[TextExample]) -> Tensor:
         """Minus the log-likelihood of each example's right answer, [example], in nats (a token)."""
-        return -self._log_likelihood([self._token_ids(example)[example.label] for example in examples])
+        return -self._log_likelihood(self._right_answers(examples))
 
     def metrics(self, examples: Sequence[TextExample]) -> dict[str, Tensor]:
         """ "loss" as in :meth:`losses`, "accuracy" and "margin" over all choices, [example] each."""
@@ -77,27 +77,77 @@ class LanguageModel(nn.Module):
         """The number of tokens an example is padded from: what batches are sorted by."""
         return max(len(first) for first, _ in self._token_ids(example))
 
+    # ------------------------------------------------ as an objective (attribution/objective.py)
+
+    @property
+    def module(self) -> nn.Module:
+        """Itself."""
+        return self
+
+    def outputs(self, examples: Sequence[TextExample]) -> Tensor:
+        """Logits of the right answers' sequences, [example, position, vocabulary]."""
+        return self._logits(self._right_answers(examples))[0]
+
+    def output_losses(self, outputs: Tensor, examples: Sequence[TextExample]) -> Tensor:
+        """:meth:`losses` as a function of the outputs, [example]."""
+        return -self._scored(outputs, self._padded_pairs(self._right_answers(examples))[2])
+
+    def sampled_losses(
+        self, outputs: Tensor, examples: Sequence[TextExample], generator: torch.Generator
+    ) -> Tensor:
+        """The losses of tokens drawn from the model's own distribution at each scored position, [example]."""
+        scored = self._padded_pairs(self._right_answers(examples))[2]
+        here = scored != IGNORED
+        drawn = scored.clone()
+        chances = outputs.detach()[here].double().softmax(1)
+        drawn[here] = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        return -self._scored(outputs, drawn)
+
+    def rows(self, examples: Sequence[TextExample]) -> list[int]:
+        """One sequence an example, the right answer's."""
+        return [1] * len(examples)
+
+    def masks(self, examples: Sequence[TextExample]) -> list[Tensor]:
+        """Bool [example, token], False for padding: of the inputs, and of a decoder's inputs."""
+        _, mask, scored = self._padded_pairs(self._right_answers(examples))
+        return [mask.bool(), scored != IGNORED] if self.seq2seq else [mask.bool()]
+
+    def _right_answers(self, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
+        return [self._token_ids(example)[example.label] for example in examples]
+
+    # ------------------------------------------------------------------------- likelihoods
+
     def _log_likelihood(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """The score of each (input, scored) pair of :meth:`_token_ids`, [pair]."""
-        inputs, targets = zip(*pairs, strict=True)
-        lengths = torch.tensor([len(ids) for ids in inputs], device=inputs[0].device)
-        ids = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
-        mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
-        scored = nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=IGNORED)
+        return self._scored(*self._logits(pairs))
+
+    def _logits(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+        """Logits [pair, position, vocabulary], and the token that each position should predict."""
+        ids, mask, scored = self._padded_pairs(pairs)
         if self.seq2seq:
-            decoder_ids = self._shifted(scored)
             output = self.lm(
-                input_ids=ids, attention_mask=mask, decoder_input_ids=decoder_ids, use_cache=False
+                input_ids=ids, attention_mask=mask, decoder_input_ids=self._shifted(scored), use_cache=False
             )
-            logits = output.logits
-        else:  # the token at t is predicted at t − 1
-            logits = self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
-            scored = scored[:, 1:]
+            return output.logits, scored
+        return self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1], scored
+
+    def _scored(self, logits: Tensor, scored: Tensor) -> Tensor:
+        """The log-likelihood of the scored tokens, summed or a mean, [pair]."""
         losses = nn.functional.cross_entropy(
             logits.transpose(1, 2).float(), scored, ignore_index=IGNORED, reduction="none"
         )
         total = -losses.sum(1)
         return total / (scored != IGNORED).sum(1) if self.per_token else total
+
+    def _padded_pairs(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Input ids and mask [pair, token], and the tokens to predict (else ``IGNORED``) [pair, position]."""
+        inputs, targets = zip(*pairs, strict=True)
+        lengths = torch.tensor([len(ids) for ids in inputs], device=inputs[0].device)
+        ids = nn.utils.rnn.pad_sequence(list(inputs), batch_first=True)
+        mask = (torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]).long()
+        scored = nn.utils.rnn.pad_sequence(list(targets), batch_first=True, padding_value=IGNORED)
+        # the token at t of a causal model is predicted at t − 1
+        return ids, mask, scored if self.seq2seq else scored[:, 1:]
 
     def _shifted(self, scored: Tensor) -> Tensor:
         """The decoder's input: the start token, then all but the last scored token."""
