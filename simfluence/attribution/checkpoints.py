@@ -1,0 +1,77 @@
+"""Weights that a run went through, and putting them into a model for a while."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from simfluence.errors import RunDataError
+from simfluence.recording.weights import load_weights, weight_steps
+from simfluence.runs import Run
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Weights after a step.
+
+    step : 0 is before the first.
+    learning_rate : η of the step that is taken from here (after the last step: of the last).
+    load : puts the weights into a model.
+    """
+
+    step: int
+    learning_rate: float
+    load: Callable[[nn.Module], None]
+
+    @contextmanager
+    def loaded(self, module: nn.Module) -> Iterator[None]:
+        """Inside, the module has this checkpoint's weights; outside, those that it had."""
+        before = {name: value.detach().clone() for name, value in module.state_dict().items()}
+        try:
+            self.load(module)
+            yield
+        finally:
+            module.load_state_dict(before)
+
+
+def recorded_checkpoints(
+    run_folder: str | Path, run: Run, steps: Sequence[int] | None = None
+) -> list[Checkpoint]:
+    """The checkpoints that were kept of a run, in the order of their steps.
+
+    steps : only those after these steps.
+
+    Raises RunDataError if none were kept, or not those asked for.
+    """
+    folder = Path(run_folder)
+    kept = weight_steps(folder)
+    if missing := sorted(set(steps or ()) - set(kept)):
+        raise RunDataError(f"{folder}: no weights were kept after step {missing[0]}, but after {kept}")
+    if not kept:
+        raise RunDataError(
+            f"{folder} has no checkpoints: record the run with checkpoints, e.g. run.checkpoints=10"
+        )
+    rates = np.asarray(run.learning_rate)
+
+    def checkpoint(step: int) -> Checkpoint:
+        rate = float(rates[min(step, len(rates) - 1)])
+        return Checkpoint(step, rate, lambda module: load_weights(folder, step, module))
+
+    return [checkpoint(step) for step in (kept if steps is None else steps)]
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """A short hash of all parameters and buffers, by name, type, shape and value."""
+    digest = hashlib.sha256()
+    for name, value in sorted(module.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().flatten()
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
