@@ -1,6 +1,7 @@
 """Data attribution: one method a file, all returning InfluenceScores in one sign convention."""
 
+from simfluence.attribution.foreign import import_scores
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.scores import InfluenceScores
 
-__all__ = ["InfluenceScores", "gradient_similarity"]
+__all__ = ["InfluenceScores", "gradient_similarity", "import_scores"]

@@ -54,6 +54,7 @@ def gradient_similarity(
         method=f"gradient_{similarity}",
         units="loss² / parameter²" if similarity == "dot" else "",
         covers=tuple(name for name, _ in named),
+        weighing="rate" if similarity == "dot" else "",
     )
 
 

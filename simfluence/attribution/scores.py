@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from simfluence.errors import RunDataError
 from simfluence.runs.storage import write_atomically
+from simfluence.simulators.scored import ScoredSimulator, Weighing
 
 _FORMAT = "simfluence scores 1"
 
@@ -30,6 +31,10 @@ class InfluenceScores:
     method : its name. units : what one is, e.g. "loss² / parameter²" or "none".
     covers : the parameters that gradients were taken of, by name.
     provenance : checkpoint, seeds, settings.
+    weighing, scale : what the scores say of a training run as they are: a use of i in a step of b
+        examples lowers the loss of z by scale · w · S/b, where w is the step's learning rate ("rate":
+        gradients), 1 ("use": changes of the loss a step), 1/T in a run of T steps ("run": responses to
+        the weight of i in the mean loss); "" if they have no units.
 
     Raises ValueError for scores that are not [train, test] or not finite.
     """
@@ -39,6 +44,8 @@ class InfluenceScores:
     units: str = ""
     covers: tuple[str, ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    weighing: Weighing = ""
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 2:
@@ -52,7 +59,7 @@ class InfluenceScores:
 
     def save(self, path: str | Path) -> None:
         """One safetensors file."""
-        about = {"method": self.method, "units": self.units, "covers": self.covers}
+        about = {key: value for key, value in vars(self).items() if key != "scores"}
         metadata = {"format": _FORMAT, "about": json.dumps({**about, "provenance": dict(self.provenance)})}
         write_atomically(Path(path), save({"scores": np.ascontiguousarray(self.scores)}, metadata))
 
@@ -68,4 +75,20 @@ class InfluenceScores:
         except (SafetensorError, OSError) as error:
             raise RunDataError(f"{path} is damaged or no safetensors file: {error}") from error
         about = json.loads(metadata["about"])
-        return cls(scores, about["method"], about["units"], tuple(about["covers"]), about["provenance"])
+        return cls(scores, **{**about, "covers": tuple(about["covers"])})
+
+    def as_simulator(self, *, calibrated: bool = True) -> ScoredSimulator:
+        """What the scores predict of training, to be fitted and compared as any simulator.
+
+        calibrated : one scalar is fitted on the training runs. Otherwise the scores are taken as they
+            are, which takes units (``weighing``).
+        """
+        return ScoredSimulator(self, calibrated)
+
+    def proponents(self, z: int, k: int = 5) -> list[int]:
+        """The k training examples that lower the loss of test example z most, the strongest first."""
+        return [int(i) for i in np.argsort(-self.scores[:, z], kind="stable")[:k]]
+
+    def opponents(self, z: int, k: int = 5) -> list[int]:
+        """The k training examples that raise the loss of test example z most, the strongest first."""
+        return [int(i) for i in np.argsort(self.scores[:, z], kind="stable")[:k]]

@@ -163,6 +163,8 @@ def _record_one(
                 config=config,
                 seed=int(config["run"]["seed"]),
                 resume=True,
+                total_steps=len(curriculum),
+                checkpoints=config["run"].get("checkpoints"),
                 checkpoint_every=config["run"].get("checkpoint_every", CHECKPOINT_EVERY),
                 state={"model": _Trained(model), "optimizer": optimizer, "schedule": schedule},
             ) as active:

@@ -19,6 +19,7 @@ from simfluence.simulators.markov import (
     MultiplicativeSimulator,
     SimulationWarning,
 )
+from simfluence.simulators.scored import ScoredSimulator
 
 SIMULATORS: dict[str, type[Simulator]] = {
     simulator.name: simulator
@@ -30,6 +31,7 @@ SIMULATORS: dict[str, type[Simulator]] = {
         LinearSimulator,
         DeviationSimulator,
         FeatureSimulator,
+        ScoredSimulator,
         AutoSimulator,
     )
 }
@@ -65,6 +67,7 @@ __all__ = [
     "MultiplicativeSimulator",
     "Persistence",
     "PredictiveBands",
+    "ScoredSimulator",
     "SimulationWarning",
     "Simulator",
     "load_simulator",
