@@ -3,5 +3,13 @@
 from simfluence.attribution.foreign import import_scores
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.scores import InfluenceScores
+from simfluence.attribution.sparsity import power_law_tail, share_of_top, sparsity
 
-__all__ = ["InfluenceScores", "gradient_similarity", "import_scores"]
+__all__ = [
+    "InfluenceScores",
+    "gradient_similarity",
+    "import_scores",
+    "power_law_tail",
+    "share_of_top",
+    "sparsity",
+]
