@@ -9,14 +9,13 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import torch
-from scipy import sparse
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
 
 Array = npt.NDArray[np.float64]
 
-_CHUNK_BYTES = 2**22  # α, β and losses of steps held at once, each; more than that leaves the cache
+_CHUNK_BYTES = 2**23  # of effects held at once by a thread
 _PROGRESS_AFTER = 2.0  # seconds
 
 
@@ -35,12 +34,11 @@ def roll_out(
     -------
     [run, step + 1, test]; a rollout that leaves the range of floats is inf, never an error here.
     """
-    by_step = [
-        None if effect is None else torch.from_numpy(np.ascontiguousarray(effect.swapaxes(0, 1)))
-        for effect in (alpha, beta)
-    ]
-    losses = _recur(by_step[0], by_step[1], torch.from_numpy(np.array(initial_loss)), clip)
-    return np.ascontiguousarray(losses.numpy().swapaxes(0, 1))
+    a, b = (None if part is None else torch.from_numpy(np.ascontiguousarray(part)) for part in (alpha, beta))
+    runs, steps, tests = (alpha if alpha is not None else beta).shape  # type: ignore[union-attr]
+    losses = np.empty((runs, steps + 1, tests))
+    _recur(a, b, torch.from_numpy(np.array(initial_loss, np.float64)), clip, torch.from_numpy(losses))
+    return losses
 
 
 def simulate_linear(
@@ -74,18 +72,18 @@ def simulate_linear(
     """
     steps, tests = max(len(curriculum) for curriculum in curricula), initial_loss.shape[1]
     losses = np.empty((len(curricula), steps + 1, tests))
-    size = max(1, _CHUNK_BYTES // (8 * steps * tests))
+    answer, start = torch.from_numpy(losses), torch.from_numpy(np.array(initial_loss, np.float64))
+    parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in (slope, intercept) if part is not None]
+    table = torch.cat(parts, dim=1)
+    size = max(1, _CHUNK_BYTES // (8 * steps * table.shape[1]))
 
-    def fill(start: int) -> None:
-        runs = slice(start, start + size)
-        counts = _counts_by_step(curricula[runs], steps, batch_size, None if rates is None else rates[runs])
-        effects = [
-            None if part is None else torch.from_numpy(counts @ part).view(steps, -1, tests)
-            for part in (slope, intercept)
-        ]
-        alpha = None if effects[0] is None else effects[0].add_(1.0)
-        series = _recur(alpha, effects[1], torch.from_numpy(np.array(initial_loss[runs])), clip)
-        losses[runs] = series.numpy().swapaxes(0, 1)
+    def fill(first: int) -> None:
+        runs = slice(first, first + size)
+        weights = None if rates is None else rates[runs]
+        effects = _summed(table, curricula[runs], steps, batch_size, weights)
+        effect = iter(effects.view(-1, steps, len(parts), tests).unbind(2))
+        alpha = None if slope is None else next(effect).add_(1.0)
+        _recur(alpha, None if intercept is None else next(effect), start[runs], clip, answer[runs])
 
     starts = range(0, len(curricula), size)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
@@ -102,45 +100,43 @@ def _recur(
     beta: torch.Tensor | None,
     initial_loss: torch.Tensor,
     clip: tuple[float, float] | None,
-) -> torch.Tensor:
-    """[step + 1, run, test] from α, β [step, run, test]."""
-    steps = len(beta if alpha is None else alpha)  # type: ignore[arg-type]
-    series = torch.empty(steps + 1, *initial_loss.shape, dtype=torch.float64)
-    series[0] = initial_loss
-    by_step = series.unbind()
-    for step, (before, after) in enumerate(itertools.pairwise(by_step)):
-        if alpha is None:
-            torch.add(before, beta[step], out=after)  # type: ignore[index]
-        elif beta is None:
-            torch.mul(before, alpha[step], out=after)
+    losses: torch.Tensor,
+) -> None:
+    """Fill losses [run, step + 1, test] from α, β [run, step, test] and L_0 [run, test]."""
+    losses[:, 0] = initial_loss
+    slopes = None if alpha is None else alpha.unbind(1)
+    intercepts = None if beta is None else beta.unbind(1)
+    for step, (before, after) in enumerate(itertools.pairwise(losses.unbind(1))):
+        if slopes is None:
+            torch.add(before, intercepts[step], out=after)  # type: ignore[index]
+        elif intercepts is None:
+            torch.mul(before, slopes[step], out=after)
         else:
-            torch.addcmul(beta[step], alpha[step], before, out=after)
+            torch.addcmul(intercepts[step], slopes[step], before, out=after)
         if clip is not None:
             after.clamp_(*clip)
-    return series
 
 
-def _counts_by_step(
-    curricula: Sequence[Curriculum], steps: int, batch_size: float | None, rates: Array | None
-) -> sparse.csr_array:
-    """Scaled counts, sparse [step × run, train], step by step; nothing after a curriculum's end."""
-    examples = np.concatenate([curriculum.examples for curriculum in curricula])
-    runs = len(curricula)
-    sizes = np.zeros((runs, steps), np.int64)
+def _summed(
+    table: torch.Tensor,
+    curricula: Sequence[Curriculum],
+    steps: int,
+    batch_size: float | None,
+    rates: Array | None,
+) -> torch.Tensor:
+    """w_t Σ_{i∈c_t} table[i], [run × step, column]; 0 after a curriculum's end.
+
+    Torch's sums of embeddings are vectorised as scipy's sparse products are not.
+    """
+    examples = torch.from_numpy(np.concatenate([curriculum.examples for curriculum in curricula]))
+    sizes = np.zeros((len(curricula), steps), np.int64)
     for row, curriculum in zip(sizes, curricula, strict=True):
-        row[: len(curriculum)] = np.diff(curriculum.offsets)
-    if (sizes == sizes[0, 0]).all():
-        ordered = examples.reshape(runs, steps, -1).swapaxes(0, 1).ravel()
-    else:
-        start = (np.cumsum(sizes) - sizes.ravel()).reshape(runs, steps)
-        length = sizes.T.ravel()
-        shift = start.T.ravel() - (np.cumsum(length) - length)
-        ordered = examples[np.arange(len(examples)) + np.repeat(shift, length)]
-    weight = np.ones((runs, steps)) if batch_size is None else batch_size / np.maximum(sizes, 1)
+        row[: len(curriculum)] = curriculum.batch_sizes
+    ends = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]))
+    summed = torch.nn.functional.embedding_bag(
+        examples.long(), table, ends, mode="sum", include_last_offset=True
+    )
+    weight = np.ones((len(curricula), steps)) if batch_size is None else batch_size / np.maximum(sizes, 1)
     if rates is not None:
         weight = weight * np.where(sizes > 0, rates[:, :steps], 0.0)
-    ends = np.concatenate([[0], np.cumsum(sizes.T.ravel())])
-    return sparse.csr_array(
-        (np.repeat(weight.T.ravel(), sizes.T.ravel()), ordered, ends),
-        shape=(steps * runs, curricula[0].n_examples),
-    )
+    return summed if (weight == 1).all() else summed.mul_(torch.from_numpy(weight.reshape(-1, 1)))
