@@ -1,6 +1,20 @@
 """Data attribution: one method a file, all returning InfluenceScores in one sign convention."""
 
-from simfluence.attribution.gradients import gradient_similarity
+from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
+from simfluence.attribution.gradients import example_gradients, gradient_similarity
+from simfluence.attribution.objective import Classification, LossesOnly, Objective, Regression
+from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.scores import InfluenceScores
 
-__all__ = ["InfluenceScores", "gradient_similarity"]
+__all__ = [
+    "Checkpoint",
+    "Classification",
+    "InfluenceScores",
+    "LossesOnly",
+    "Objective",
+    "Regression",
+    "example_gradients",
+    "gradient_similarity",
+    "recorded_checkpoints",
+    "selected_parameters",
+]
