@@ -124,7 +124,6 @@ def attribute(config: DictConfig) -> None:
     prepared.model.load_state_dict(prepared.initial)
     scores = gradient_similarity(
         prepared.model,
-        prepared.model.losses,
         prepared.task.train,
         prepared.task.test,
         similarity=config.similarity,

@@ -64,12 +64,7 @@ class TextClassifier(nn.Module):
 
     def forward(self, examples: Sequence[TextExample]) -> Tensor:
         """Scores [example, label]; −inf for options that an example has fewer of."""
-        hidden, mask = self._hidden(examples)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        scores = self.head(pooled)
+        scores = self.head(self._pooled(examples))
         if self.n_outputs > 1:
             return scores
         options = [len(example.inputs) for example in examples]
@@ -127,6 +122,14 @@ class TextClassifier(nn.Module):
         """The number of tokens an example is padded from: what batches are sorted by."""
         return self._token_ids(example)["input_ids"].shape[1]
 
+    def representations(self, examples: Sequence[TextExample]) -> Tensor:
+        """What the head sees of each example, [example, hidden]; of a choice, of its right option."""
+        pooled = self._pooled(examples)
+        if self.n_outputs > 1:
+            return pooled
+        options = pooled.split([len(example.inputs) for example in examples])
+        return torch.stack([rows[example.label] for rows, example in zip(options, examples, strict=True)])
+
     # --------------------------------------------------------------------------- hidden states
 
     @property
@@ -167,6 +170,13 @@ class TextClassifier(nn.Module):
             self.encoder.embeddings.eval()
             self.encoder.encoder.layer[: self.frozen_layers].eval()
         return self
+
+    def _pooled(self, examples: Sequence[TextExample]) -> Tensor:
+        """One vector a pair, [sequence, hidden]."""
+        hidden, mask = self._hidden(examples)
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def _hidden(self, examples: Sequence[TextExample]) -> tuple[Tensor, Tensor]:
         """Hidden states [sequence, token, hidden] and mask [sequence, token] of all pairs in turn."""

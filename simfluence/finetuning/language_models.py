@@ -77,6 +77,18 @@ class LanguageModel(nn.Module):
         """The number of tokens an example is padded from: what batches are sorted by."""
         return max(len(first) for first, _ in self._token_ids(example))
 
+    def representations(self, examples: Sequence[TextExample]) -> Tensor:
+        """The last hidden states of the right answer's sequence, a mean over its tokens, [example, hidden].
+
+        Of a causal model over prompt and choice; of a decoder over the choice.
+        """
+        pairs = self._right_answers(examples)
+        _, mask, scored = self._padded_pairs(pairs)
+        output = self._run(pairs, output_hidden_states=True)
+        hidden = output.decoder_hidden_states[-1] if self.seq2seq else output.hidden_states[-1]
+        weights = ((scored != IGNORED) if self.seq2seq else mask)[..., None].to(hidden.dtype)
+        return (hidden * weights).sum(1) / weights.sum(1)
+
     # ------------------------------------------------ as an objective (attribution/objective.py)
 
     @property
@@ -123,13 +135,16 @@ class LanguageModel(nn.Module):
 
     def _logits(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Logits [pair, position, vocabulary], and the token that each position should predict."""
+        scored = self._padded_pairs(pairs)[2]
+        logits = self._run(pairs).logits
+        return (logits if self.seq2seq else logits[:, :-1]), scored
+
+    def _run(self, pairs: Sequence[tuple[Tensor, Tensor]], **options: Any) -> Any:
+        """What the Hugging Face model gives for the padded pairs."""
         ids, mask, scored = self._padded_pairs(pairs)
         if self.seq2seq:
-            output = self.lm(
-                input_ids=ids, attention_mask=mask, decoder_input_ids=self._shifted(scored), use_cache=False
-            )
-            return output.logits, scored
-        return self.lm(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1], scored
+            options["decoder_input_ids"] = self._shifted(scored)
+        return self.lm(input_ids=ids, attention_mask=mask, use_cache=False, **options)
 
     def _scored(self, logits: Tensor, scored: Tensor) -> Tensor:
         """The log-likelihood of the scored tokens, summed or a mean, [pair]."""

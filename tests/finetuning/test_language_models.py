@@ -193,3 +193,24 @@ def test_a_language_model_is_recorded(
     assert run.loss.shape == (3, 4)
     assert (run.loss[0] != run.loss[-1]).all()
     assert set(np.unique(run.metrics["accuracy"])) <= {0.0, 1.0}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_representations_are_means_over_the_right_answers_tokens(checkpoints, task, kind) -> None:
+    """The last hidden states, through the output map, are the logits."""
+    model = load(checkpoints, kind, task).eval()
+    examples = task.train[:4]
+    with torch.no_grad():
+        found = model.representations(examples)
+        for example, row in zip(examples, found, strict=True):
+            torch.testing.assert_close(model.representations([example])[0], row)
+            ids = model._right_answers([example])[0][kind == "seq2seq"]
+            kwargs = {}
+            if kind == "seq2seq":
+                ids = torch.cat([torch.zeros(1, dtype=ids.dtype), ids[:-1]])
+                kwargs["input_ids"] = model._right_answers([example])[0][0][None]
+                output = model.lm(decoder_input_ids=ids[None], output_hidden_states=True, **kwargs)
+                expected = output.decoder_hidden_states[-1][0].mean(0)
+            else:
+                expected = model.lm(ids[None], output_hidden_states=True).hidden_states[-1][0].mean(0)
+            torch.testing.assert_close(row, expected)

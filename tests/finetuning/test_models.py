@@ -77,3 +77,14 @@ def test_bad_tunings_are_named(minilm: TextClassifier) -> None:
         apply_tuning(minilm, "none")
     with pytest.raises(ValueError, match="6 layers"):
         apply_tuning(minilm, "last_layers", layers=7)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+def test_representations_are_what_the_head_sees_of_the_right_option(task: Task, pooling: str) -> None:
+    model = load_model("minilm", task, dropout=0.0, pooling=pooling).eval()
+    with torch.no_grad():
+        found = model.representations(task.train[:4])
+        scores = model(task.train[:4])
+        right = scores[torch.arange(4), [example.label for example in task.train[:4]]]
+        torch.testing.assert_close(model.head(found)[:, 0], right)
+        torch.testing.assert_close(model.representations(task.train[2:3])[0], found[2], rtol=1e-4, atol=1e-5)

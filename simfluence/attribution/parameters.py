@@ -1,0 +1,59 @@
+"""Which parameters gradients are taken of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+
+def selected_parameters(
+    module: nn.Module, parameters: Sequence[str] | None = None
+) -> dict[str, nn.Parameter]:
+    """name → parameter, in the order of ``module.named_parameters()``; a shared one once.
+
+    parameters : None: all that require gradients. Otherwise names ("head.weight"), their beginnings up to a
+        dot ("encoder.layer.5"), or patterns ("*lora_*"); these also choose what is frozen.
+
+    Raises ValueError for a name that nothing has, and if nothing is left.
+    """
+    if isinstance(parameters, str):
+        raise ValueError(
+            f"parameters must be a list of names, got the text {parameters!r}: write [{parameters!r}]"
+        )
+    if parameters is None:
+        chosen = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        if not chosen:
+            raise ValueError("the model has no parameter that requires gradients: nothing to attribute to")
+        return chosen
+    if not parameters:
+        raise ValueError("parameters is an empty list: nothing to attribute to")
+    every_name = list(module.named_parameters(remove_duplicate=False))
+    wanted: set[int] = set()
+    for pattern in parameters:
+        found = {id(p) for name, p in every_name if _matches(name, pattern)}
+        if not found:
+            names = [name for name, _ in every_name]
+            shown = ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
+            raise ValueError(f"no parameter is named, or lies within, {pattern!r}; there are {shown}")
+        wanted |= found
+    return {name: p for name, p in module.named_parameters() if id(p) in wanted}
+
+
+def _matches(name: str, pattern: str) -> bool:
+    return name == pattern or name.startswith(f"{pattern}.") or fnmatchcase(name, pattern)
+
+
+@contextmanager
+def requiring_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Inside, all of these require gradients; outside, those that did before."""
+    frozen = [parameter for parameter in parameters.values() if not parameter.requires_grad]
+    try:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)

@@ -1,0 +1,293 @@
+"""Gradients of every single example out of one forward and one backward pass over a batch.
+
+Hooks on the modules whose kind is known (``layers.py``) keep their inputs, and autograd gives the gradients
+of their outputs; weights' own gradients, summed over the batch, are never made. What cannot be had in this
+way (parameters of unknown modules, outputs that all examples of a batch share) is differentiated directly,
+and then a batch is a single example. Which parameters these are is found by trying: on two examples, each
+parameter's gradient is compared with autograd's, and the graph is searched for uses that no hook saw.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+
+from simfluence.attribution.layers import Kind, kind_of, wide_type
+from simfluence.attribution.objective import Losses, Objective
+from simfluence.attribution.parameters import requiring_gradients, selected_parameters
+from simfluence.attribution.pieces import Piece, Summed, dense, merged
+from simfluence.recording.evaluator import undisturbed
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A module with parameters that were asked for: its own name for each → the model's."""
+
+    name: str
+    module: nn.Module
+    kind: Kind
+    parameters: dict[str, str]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One call of a module: what it saw [row or example, …], and where its output is in the graph."""
+
+    layer: _Layer
+    seen: Tensor
+    edge: GradientEdge
+    version: Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A batch: its losses [example], and the pieces of the gradients by parameter.
+
+    A parameter that had no part in the losses is not among them.
+    """
+
+    losses: Tensor
+    pieces: dict[str, list[Piece]]
+    masks: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Tracer:
+    """Gives the gradients of single examples' losses, with respect to chosen parameters.
+
+        with tracer(objective, examples, parameters) as trace:
+            trace(batch).pieces["head.weight"]
+
+    Attributes
+    ----------
+    parameters : name → parameter, as chosen.
+    direct : names of those that take batches of a single example.
+    """
+
+    def __init__(self, objective: Objective, parameters: dict[str, nn.Parameter]) -> None:
+        self.objective = objective
+        self.parameters = parameters
+        self.layers = _layers(objective.module, parameters)
+        known = {name for layer in self.layers for name in layer.parameters.values()}
+        self.direct = [name for name in parameters if name not in known]
+        self._calls: list[_Call] = []
+        self._grouping = _Grouping([1])
+
+    def __call__(self, examples: Sequence[Any], losses: Losses | None = None) -> Traced:
+        """The batch's losses and gradients. losses : in place of the objective's.
+
+        Raises ValueError for several examples where only one can be treated.
+        """
+        if len(examples) > 1 and self.direct:
+            raise ValueError(f"{self.direct[0]} takes batches of one example, got {len(examples)}")
+        values = self._forward(examples, losses)
+        return Traced(values.detach(), self._pieces(values))
+
+    def batches(self, examples: Sequence[Any], batch_size: int) -> Iterator[Sequence[Any]]:
+        """Consecutive ones, of one example each if it must be."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        size = 1 if self.direct else batch_size
+        for start in range(0, len(examples), size):
+            yield examples[start : start + size]
+
+    def _forward(self, examples: Sequence[Any], losses: Losses | None) -> Tensor:
+        self._calls.clear()
+        self._grouping = _Grouping(self.objective.rows(examples))
+        with torch.enable_grad():
+            values = (losses or self.objective.losses)(examples)
+        if values.shape != (len(examples),):
+            raise ValueError(f"losses must be one an example, [{len(examples)}], got {tuple(values.shape)}")
+        return values
+
+    def _pieces(self, losses: Tensor) -> dict[str, list[Piece]]:
+        """From the calls since the forward pass: one backward pass to their outputs."""
+        direct = [self.parameters[name] for name in self.direct]
+        inputs: list[Any] = [*(call.edge for call in self._calls), *direct]
+        if not inputs or not losses.requires_grad:
+            return {}
+        gradients = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
+        found: dict[str, list[Piece]] = defaultdict(list)
+        for call, gradient in zip(self._calls, gradients[: len(self._calls)], strict=True):
+            if gradient is not None:
+                self._add(found, call, gradient)
+        for name, gradient in zip(self.direct, gradients[len(self._calls) :], strict=True):
+            if gradient is not None:
+                found[name].append(Summed(gradient.to(wide_type(gradient))[None, None]))
+        self._calls.clear()
+        return {name: merged(found[name]) for name in self.parameters if name in found}
+
+    def _add(self, found: dict[str, list[Piece]], call: _Call, gradient: Tensor) -> None:
+        layer = call.layer
+        if not call.version():
+            raise ValueError(f"the input of {layer.name} was changed in place after it was used")
+        seen = self._grouping(call.seen if call.seen.dtype == torch.long else _wide(call.seen))
+        g = self._grouping(_wide(gradient))
+        for own, piece in layer.kind.pieces(layer.module, seen, g).items():
+            if own in layer.parameters:
+                found[layer.parameters[own]].append(piece)
+
+    @contextmanager
+    def hooked(self) -> Iterator[Tracer]:
+        """Inside, hooks are on the modules, and all chosen parameters require gradients."""
+        handles = [layer.module.register_forward_hook(self._hook(layer)) for layer in self.layers]
+        try:
+            with undisturbed(self.objective.module), requiring_gradients(self.parameters):
+                yield self
+        finally:
+            self._calls.clear()
+            for handle in handles:
+                handle.remove()
+
+    def _hook(self, layer: _Layer) -> Callable[[nn.Module, tuple[Any, ...], Any], Any]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+            if not isinstance(output, Tensor) or not output.requires_grad or not inputs:
+                return None
+            seen, given = layer.kind.seen(module, inputs, output), inputs[0]
+            shared = output.shape[0] == 1 and self._grouping.rows > 1
+            if shared:  # one output for all rows (positions): give every row its own
+                output = output.expand(self._grouping.rows, *output.shape[1:])
+                seen = seen.expand(self._grouping.rows, *seen.shape[1:])
+            version = given._version
+            self._calls.append(
+                _Call(layer, seen, get_gradient_edge(output), lambda: given._version == version)
+            )
+            return output if shared else None
+
+        return hook
+
+    def check(self, examples: Sequence[Any]) -> None:
+        """Try on two examples, and move to ``direct`` what does not come out as autograd has it."""
+        if not examples:
+            return
+        pair = examples[: 1 if self.direct else 2]
+        try:
+            losses = self._forward(pair, None)
+            parameters = list(self.parameters.values())
+            unseen = self._unseen(losses)
+            expected = torch.autograd.grad(
+                losses[0], parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            pieces = self._pieces(losses)
+        except (RuntimeError, _UnknownShape):
+            self.direct = list(self.parameters)  # an error that is the user's comes again
+        else:
+            whole = torch.stack([gradient.to(wide_type(gradient)).norm() for gradient in expected]).norm()
+            for (name, p), gradient in zip(self.parameters.items(), expected, strict=True):
+                own = dense(pieces[name])[0].reshape(p.shape) if name in pieces else torch.zeros_like(p)
+                if name in self.direct:
+                    continue
+                if name in unseen or not _close(own, gradient, whole):
+                    self.direct.append(name)
+        self._drop_direct()
+
+    def _unseen(self, losses: Tensor) -> set[str]:
+        """The parameters that the losses depend on in more places than hooks saw."""
+        seen = Counter(name for call in self._calls for name in call.layer.parameters.values())
+        uses = _uses(losses)
+        return {name for name, p in self.parameters.items() if uses[id(p)] > seen[name]}
+
+    def _drop_direct(self) -> None:
+        """Layers need no hooks for what is differentiated directly."""
+        self.layers = [
+            _Layer(layer.name, layer.module, layer.kind, kept)
+            for layer in self.layers
+            if (kept := {own: name for own, name in layer.parameters.items() if name not in self.direct})
+        ]
+
+
+@contextmanager
+def tracer(
+    objective: Objective, examples: Sequence[Any], parameters: Sequence[str] | None = None
+) -> Iterator[Tracer]:
+    """A :class:`Tracer` of an objective, tried on the first two examples; the model is in eval mode inside
+    and as it was outside."""
+    chosen = selected_parameters(objective.module, parameters)
+    trace = Tracer(objective, chosen)
+    with trace.hooked():
+        trace.check(examples)
+    with trace.hooked():  # on what is left
+        yield trace
+
+
+class _UnknownShape(Exception):
+    """A layer's output does not say which of its parts belong to which example."""
+
+
+class _Grouping:
+    """[row or example, …, feature] → [example, token, feature], the tokens of an example's rows in turn."""
+
+    def __init__(self, rows: Sequence[int]) -> None:
+        self.counts = list(rows)
+        self.rows = sum(rows)
+        self.offsets = [0]
+        for count in rows:
+            self.offsets.append(self.offsets[-1] + count)
+
+    def __call__(self, values: Tensor) -> Tensor:
+        examples, width, leading = len(self.counts), values.shape[-1], values.shape[0]
+        if examples == 1:
+            return values.reshape(1, -1, width)
+        if leading != self.rows and leading == examples:
+            return values.reshape(examples, -1, width)
+        if leading % self.rows or values.ndim < 2:
+            raise _UnknownShape
+        by_row = values.reshape(self.rows, -1, width)
+        if len(set(self.counts)) == 1:
+            return by_row.reshape(examples, -1, width)
+        parts = [by_row[a:b].reshape(-1, width) for a, b in pairwise(self.offsets)]
+        return nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
+
+def _layers(module: nn.Module, parameters: dict[str, nn.Parameter]) -> list[_Layer]:
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    found = []
+    for name, inner in module.named_modules():
+        if (kind := kind_of(inner)) is None:
+            continue
+        own = {
+            local: names[id(p)]
+            for local, p in inner.named_parameters()
+            if id(p) in names
+            and any(local == k or (k[-1] == "." and local.startswith(k)) for k in kind.parameters)
+        }
+        if own:
+            found.append(_Layer(name, inner, kind, own))
+    return found
+
+
+def _wide(values: Tensor) -> Tensor:
+    return values.detach().to(wide_type(values))
+
+
+def _uses(losses: Tensor) -> Counter[int]:
+    """id of a parameter → in how many places of the graph it is used."""
+    found: Counter[int] = Counter()
+    waiting, known = [losses.grad_fn], {losses.grad_fn}
+    while waiting:
+        node = waiting.pop()
+        for following, _ in node.next_functions if node is not None else ():
+            if (leaf := getattr(following, "variable", None)) is not None:
+                found[id(leaf)] += 1
+            elif following is not None and following not in known:
+                known.add(following)
+                waiting.append(following)
+    return found
+
+
+_TOLERANCE = {torch.float64: (1e-8, 1e-13), torch.float32: (1e-3, 1e-6)}
+"""Of a parameter's gradient, and of all gradients together: some are zero but for rounding (the bias of the
+keys in attention)."""
+
+
+def _close(found: Tensor, expected: Tensor, whole: Tensor) -> bool:
+    own, rounding = _TOLERANCE.get(expected.dtype, (5e-2, 1e-3))
+    expected = expected.to(wide_type(expected))
+    return bool((found - expected).norm() <= own * expected.norm() + rounding * whole)
