@@ -112,28 +112,36 @@ def whatif(config: DictConfig) -> None:
 
 
 def attribute(config: DictConfig) -> None:
-    from dataclasses import replace
+    from simfluence import report
+    from simfluence.attribution.methods import attribute as scores_of
+    from simfluence.finetuning.setting import recorded_setting
+    from simfluence.recording.weights import weight_steps
 
-    from simfluence.attribution import gradient_similarity
-    from simfluence.finetuning.experiment import prepare
-
-    run = _load(config.path)[0]
-    if not run.config:
-        raise RunDataError(f"{config.path} was not recorded by `simfluence record`: its model is not known")
-    prepared = prepare(run.config)
-    prepared.model.load_state_dict(prepared.initial)
-    scores = gradient_similarity(
-        prepared.model,
-        prepared.task.train,
-        prepared.task.test,
-        similarity=config.similarity,
-        progress=True,
+    runs = _load(config.path)
+    steps = OmegaConf.to_container(config).get("steps")  # type: ignore[union-attr]
+    if isinstance(steps, str) and steps != "initial":
+        raise ValueError(f"steps must be null, initial, or a list of steps, got {steps!r}")
+    with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
+    run_id = config.run_id or (with_weights or runs.ids)[0]
+    run = runs[runs.position(run_id)]
+    setting = recorded_setting(config.path, run, steps)
+    method = _plain(config.method)
+    wanted = list(config.test_ids or runs.test.ids[:3])
+    if unknown := [example for example in wanted if example not in runs.test.ids]:
+        raise ValueError(f"there is no test example {unknown[0]!r}; there are {', '.join(runs.test.ids)}")
+    scores = scores_of(setting, method.pop("name"), only=config.only, progress=True, **method)
+    scores = report.with_run(scores, Path(config.path).name, run_id)
+    card = report.write_attribution(
+        scores,
+        config.output,
+        train=runs.train.ids,
+        test=runs.test.ids,
+        texts=(setting.train_texts, setting.test_texts) if config.text else None,
+        shown=[runs.test.ids.index(example) for example in wanted],
+        top=config.top,
     )
-    replace(scores, provenance={"checkpoint": "initial weights", "runs": Path(config.path).name}).save(
-        config.output
-    )
-    train, test = scores.scores.shape
-    print(f"{scores.method} at the initial weights, {train} training x {test} test examples: {config.output}")
+    print(card)
+    print(f"scores, card and figures: {config.output}")
 
 
 def runs(config: DictConfig) -> None:
@@ -172,7 +180,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "fit": (fit, "fit a simulator to a recorded run set and save it"),
     "evaluate": (evaluate, "fit simulators on some runs, predict the others, print the table"),
     "whatif": (whatif, "edit a curriculum, see the predicted change, verify it by retraining"),
-    "attribute": (attribute, "score training examples by gradients at the runs' initial weights"),
+    "attribute": (attribute, "score training examples for test examples by an attribution method"),
     "runs": (runs, "list, show, verify and prune what is recorded"),
 }
 
@@ -188,7 +196,11 @@ _EXAMPLES = {
         "simfluence whatif edit.name=remove edit.groups=[completion]",
         "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
     ),
-    "attribute": ("simfluence attribute path=runs/openbookqa-minilm similarity=cosine",),
+    "attribute": (
+        "simfluence attribute steps=initial",
+        "simfluence attribute path=runs/mine method=ekfac test_ids=[q-17]",
+        "simfluence attribute path=runs/mine method=tracin only=50",
+    ),
     "runs": (
         "simfluence runs",
         "simfluence runs path=runs/openbookqa-minilm",

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from simfluence.attribution import InfluenceScores
 from simfluence.evaluation.protocol import Evaluation
 from simfluence.runs import Run
 
@@ -91,4 +92,28 @@ def predicted_changes(changes: pd.DataFrame) -> Figure:
     axis.set(xlabel="predicted change of the final loss", ylabel="change after retraining")
     if len(set(changes["group"])) > 1:
         axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def influence_tails(scores: InfluenceScores, fitted: pd.DataFrame) -> Figure:
+    """How many training examples have at least a given positive score, a line a test example; both axes
+    logarithmic, so that a power law is straight. ``fitted`` is what :func:`.sparsity.sparsity` found."""
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axis = figure.subplots()
+    for column in scores.scores.T:
+        positive = np.sort(column[column > 0])[::-1]
+        if len(positive):
+            share = np.arange(1, len(positive) + 1) / len(column)
+            axis.plot(positive / positive[0], share, color="#BBBBBB", lw=0.7)
+    alpha = float(fitted["alpha"].median())
+    title = f"{scores.method}: the top 1% hold {fitted['share'].mean():.0%} of the positive influence"
+    if np.isfinite(alpha):
+        title += f"; tail exponent {alpha:.1f} (median)"
+    axis.set(
+        xscale="log",
+        yscale="log",
+        xlabel="score relative to the largest",
+        ylabel="share of training examples",
+    )
+    axis.set_title(title, fontsize=9)
     return figure

@@ -127,7 +127,9 @@ class GaussNewton:
             raise ValueError("the outputs do not depend on the chosen parameters: G is zero")
         direction = torch.zeros_like(outputs, requires_grad=True)  # u
         transposed = torch.autograd.grad(outputs, parameters, direction, create_graph=True, allow_unused=True)
-        depends = [number for number, part in enumerate(transposed) if part is not None and part.requires_grad]
+        depends = [
+            number for number, part in enumerate(transposed) if part is not None and part.requires_grad
+        ]
         known = outputs.detach().requires_grad_()
         of_loss = torch.autograd.grad(
             self.objective.output_losses(known, batch).sum(), known, create_graph=True

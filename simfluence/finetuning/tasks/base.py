@@ -28,6 +28,12 @@ class TextExample:
     inputs: tuple[tuple[str, str], ...]
     label: int
 
+    @property
+    def text(self) -> str:
+        """What a person would read: the texts; of a choice, those of the right option."""
+        pair = self.inputs[self.label] if len(self.inputs) > 1 else self.inputs[0]
+        return " ".join(text for text in pair if text)
+
 
 @dataclass(frozen=True)
 class Sourced:

@@ -1,0 +1,135 @@
+"""Every method by its name, on a recorded run: what ``simfluence attribute method=…`` calls.
+
+To add a method: a file of its own that returns :class:`InfluenceScores`, a function here that says what of a
+:class:`Setting` it takes, a line in ``METHODS``, and a config of its name in conf/method/.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from simfluence.attribution.checkpoints import Checkpoint
+from simfluence.attribution.gradients import gradient_similarity
+from simfluence.attribution.influence import influence as influence_function
+from simfluence.attribution.ngrams import ngram_similarity
+from simfluence.attribution.objective import Objective
+from simfluence.attribution.representations import representation_similarity
+from simfluence.attribution.scores import InfluenceScores
+from simfluence.attribution.text_similarity import bm25, candidates, filtered, tfidf
+from simfluence.attribution.trak import trak as trak_scores
+
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What there is to compute scores from.
+
+    objective : the model and its losses. train, test : examples as the objective takes them.
+    train_texts, test_texts : what a person would read of them.
+    checkpoints : of the run, in the order of their steps; methods that look at one take the last.
+    """
+
+    objective: Objective
+    train: Sequence[Any]
+    test: Sequence[Any]
+    train_texts: Sequence[str]
+    test_texts: Sequence[str]
+    checkpoints: Sequence[Checkpoint]
+
+
+Method = Callable[..., InfluenceScores]
+"""(setting, options …) → scores."""
+
+
+def at_last_checkpoint(method: Method) -> Method:
+    """Called with the weights of the last checkpoint in the model."""
+
+    def called(setting: Setting, **options: Any) -> InfluenceScores:
+        last = setting.checkpoints[-1]
+        with last.loaded(setting.objective.module):
+            found = method(setting.objective, setting.train, setting.test, **options)
+        return replace(found, provenance={**found.provenance, "step": last.step})
+
+    return called
+
+
+def of_texts(method: Method) -> Method:
+    """Called with the texts alone."""
+
+    def called(setting: Setting, *, progress: bool = False, **options: Any) -> InfluenceScores:
+        return method(setting.train_texts, setting.test_texts, **options)
+
+    return called
+
+
+def over_checkpoints(method: Method) -> Method:
+    """Called with all checkpoints."""
+
+    def called(setting: Setting, **options: Any) -> InfluenceScores:
+        given = {"checkpoints": setting.checkpoints, **options}
+        return method(setting.objective, setting.train, setting.test, **given)
+
+    return called
+
+
+def representation(
+    objective: Objective, train: Sequence[Any], test: Sequence[Any], *, progress: bool = False, **options: Any
+) -> InfluenceScores:
+    """See :func:`.representations.representation_similarity`."""
+    return representation_similarity(objective.module, train, test, **options)
+
+
+METHODS: dict[str, Method] = {
+    "gradient_similarity": at_last_checkpoint(gradient_similarity),
+    "influence": at_last_checkpoint(influence_function),
+
+    "trak": over_checkpoints(trak_scores),
+    "representation": at_last_checkpoint(representation),
+    "tfidf": of_texts(tfidf),
+    "bm25": of_texts(bm25),
+    "ngrams": of_texts(ngram_similarity),
+}
+
+
+def attribute(
+    setting: Setting, name: str, *, only: int | None = None, progress: bool = False, **options: Any
+) -> InfluenceScores:
+    """The scores of a method by its name.
+
+    Parameters
+    ----------
+    only : compute the method for the so many training examples that BM25 finds most similar to each test
+        example; all other scores are 0 (Grosse et al. 2023).
+    options : the method's own.
+
+    Raises
+    ------
+    ValueError : no such method, or an option that it does not have.
+    """
+    if name not in METHODS:
+        close = difflib.get_close_matches(name, METHODS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise ValueError(f"no attribution method is named {name!r}; there are {', '.join(METHODS)}{hint}")
+
+    def scores(train: Sequence[int], test: Sequence[Any]) -> InfluenceScores:
+        part = replace(
+            setting,
+            train=[setting.train[i] for i in train],
+            train_texts=[setting.train_texts[i] for i in train],
+        )
+        try:
+            return METHODS[name](part, progress=progress, **options)
+        except TypeError as error:
+            if "unexpected keyword argument" not in str(error):
+                raise
+            raise ValueError(f"method {name}: {str(error).split('() ')[-1]}") from None
+
+    everything = range(len(setting.train))
+    if only is None:
+        return scores(everything, setting.test)
+    return filtered(
+        scores, everything, setting.test, candidates(bm25(setting.train_texts, setting.test_texts), only)
+    )

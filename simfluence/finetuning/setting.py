@@ -1,0 +1,54 @@
+"""A run that ``simfluence record`` made, as attribution methods take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from torch import nn
+
+from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
+from simfluence.attribution.methods import Setting
+from simfluence.errors import RunDataError
+from simfluence.finetuning.experiment import Prepared, prepare
+from simfluence.runs import Run
+
+
+def recorded_setting(
+    path: str | Path, run: Run, steps: Sequence[int] | Literal["initial"] | None = None
+) -> Setting:
+    """The model, examples and checkpoints of a run of the set in the folder ``path``.
+
+    steps : only the checkpoints after these steps; None: all that were kept; "initial": the weights before
+        training, which need not be kept.
+
+    Raises RunDataError if the run was not recorded by ``simfluence record``, or has no such checkpoints.
+    """
+    if not run.config:
+        raise RunDataError(f"{path} was not recorded by `simfluence record`: its model is not known")
+    if steps == "initial":
+        kept = [Checkpoint(0, float(np.asarray(run.learning_rate)[0]), lambda module: None)]
+    else:
+        kept = recorded_checkpoints(Path(path) / run.id, run, steps)
+    prepared = prepare(run.config)
+    task = prepared.task
+    return Setting(
+        objective=prepared.model,
+        train=task.train,
+        test=task.test,
+        train_texts=[example.text for example in task.train],
+        test_texts=[example.text for example in task.test],
+        checkpoints=[_after_initial(checkpoint, prepared) for checkpoint in kept],
+    )
+
+
+def _after_initial(checkpoint: Checkpoint, prepared: Prepared) -> Checkpoint:
+    """What is frozen was not kept with the run: it is as it was before training."""
+
+    def load(module: nn.Module) -> None:
+        module.load_state_dict(prepared.initial)
+        checkpoint.load(module)
+
+    return Checkpoint(checkpoint.step, checkpoint.learning_rate, load)

