@@ -2,8 +2,8 @@
 
     G = (1/N) Σ_i J_iᵀ H_i J_i      J_i = ∂h_i/∂θ [output, parameter],   H_i = ∂²L_i/∂h_i² [output, output]
 
-h_i are the outputs of example i and L_i its loss. G is the Hessian of the mean loss wherever h is linear in θ,
-and positive semi-definite wherever L is convex in h. Nothing but ``outputs`` and ``output_losses`` of an
+h_i are the outputs of example i and L_i its loss. G is the Hessian of the mean loss where h is linear in θ,
+and positive semi-definite where L is convex in h. Nothing but ``outputs`` and ``output_losses`` of an
 objective is used. J v is the derivative of Jᵀu, which is linear in u, by u ("double backward"): forward-mode
 derivatives are not there for every layer.
 """

@@ -2,8 +2,8 @@
 
     score(i, z) = ∇L(z; θ)ᵀ (G + λI)⁻¹ ∇L(i; θ)      [train, test], units: loss / weight
 
-It is −dL(z; θ(ε))/dε of the proximal Bregman response θ(ε), where ε is the weight with which i is added to the
-mean training loss of N examples (:mod:`.pbrf`). Positive: more of i lowers the loss of z. Removing i is
+It is −dL(z; θ(ε))/dε of the proximal Bregman response θ(ε), where ε is the weight with which i is added to
+the mean training loss of N examples (:mod:`.pbrf`). Positive: more of i lowers the loss of z. Removing i is
 ε = −1/N: to first order it raises the loss of z by score/N.
 
 For a linear model with squared error or cross-entropy, G is the Hessian of the mean loss, and this is the

@@ -56,8 +56,8 @@ class Exact:
         """Raises ValueError for too many parameters, or a matrix that is singular to rounding."""
         if curvature.size > self.largest:
             raise ValueError(
-                f"an exact inverse of {curvature.size} parameters takes {8 * curvature.size**2 / 2**30:.0f} GB"
-                f" a matrix; at most {self.largest} are allowed: choose fewer parameters, or solver='cg'"
+                f"an exact inverse of {curvature.size} parameters takes {curvature.size**2 / 2**27:.0f} GiB a"
+                f" matrix; at most {self.largest} are allowed: choose fewer parameters, or solver='cg'"
             )
         matrix = curvature.dense().double()
         matrix.diagonal().add_(damping)
@@ -126,7 +126,8 @@ class Lissa:
     probed: int = 5
 
     def solve(self, curvature: GaussNewton, vectors: Tensor, damping: float) -> Solution:
-        """Warns ConvergenceWarning if a residual stays above the tolerance; ArithmeticError if it diverges."""
+        """Warns ConvergenceWarning if a residual stays above the tolerance; raises ArithmeticError if they
+        grow without bounds."""
         generator = torch.Generator().manual_seed(self.seed)
         scale = self.scale or self._scale(curvature, damping, generator)
         wanted = math.ceil(scale / damping * math.log(1 / self.tolerance))

@@ -1,4 +1,4 @@
-"""The proximal Bregman response, found by optimisation: what influence functions approximate (Bae et al. 2022).
+"""The proximal Bregman response by optimisation: what influence functions approximate (Bae et al. 2022).
 
     θ(ε) = argmin_θ (1/N) Σ_i D_i(h_i(θ), h_i(θ_s)) + ε L(m; θ) + (λ/2) ‖θ − θ_s‖²
     D_i(h, h') = L_i(h) − L_i(h') − ∇L_i(h')ᵀ (h − h')
@@ -8,9 +8,9 @@
 score tends to ∇L(z)ᵀ (G + λI)⁻¹ ∇L(m), the influence (:mod:`.influence`). Positive: more of m lowers the loss
 of z. ε = 1/N is one more copy of m, ε = −1/N its removal.
 
-With θ = θ_s + ε x, the objective over ε² is minimised over x by L-BFGS in float64: its values and gradients are
-of order one however small ε is. No Gauss-Newton matrix occurs: this is a ground truth for those who use one. It
-takes hundreds of passes over all training examples for each m: for small models.
+With θ = θ_s + ε x, the objective over ε² is minimised over x by L-BFGS in float64: its values and gradients
+are of order one however small ε is. No Gauss-Newton matrix occurs: this is a ground truth for those who use
+one. It takes hundreds of passes over all training examples for each m: for small models.
 """
 
 from __future__ import annotations
@@ -173,16 +173,17 @@ class _Problem:
             value, gradient = self._added(value, gradient, added)
             for batch, outputs, losses, slopes in self._batches:
                 moved = self._objective.outputs(batch)
-                linear = losses.sum() + (slopes * (moved - outputs)).sum()
-                bregman = self._objective.output_losses(moved, batch).sum() - linear
-                value, gradient = self._added(value, gradient, bregman / self._size / epsilon**2)
+                linear = losses + (slopes * (moved - outputs)).flatten(1).sum(1)
+                # the difference of each example: that of two sums would have lost more digits
+                bregman = self._objective.output_losses(moved, batch) - linear
+                value, gradient = self._added(value, gradient, bregman.sum() / self._size / epsilon**2)
         return value, gradient.numpy()
 
     def _added(self, value: float, gradient: Tensor, part: Tensor) -> tuple[float, Tensor]:
         """With a part of the objective, ∂/∂x = ε ∂/∂θ."""
         slopes = torch.autograd.grad(part, self._parameters, materialize_grads=True)
         flat = torch.cat([slope.flatten() for slope in slopes]).cpu()
-        return value + float(part), gradient + self._epsilon * flat
+        return value + float(part.detach()), gradient + self._epsilon * flat
 
     @torch.no_grad()
     def _put(self, x: Floats) -> None:
@@ -208,9 +209,9 @@ def _warn_of_late_ones(rows: Sequence[int], found: Sequence[tuple[int, float]], 
     if late:
         worst = max(gradient for _, gradient in found)
         warnings.warn(
-            f"PBRF: {len(late)} of {len(rows)} optima are not reached (training examples {late[:5]}); the worst"
-            f" gradient is still {worst:.2g} of the first, asked for {tolerance:g}; allow more iterations or"
-            " more damping",
+            f"PBRF: {len(late)} of {len(rows)} optima are not reached (training examples {late[:5]});"
+            f" the worst gradient is still {worst:.2g} of the first, asked for {tolerance:g}; allow more"
+            " iterations or more damping",
             ConvergenceWarning,
             stacklevel=3,
         )

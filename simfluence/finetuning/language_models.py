@@ -148,8 +148,9 @@ class LanguageModel(nn.Module):
 
     def _scored(self, logits: Tensor, scored: Tensor) -> Tensor:
         """The log-likelihood of the scored tokens, summed or a mean, [pair]."""
+        wide = logits.float() if logits.dtype.itemsize < 4 else logits
         losses = nn.functional.cross_entropy(
-            logits.transpose(1, 2).float(), scored, ignore_index=IGNORED, reduction="none"
+            wide.transpose(1, 2), scored, ignore_index=IGNORED, reduction="none"
         )
         total = -losses.sum(1)
         return total / (scored != IGNORED).sum(1) if self.per_token else total

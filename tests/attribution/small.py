@@ -55,11 +55,10 @@ def dense_gauss_newton(objective, examples: list[Pair]) -> Tensor:
     """(1/N) Σ Jᵀ H J with Jacobians and Hessians by autograd, example by example."""
     theta = flat(objective.module)
     total = torch.zeros(len(theta), len(theta), dtype=theta.dtype)
-    for example in examples:
-        jacobian = torch.autograd.functional.jacobian(lambda t: outputs_at(objective, t, example[0]), theta)
-        h = outputs_at(objective, theta, example[0])
+    for x, y in examples:
+        jacobian = torch.autograd.functional.jacobian(lambda t, x=x: outputs_at(objective, t, x), theta)
         hessian = torch.autograd.functional.hessian(
-            lambda h: objective.output_losses(h[None], [example])[0], h
+            lambda h, x=x, y=y: objective.output_losses(h[None], [(x, y)])[0], outputs_at(objective, theta, x)
         )
         total += jacobian.T @ hessian @ jacobian
     return total / len(examples)
@@ -79,7 +78,7 @@ def dense_gradients(objective, examples: list[Pair]) -> Tensor:
     theta = flat(objective.module)
     return torch.stack(
         [
-            torch.autograd.functional.jacobian(lambda t: loss_at(objective, t, example), theta)
+            torch.autograd.functional.jacobian(lambda t, e=example: loss_at(objective, t, e), theta)
             for example in examples
         ]
     )

@@ -18,10 +18,10 @@ def test_linear_regression_has_a_closed_form(epsilon: float) -> None:
     objective = network("regression", linear=True)
     train, test = pairs("regression", 8), pairs("regression", 4, seed=1)
     found = proximal_bregman_response(
-        objective, train, test, damping=0.1, epsilon=epsilon, sources=[5, 0], tolerance=1e-9
+        objective, train, test, damping=0.1, epsilon=epsilon, sources=[5, 0], tolerance=1e-7
     )
     start = flat(objective.module)
-    system = dense_gauss_newton(objective, train) + 0.1 * torch.eye(len(start))
+    system = dense_gauss_newton(objective, train) + 0.1 * torch.eye(len(start), dtype=torch.float64)
     with torch.no_grad():
         before = objective.losses(test)
         for row, m in enumerate([5, 0]):
@@ -31,7 +31,7 @@ def test_linear_regression_has_a_closed_form(epsilon: float) -> None:
             torch.nn.utils.vector_to_parameters(start + shift, objective.module.parameters())
             expected = (before - objective.losses(test)) / epsilon
             torch.nn.utils.vector_to_parameters(start, objective.module.parameters())
-            np.testing.assert_allclose(found.scores[row], expected.numpy(), rtol=1e-6, atol=1e-8)
+            np.testing.assert_allclose(found.scores[row], expected.numpy(), rtol=1e-5, atol=1e-7)
     assert found.provenance["sources"] == [5, 0]
     assert found.units == "loss / weight"
 
@@ -40,13 +40,19 @@ def test_linear_regression_has_a_closed_form(epsilon: float) -> None:
 def test_its_derivative_is_the_influence(kind: str) -> None:
     objective = network(kind)
     train, test = pairs(kind, 7), pairs(kind, 3, seed=1)
-    found = proximal_bregman_response(
-        objective, train, test, damping=0.05, epsilon=1e-6, tolerance=1e-8, batch_size=3
-    ).scores
-    system = dense_gauss_newton(objective, train) + 0.05 * torch.eye(len(flat(objective.module)))
+    both = [
+        proximal_bregman_response(
+            objective, train, test, damping=0.05, epsilon=epsilon, tolerance=3e-5, batch_size=3
+        ).scores
+        for epsilon in (1e-3, -1e-3)
+    ]
+    found = (both[0] + both[1]) / 2  # without the second derivative by epsilon
+    system = dense_gauss_newton(objective, train) + 0.05 * torch.eye(
+        len(flat(objective.module)), dtype=torch.float64
+    )
     of_train, of_test = dense_gradients(objective, train), dense_gradients(objective, test)
     expected = (of_train @ torch.linalg.solve(system, of_test.T)).numpy()
-    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 def test_the_default_adds_one_copy_and_what_is_not_reached_is_said() -> None:

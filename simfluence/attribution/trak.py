@@ -1,0 +1,182 @@
+"""TRAK: influence in a linear model of projected gradients (Park et al. 2023).
+
+    score(i, z) = [mean_k φ_k(z)ᵀ (Φ_kᵀ Φ_k + λI)⁻¹ φ_k(i)] · [mean_k q_k(i)]      [train, test]
+
+    margin   f = log(p/(1 − p)), p = exp(−L) the probability of the right label;   q = 1 − p
+    loss     f = −L;   q = 1
+
+k are checkpoints (or models of other runs), each with a projection of its own; φ_k(·) the projected gradient
+of f there, Φ_k [train, dimension]; λ the damping. To first order the score is the change of f(z) when i is
+added, positive where that raises f(z) and so lowers the loss; margins have no units, losses their own.
+
+"margin" is the published output function. It holds wherever the loss is −log p of one event: a label, or a
+whole answer (a sum over tokens, not a mean). For other losses, such as squared errors, take "loss".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from simfluence.attribution.checkpoints import Checkpoint, weights_fingerprint
+from simfluence.attribution.gradients import example_gradients
+from simfluence.attribution.objective import LossesOnly, Objective
+from simfluence.attribution.parameters import selected_parameters
+from simfluence.attribution.projection import Projection
+from simfluence.attribution.scores import InfluenceScores
+from simfluence.recording.evaluator import undisturbed
+
+Output = Literal["margin", "loss"]
+
+
+def trak(
+    objective: Objective,
+    train: Sequence[Any],
+    test: Sequence[Any],
+    *,
+    checkpoints: Sequence[Checkpoint] | None = None,
+    output: Output = "margin",
+    dimension: int | None = 512,
+    projection: Literal["rademacher", "gaussian"] = "rademacher",
+    damping: float | None = None,
+    parameters: Sequence[str] | None = None,
+    batch_size: int = 16,
+    seed: int = 0,
+    progress: bool = False,
+) -> InfluenceScores:
+    """TRAK scores, a mean over checkpoints.
+
+    Parameters
+    ----------
+    checkpoints : of one run or of several; None: the present weights alone.
+    output : f above.
+    dimension : of the projections; None: gradients themselves, for small models.
+    damping : λ ≥ 0, added to ΦᵀΦ (0 as published, where that can be inverted); None: 1% of its mean
+        eigenvalue, at every checkpoint.
+    parameters : as in :func:`.parameters.selected_parameters`.
+    batch_size : examples in a pass; scores do not depend on it.
+    seed : of the projections.
+
+    Returns
+    -------
+    Scores whose provenance lists steps, fingerprints and dampings of the checkpoints.
+
+    Raises
+    ------
+    ValueError : nothing to differentiate by, no examples or checkpoints, ΦᵀΦ + λI singular, or losses below
+        0 with "margin".
+    """
+    if output not in ("margin", "loss"):
+        raise ValueError(f"output must be 'margin' or 'loss', got {output!r}")
+    if not len(train) or not len(test):
+        raise ValueError(f"expected examples, got {len(train)} for training and {len(test)} to test")
+    if checkpoints is not None and not len(checkpoints):
+        raise ValueError("checkpoints is empty: expected some, or None for the present weights")
+    if damping is not None and damping < 0:
+        raise ValueError(f"damping must not be negative, got {damping}")
+    module = objective.module
+    covers = selected_parameters(module, parameters)
+    size = sum(parameter.numel() for parameter in covers.values())
+    features = LossesOnly(module, _outputs(objective, output))
+    kernels, weights, fingerprints, dampings = [], [], [], []
+    for number, within in enumerate(tqdm(_loaded(module, checkpoints), "TRAK", disable=not progress)):
+        with within:
+            projected = Projection(size, dimension, (seed, number), projection)
+            phi, phi_test = (
+                torch.cat([projected(part) for part in example_gradients(
+                    features, examples, parameters=parameters, batch_size=batch_size
+                )]) for examples in (train, test)
+            )  # fmt: skip
+            fingerprints.append(weights_fingerprint(module))
+            if output == "margin":
+                weights.append(_chances_of_others(objective, train, batch_size))
+        scores, used = linear_influence(phi, phi_test, damping)
+        kernels.append(scores)
+        dampings.append(used)
+    scores = np.mean(kernels, 0)
+    if output == "margin":
+        scores = scores * np.mean(weights, 0)[:, None]
+    provenance = {
+        "weights_fingerprint": fingerprints,
+        "steps": None if checkpoints is None else [checkpoint.step for checkpoint in checkpoints],
+        "output": output, "dimension": dimension, "projection": projection, "seed": seed, "damping": dampings,
+    }  # fmt: skip
+    return InfluenceScores(scores, "trak", "" if output == "margin" else "loss", tuple(covers), provenance)
+
+
+def linear_influence(
+    phi: Tensor, phi_test: Tensor, damping: float | None
+) -> tuple[npt.NDArray[np.float64], float]:
+    """φ(i)ᵀ (ΦᵀΦ + λI)⁻¹ φ(z), [train, test], and λ; in float64.
+
+    With fewer examples than dimensions, by Φ (ΦᵀΦ + λI)⁻¹ = (ΦΦᵀ + λI)⁻¹ Φ.
+    """
+    phi, phi_test = phi.double(), phi_test.double()
+    gram = phi.T @ phi if phi.shape[0] >= phi.shape[1] else phi @ phi.T
+    if damping is None:
+        damping = 0.01 * float(gram.trace()) / phi.shape[1]
+        damping = damping or 1.0  # all gradients are zero, and so will be the scores
+    gram.diagonal().add_(damping)
+    factor, failed = torch.linalg.cholesky_ex(gram)
+    # a pivot of rounding errors is no pivot
+    if (
+        failed
+        or factor.diagonal().min() ** 2 <= len(gram) * torch.finfo(gram.dtype).eps * gram.diagonal().max()
+    ):
+        raise ValueError(
+            f"ΦᵀΦ + λI of {phi.shape[0]} examples in {phi.shape[1]} dimensions is singular with damping"
+            f" {damping}: choose a larger damping, or a smaller dimension"
+        )
+    if phi.shape[0] >= phi.shape[1]:
+        scores = phi @ torch.cholesky_solve(phi_test.T, factor)
+    else:
+        scores = torch.cholesky_solve(phi @ phi_test.T, factor)
+    return scores.cpu().numpy(), damping
+
+
+def _loaded(
+    module: nn.Module, checkpoints: Sequence[Checkpoint] | None
+) -> list[AbstractContextManager[None]]:
+    if checkpoints is None:
+        return [nullcontext()]
+    return [checkpoint.loaded(module) for checkpoint in checkpoints]
+
+
+def _outputs(objective: Objective, output: Output) -> Callable[[Sequence[Any]], Tensor]:
+    """examples → f of each, [example], float64 for margins: 1 − p of well-learnt examples is small."""
+
+    def margins(examples: Sequence[Any]) -> Tensor:
+        losses = _wide_losses(objective, examples)
+        if (losses < -1e-6).any():
+            raise ValueError(
+                "a loss is negative, and so is no −log p of a label, whose margin is asked for: output='loss'"
+            )
+        others = -torch.expm1(-losses)  # 1 − p
+        return -losses - others.clamp_min(torch.finfo(losses.dtype).tiny).log()
+
+    return margins if output == "margin" else lambda examples: -objective.losses(examples)
+
+
+def _wide_losses(objective: Objective, examples: Sequence[Any]) -> Tensor:
+    """Losses [example] in float64, from the outputs where an objective has them."""
+    if isinstance(objective, LossesOnly):
+        return objective.losses(examples).double()
+    return objective.output_losses(objective.outputs(examples).double(), examples).double()
+
+
+def _chances_of_others(objective: Objective, examples: Sequence[Any], batch_size: int) -> np.ndarray:
+    """1 − p of each, [example]."""
+
+    def parts() -> Iterator[Tensor]:
+        for start in range(0, len(examples), batch_size):
+            yield -torch.expm1(-_wide_losses(objective, examples[start : start + batch_size]))
+
+    with undisturbed(objective.module), torch.no_grad():
+        return torch.cat(list(parts())).cpu().numpy()
