@@ -60,6 +60,7 @@ def evaluate(config: DictConfig) -> None:
     if unknown := [name for name in chosen if name not in config.simulators]:
         raise ValueError(f"only={unknown[0]} is not among the simulators {', '.join(config.simulators)}")
     simulators = {name: _simulator(config.simulators[name]) for name in chosen}
+    simulators |= _scored(_plain(config.scores))
     print(f"{config.path}: {len(train)} training, {len(validation)} validation, {len(test)} test runs\n")
     evaluation = evaluate(simulators, train, test, validation)
     print(to_markdown(evaluation.scores))
@@ -191,7 +192,10 @@ _EXAMPLES = {
         "simfluence record task=jsonl task.path=my.jsonl model=pretrained model.name=bert-base-uncased",
     ),
     "fit": ("simfluence fit simulator=linear simulator.center=pooled output=linear.safetensors",),
-    "evaluate": ("simfluence evaluate path=runs/openbookqa-minilm only=[additive,linear] output=report",),
+    "evaluate": (
+        "simfluence evaluate path=runs/openbookqa-minilm only=[additive,linear] output=report",
+        "simfluence evaluate scores=[runs/openbookqa-minilm/scores.safetensors]",
+    ),
     "whatif": (
         "simfluence whatif edit.name=remove edit.groups=[completion]",
         "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
@@ -352,9 +356,27 @@ def _load(path: str) -> Any:
 
 
 def _simulator(config: DictConfig) -> Any:
+    from simfluence.attribution import InfluenceScores
     from simfluence.simulators import make_simulator
 
-    return make_simulator(**_plain(config))
+    params = _plain(config)
+    if isinstance(params.get("scores"), str):
+        params["scores"] = InfluenceScores.load(params["scores"])
+    return make_simulator(**params)
+
+
+def _scored(files: list[str]) -> dict[str, Any]:
+    """Simulators of files of scores: calibrated, and as they are where they have units."""
+    from simfluence.attribution import InfluenceScores
+
+    found = {}
+    for file in files:
+        scores = InfluenceScores.load(file)
+        name = scores.method if f"{scores.method}, calibrated" not in found else f"{scores.method} ({file})"
+        found[f"{name}, calibrated"] = scores.as_simulator()
+        if scores.weighing:
+            found[f"{name}, as is"] = scores.as_simulator(calibrated=False)
+    return found
 
 
 def _said(edit: DictConfig, *, slug: bool = False) -> str:

@@ -160,3 +160,26 @@ def test_evaluate_works_on_the_recordings_at_once(simfluence, tmp_path: Path) ->
     result = simfluence("evaluate", f"path={RECORDED}", "only=[persistence,additive]", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "20 training, 2 validation, 10 test runs" in result.stdout
+
+
+def test_scores_are_held_to_the_same_standard(simfluence, recorded: Path) -> None:
+    import numpy as np
+
+    from simfluence.attribution import InfluenceScores
+
+    scores = np.random.default_rng(0).normal(size=(12, 4))
+    InfluenceScores(scores, "with_units", weighing="use").save(recorded / "one.safetensors")
+    InfluenceScores(scores, "without").save(recorded / "two.safetensors")
+    split = ("path=runs/small", "train=6", "validation=0")
+    table = simfluence(
+        "evaluate", *split, "only=[persistence]", "scores=[one.safetensors,two.safetensors]", cwd=recorded
+    )
+    assert table.returncode == 0, table.stderr
+    rows = [line.split("|")[1].strip() for line in table.stdout.splitlines() if line.startswith("| ")]
+    named = ["with_units, calibrated", "with_units, as is", "without, calibrated"]
+    assert rows[1:] == ["persistence", *named, "mean_trajectory"]
+    fitted = simfluence("fit", *split, "simulator=scored", "simulator.scores=one.safetensors", cwd=recorded)
+    assert fitted.returncode == 0, fitted.stderr
+    missing = simfluence("evaluate", *split, "scores=[three.safetensors]", cwd=recorded)
+    assert missing.returncode == 2
+    assert "three.safetensors" in missing.stderr

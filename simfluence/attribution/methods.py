@@ -22,7 +22,6 @@ from simfluence.attribution.text_similarity import bm25, candidates, filtered, t
 from simfluence.attribution.trak import trak as trak_scores
 
 
-
 @dataclass(frozen=True)
 class Setting:
     """What there is to compute scores from.
@@ -85,7 +84,6 @@ def representation(
 METHODS: dict[str, Method] = {
     "gradient_similarity": at_last_checkpoint(gradient_similarity),
     "influence": at_last_checkpoint(influence_function),
-
     "trak": over_checkpoints(trak_scores),
     "representation": at_last_checkpoint(representation),
     "tfidf": of_texts(tfidf),
