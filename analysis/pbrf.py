@@ -29,7 +29,15 @@ import torch
 from sklearn import datasets
 from torch import nn
 
-from simfluence.attribution import Classification, InfluenceScores, Objective, Regression, gradient_similarity
+from simfluence.attribution import (
+    Classification,
+    InfluenceScores,
+    Objective,
+    Regression,
+    ekfac,
+    ekfac_factors,
+    gradient_similarity,
+)
 from simfluence.attribution.curvature import GaussNewton
 from simfluence.attribution.influence import influence
 from simfluence.attribution.inverse import ConjugateGradient, ConvergenceWarning, Lissa
@@ -40,6 +48,7 @@ import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 KEY = ["set", "seed", "method"]
+METHODS = ["gradient dot product", "LiSSA", "CG", "EK-FAC", "EK-FAC, own damping"]
 CONDITION = 1000
 """Largest eigenvalue over damping."""
 
@@ -138,6 +147,11 @@ def methods(problem: Problem, damping: float) -> dict[str, Callable[[], Influenc
         ),
         "LiSSA": lambda: influence(objective, sources, test, solver=lissa, **with_g),
     }
+    for method, chosen in {"EK-FAC": damping, "EK-FAC, own damping": None}.items():
+        found[method] = lambda chosen=chosen: ekfac(  # type: ignore[misc]
+            objective, sources, test, damping=chosen,
+            factors=ekfac_factors(objective, problem.train, parameters=problem.parameters),
+        )  # fmt: skip
     return found
 
 
@@ -165,8 +179,8 @@ def response(problem: Problem, damping: float, path: Path) -> InfluenceScores:
 
 
 def run(sets: Sequence[str], seeds: int, csv: Path) -> None:
-    for name in sets:
-        for seed in range(seeds):
+    for seed in range(seeds):
+        for name in sets:
             torch.manual_seed(seed)
             problem = facts(seed) if name == "facts" else tabular(name, seed)
             matrix = GaussNewton(problem.objective, problem.train, parameters=problem.parameters)
@@ -216,7 +230,7 @@ def draw(csv: Path) -> None:
     rows = pd.read_csv(csv)
     table = rows.groupby(["set", "method"])["correlation"].agg(["mean", "sem", "count"])
     print(table.round(3).to_string())
-    sets, order = list(rows["set"].unique()), list(rows["method"].unique())
+    sets, order = list(rows["set"].unique()), [m for m in METHODS if m in set(rows["method"])]
     figure, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
     for number, method in enumerate(order):
         at = np.arange(len(sets)) + 0.8 * (number - (len(order) - 1) / 2) / len(order)

@@ -9,8 +9,7 @@ from attribution.small import network, pairs
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from simfluence.attribution import gradient_similarity
-from simfluence.attribution.influence import influence
+from simfluence.attribution import Checkpoint, influence, tracin
 
 pytest.importorskip("captum", reason="needs captum")
 
@@ -41,10 +40,11 @@ def test_tracin_over_two_checkpoints() -> None:
         batch_size=5,
     )
     theirs = captum.influence(tuple(stacked(test))).T.numpy()
-    ours = 0
-    for rate, state in zip(rates, states, strict=True):
-        objective.module.load_state_dict(state)
-        ours = ours + rate * gradient_similarity(objective, train, test).scores
+    checkpoints = [
+        Checkpoint(step, rate, lambda module, state=state: load(module, state))
+        for step, (rate, state) in enumerate(zip(rates, states, strict=True))
+    ]
+    ours = tracin(objective, train, test, checkpoints).scores
     np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
