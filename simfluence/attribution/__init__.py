@@ -1,26 +1,53 @@
 """Data attribution: one method a file, all returning InfluenceScores in one sign convention."""
 
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
+from simfluence.attribution.ekfac import EKFACFactors, ekfac, ekfac_by_layer_and_token, ekfac_factors
 from simfluence.attribution.foreign import import_scores
 from simfluence.attribution.gradients import example_gradients, gradient_similarity
+from simfluence.attribution.influence import influence
+from simfluence.attribution.inverse import ConjugateGradient, ConvergenceWarning, Exact, Lissa
+from simfluence.attribution.ngrams import ngram_similarity
 from simfluence.attribution.objective import Classification, LossesOnly, Objective, Regression
 from simfluence.attribution.parameters import selected_parameters
+from simfluence.attribution.pbrf import proximal_bregman_response
+from simfluence.attribution.representations import representation_similarity
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.sparsity import power_law_tail, share_of_top, sparsity
+from simfluence.attribution.text_similarity import bm25, candidates, filtered, tfidf
+from simfluence.attribution.tracin import tracin
+from simfluence.attribution.trak import trak
 
 __all__ = [
     "Checkpoint",
     "Classification",
+    "ConjugateGradient",
+    "ConvergenceWarning",
+    "EKFACFactors",
+    "Exact",
     "InfluenceScores",
+    "Lissa",
     "LossesOnly",
     "Objective",
     "Regression",
+    "bm25",
+    "candidates",
+    "ekfac",
+    "ekfac_by_layer_and_token",
+    "ekfac_factors",
     "example_gradients",
+    "filtered",
     "gradient_similarity",
     "import_scores",
+    "influence",
+    "ngram_similarity",
     "power_law_tail",
+    "proximal_bregman_response",
     "recorded_checkpoints",
+    "representation_similarity",
     "selected_parameters",
     "share_of_top",
     "sparsity",
+    "tfidf",
+    "tracin",
+    "trak",
 ]

@@ -8,15 +8,17 @@ To first order, a step of gradient descent on i alone changes the loss of z by �
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from simfluence.attribution.layers import wide_type
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.pieces import dense
+from simfluence.attribution.products import Queries, held, scores, self_products
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Traced, Tracer, tracer
 
@@ -59,23 +61,51 @@ def gradient_similarity(
     """
     if similarity not in ("dot", "cosine"):
         raise ValueError(f"similarity must be 'dot' or 'cosine', got {similarity!r}")
-    chosen = {"parameters": parameters, "batch_size": batch_size}
-    of_tests = torch.cat(list(example_gradients(objective, test, **chosen)))  # type: ignore[arg-type]
-    parts = []
-    with tqdm(total=len(train), desc="gradients", disable=not progress, unit="example") as bar:
-        for gradients in example_gradients(objective, train, **chosen):  # type: ignore[arg-type]
-            parts.append(gradients @ of_tests.T / _norm(gradients, similarity))
-            bar.update(len(gradients))
-    scores = torch.cat(parts) / _norm(of_tests, similarity).T
-    with tracer(objective, (), parameters) as trace:
-        covers = tuple(trace.parameters)
+    with tracer(objective, [*train[:1], *test[:1]], parameters) as trace:
+        queries, lengths = gradients_held(trace, test, batch_size)
+        found = []
+        for batch in followed(trace.batches(train, batch_size), len(train), progress):
+            traced = trace(batch)
+            products = scores(queries, traced, len(test))
+            found.append(products / squared_lengths(traced).sqrt() if similarity == "cosine" else products)
+    array = torch.cat(found) / lengths.sqrt() if similarity == "cosine" else torch.cat(found)
     return InfluenceScores(
-        scores.cpu().numpy(),
+        array.cpu().numpy(),
         method=f"gradient_{similarity}",
         units="loss² / parameter²" if similarity == "dot" else "",
-        covers=covers,
+        covers=tuple(trace.parameters),
         weighing="rate" if similarity == "dot" else "",
     )
+
+
+def gradients_held(trace: Tracer, test: Sequence[Any], batch_size: int) -> tuple[Queries, Tensor]:
+    """Gradients of test examples, ready for inner products, and their squared lengths [test]."""
+    batches, lengths = [], []
+    for batch in trace.batches(test, batch_size):
+        batches.append(trace(batch))
+        lengths.append(squared_lengths(batches[-1]))
+    if not batches:
+        raise ValueError("there are no test examples to score")
+    return held(batches), torch.cat(lengths)[:, 0]
+
+
+def followed(
+    batches: Iterable[Sequence[Any]], total: int, progress: bool, what: str = "gradients"
+) -> Iterator[Sequence[Any]]:
+    """The batches, with a bar that counts their examples."""
+    with tqdm(total=total, desc=what, disable=not progress, unit="example") as bar:
+        for batch in batches:
+            yield batch
+            bar.update(len(batch))
+
+
+def squared_lengths(traced: Traced) -> Tensor:
+    """‖∇L(i)‖², never 0, [example, 1]."""
+    losses = traced.losses
+    total = torch.zeros(len(losses), 1, dtype=wide_type(losses), device=losses.device)
+    for pieces in traced.pieces.values():
+        total = total + self_products(pieces)[:, None]
+    return total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
 def _flat(trace: Tracer, traced: Traced) -> Tensor:
@@ -89,10 +119,3 @@ def _flat(trace: Tracer, traced: Traced) -> Tensor:
             wide = torch.promote_types(parameter.dtype, torch.float32)
             parts.append(torch.zeros(examples, parameter.numel(), dtype=wide, device=parameter.device))
     return torch.cat(parts, 1)
-
-
-def _norm(gradients: Tensor, similarity: str) -> Tensor:
-    """[example, 1]; ones for dot products."""
-    if similarity == "dot":
-        return gradients.new_ones(len(gradients), 1)
-    return gradients.norm(dim=1, keepdim=True).clamp_min(torch.finfo(gradients.dtype).tiny)

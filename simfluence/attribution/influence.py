@@ -1,6 +1,6 @@
 """Influence functions with the damped Gauss-Newton matrix (Koh & Liang 2017; Bae et al. 2022).
 
-    score(i, z) = ∇L(z; θ)ᵀ (G + λI)⁻¹ ∇L(i; θ)      [train, test], units: loss / weight
+    score(i, z) = ∇L(z; θ)ᵀ (G + λI)⁻¹ ∇L(i; θ)      [train, test], units: loss per weight
 
 It is −dL(z; θ(ε))/dε of the proximal Bregman response θ(ε), where ε is the weight with which i is added to
 the mean training loss of N examples (:mod:`.pbrf`). Positive: more of i lowers the loss of z. Removing i is
@@ -86,7 +86,7 @@ def influence(
     return InfluenceScores(
         torch.cat(parts).cpu().numpy(),
         f"influence_{method.name}",
-        "loss / weight",
+        "loss per weight of an example in the training mean",
         tuple(matrix.parameters),
         {
             "weights_fingerprint": weights_fingerprint(objective.module),
@@ -94,6 +94,7 @@ def influence(
             "curvature_examples": len(examples),
             **solution.report,
         },
+        weighing="run",
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from simfluence.attribution.checkpoints import Checkpoint
+from simfluence.attribution.ekfac import ekfac as ekfac_scores
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.influence import influence as influence_function
 from simfluence.attribution.ngrams import ngram_similarity
@@ -19,6 +20,7 @@ from simfluence.attribution.objective import Objective
 from simfluence.attribution.representations import representation_similarity
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.text_similarity import bm25, candidates, filtered, tfidf
+from simfluence.attribution.tracin import tracin as tracin_scores
 from simfluence.attribution.trak import trak as trak_scores
 
 
@@ -83,7 +85,9 @@ def representation(
 
 METHODS: dict[str, Method] = {
     "gradient_similarity": at_last_checkpoint(gradient_similarity),
+    "tracin": over_checkpoints(tracin_scores),
     "influence": at_last_checkpoint(influence_function),
+    "ekfac": at_last_checkpoint(ekfac_scores),
     "trak": over_checkpoints(trak_scores),
     "representation": at_last_checkpoint(representation),
     "tfidf": of_texts(tfidf),

@@ -2,7 +2,7 @@
 
     θ(ε) = argmin_θ (1/N) Σ_i D_i(h_i(θ), h_i(θ_s)) + ε L(m; θ) + (λ/2) ‖θ − θ_s‖²
     D_i(h, h') = L_i(h) − L_i(h') − ∇L_i(h')ᵀ (h − h')
-    score(m, z) = (L(z; θ_s) − L(z; θ(ε)))/ε      [train, test], units: loss / weight
+    score(m, z) = (L(z; θ_s) − L(z; θ(ε)))/ε      [train, test], units: loss per weight
 
 θ_s are the present weights, h_i the outputs of training example i, L_i its loss, λ the damping. As ε → 0 the
 score tends to ∇L(z)ᵀ (G + λI)⁻¹ ∇L(m), the influence (:mod:`.influence`). Positive: more of m lowers the loss
@@ -100,7 +100,13 @@ def proximal_bregman_response(
         "iterations": [iterations for iterations, _ in found],
         "gradients": [gradient for _, gradient in found],
     }  # fmt: skip
-    return InfluenceScores(np.stack(responses), "pbrf", "loss / weight", tuple(chosen), provenance)
+    return InfluenceScores(
+        np.stack(responses),
+        "pbrf",
+        "loss per weight of an example in the training mean",
+        tuple(chosen),
+        provenance,
+    )
 
 
 class _Problem:

@@ -91,7 +91,8 @@ def filtered(
     """Scores of chosen pairs; those of all other pairs are 0.
 
     method : (training examples, test examples) → scores; it is called once, with the union of the training
-        examples that are chosen for some test example.
+        examples that are chosen for some test example. Whatever it takes from all training examples, such as
+        a curvature, it has to be given: ``lambda some, z: influence(objective, some, z, curvature=train)``.
     chosen : bool [train, test], e.g. of :func:`candidates`.
 
     The provenance says what was chosen: ``candidates``, a list of training examples for each test example.

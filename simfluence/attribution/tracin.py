@@ -1,0 +1,157 @@
+"""TracIn: what a step on i takes off the loss of z, to first order, added up along a run.
+
+    TracIn-CP(i, z) = Σ_k η_k ⟨∇L(i; θ_k), ∇L(z; θ_k)⟩                   over checkpoints k
+    TracIn(i, z)    = Σ_t η_t n_t(i)/|c_t| ⟨∇L(i; θ_t), ∇L(z; θ_t)⟩      over steps t, with a curriculum
+
+n_t(i) is how often i is in the batch c_t. Units: loss. For plain SGD and small rates, the second summed over
+all training examples is L(z; θ_0) − L(z; θ_T). Source: Pruthi et al. 2020, equations 1 and 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from simfluence.attribution.checkpoints import Checkpoint, weights_fingerprint
+from simfluence.attribution.gradients import gradient_similarity
+from simfluence.attribution.objective import Objective
+from simfluence.attribution.scores import InfluenceScores
+from simfluence.curriculum import Curriculum
+from simfluence.errors import RunDataError
+from simfluence.recording.evaluator import undisturbed
+
+
+def tracin(
+    objective: Objective,
+    train: Sequence[Any],
+    test: Sequence[Any],
+    checkpoints: Sequence[Checkpoint],
+    *,
+    curriculum: Curriculum | None = None,
+    parameters: Sequence[str] | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+    folder: str | Path | None = None,
+) -> InfluenceScores:
+    """TracIn scores over checkpoints; a few evenly spaced ones, or those of all steps.
+
+    Parameters
+    ----------
+    checkpoints : e.g. ``recorded_checkpoints(folder, run)``.
+    curriculum : of the run. Given, the gradients at a checkpoint count only for those training examples that
+        the step from there took, as the second formula has it; for checkpoints of all steps. The training
+        examples are the curriculum's, in its order.
+    parameters, batch_size : as in :func:`.gradients.gradient_similarity`.
+    folder : keeps every checkpoint's part, so that an interrupted computation goes on where it was.
+
+    Raises
+    ------
+    ValueError : no checkpoints; one of them twice; or a step that the curriculum does not have.
+    RunDataError : the folder has parts of other weights or examples.
+    """
+    _check(checkpoints, curriculum, len(train))
+    total: npt.NDArray[np.floating] = np.zeros((len(train), len(test)))
+    covers: tuple[str, ...] = ()
+    for number, checkpoint in enumerate(checkpoints, 1):
+        which = _taken(curriculum, checkpoint.step, len(train))
+        with checkpoint.loaded(objective.module):
+            about = _about(objective, [train[i] for i in which[:1]] + list(test[:1]), checkpoint, parameters)
+            about |= {"examples": [len(which), len(test)]}
+            if (part := _kept(folder, checkpoint.step, about)) is None:
+                if progress:
+                    print(f"checkpoint {number} of {len(checkpoints)}, after step {checkpoint.step}")
+                part = gradient_similarity(
+                    objective,
+                    [train[i] for i in which],
+                    test,
+                    parameters=parameters,
+                    batch_size=batch_size,
+                    progress=progress,
+                )
+                _keep(folder, checkpoint.step, replace(part, provenance=about))
+        total[which] += _weights(curriculum, checkpoint, which) * part.scores
+        covers = part.covers
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    return InfluenceScores(
+        total,
+        method="tracin_cp" if curriculum is None else "tracin",
+        units="loss",
+        covers=covers,
+        provenance={"steps": steps, "learning_rates": [c.learning_rate for c in checkpoints]},
+        weighing="use" if curriculum is None else "",  # else it is what one run did, not what a use does
+        scale=1 / len(steps) if curriculum is None else 1.0,  # as a simulator: the mean over checkpoints
+    )
+
+
+def _check(checkpoints: Sequence[Checkpoint], curriculum: Curriculum | None, train: int) -> None:
+    if not checkpoints:
+        raise ValueError("TracIn needs at least one checkpoint, got none")
+    steps = [checkpoint.step for checkpoint in checkpoints]
+    if len(set(steps)) < len(steps):
+        raise ValueError(f"every checkpoint counts once, got steps {steps}")
+    if curriculum is not None:
+        if train != curriculum.n_examples:
+            raise ValueError(f"the curriculum is over {curriculum.n_examples} training examples, got {train}")
+        if max(steps) >= len(curriculum):
+            raise ValueError(
+                f"no step follows the checkpoint after step {max(steps)} of {len(curriculum)}: leave it out"
+            )
+
+
+def _taken(curriculum: Curriculum | None, step: int, train: int) -> list[int]:
+    """The training examples that count at a checkpoint."""
+    return list(range(train)) if curriculum is None else np.unique(curriculum[step]).tolist()
+
+
+def _weights(curriculum: Curriculum | None, checkpoint: Checkpoint, which: list[int]) -> Any:
+    """η_k, or η_t n_t(i)/|c_t|, [example that counts, 1]."""
+    if curriculum is None:
+        return checkpoint.learning_rate
+    batch = np.asarray(curriculum[checkpoint.step])
+    counts = np.array([(batch == i).sum() for i in which])
+    return checkpoint.learning_rate * counts[:, None] / len(batch)
+
+
+# ------------------------------------------------------------------------------------ keeping parts
+
+
+def _about(
+    objective: Objective, some: list[Any], checkpoint: Checkpoint, parameters: Sequence[str] | None
+) -> dict[str, Any]:
+    """What a part belongs to: weights, and two examples' losses to tell other data by."""
+    with undisturbed(objective.module), torch.no_grad():
+        losses = [float(objective.losses([example])[0]) for example in some]
+    return {
+        "weights": weights_fingerprint(objective.module),
+        "losses": [f"{loss:.4g}" for loss in losses],
+        "parameters": list(parameters) if parameters is not None else None,
+        "step": checkpoint.step,
+    }
+
+
+def _file(folder: str | Path, step: int) -> Path:
+    return Path(folder) / f"gradients-{step:06d}.safetensors"
+
+
+def _kept(folder: str | Path | None, step: int, about: dict[str, Any]) -> InfluenceScores | None:
+    if folder is None or not _file(folder, step).is_file():
+        return None
+    part = InfluenceScores.load(_file(folder, step))
+    if dict(part.provenance) != about:
+        raise RunDataError(
+            f"{_file(folder, step)} is of other weights or examples: {dict(part.provenance)}, not {about};"
+            " delete it or choose another folder"
+        )
+    return part
+
+
+def _keep(folder: str | Path | None, step: int, part: InfluenceScores) -> None:
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        part.save(_file(folder, step))
