@@ -115,33 +115,31 @@ def whatif(config: DictConfig) -> None:
 def attribute(config: DictConfig) -> None:
     from simfluence import report
     from simfluence.attribution.methods import attribute as scores_of
+    from simfluence.attribution.methods import layers_and_tokens
     from simfluence.finetuning.setting import recorded_setting
     from simfluence.recording.weights import weight_steps
 
-    runs = _load(config.path)
-    steps = OmegaConf.to_container(config).get("steps")  # type: ignore[union-attr]
+    runs, method, steps = _load(config.path), _plain(config.method), _plain(config)["steps"]
     if isinstance(steps, str) and steps != "initial":
         raise ValueError(f"steps must be null, initial, or a list of steps, got {steps!r}")
-    with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
-    run_id = config.run_id or (with_weights or runs.ids)[0]
-    run = runs[runs.position(run_id)]
-    setting = recorded_setting(config.path, run, steps)
-    method = _plain(config.method)
-    wanted = list(config.test_ids or runs.test.ids[:3])
-    if unknown := [example for example in wanted if example not in runs.test.ids]:
+    ids = list(config.test_ids or runs.test.ids[:3])
+    if unknown := [example for example in ids if example not in runs.test.ids]:
         raise ValueError(f"there is no test example {unknown[0]!r}; there are {', '.join(runs.test.ids)}")
+    shown = [runs.test.ids.index(example) for example in ids]
+    with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
+    run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
+    setting = recorded_setting(config.path, run, steps)
+
     scores = scores_of(setting, method.pop("name"), only=config.only, progress=True, **method)
-    scores = report.with_run(scores, Path(config.path).name, run_id)
-    card = report.write_attribution(
-        scores,
-        config.output,
-        train=runs.train.ids,
-        test=runs.test.ids,
-        texts=(setting.train_texts, setting.test_texts) if config.text else None,
-        shown=[runs.test.ids.index(example) for example in wanted],
-        top=config.top,
-    )
-    print(card)
+    scores = report.with_run(scores, Path(config.path).name, run.id)
+    texts = (setting.train_texts, setting.test_texts) if config.text else None
+    train, test = runs.train.ids, runs.test.ids
+    print(report.write_attribution(scores, config.output, train, test, texts, shown, config.top))
+    if method.get("factors") is not None:
+        pair = [*scores.proponents(shown[0], 1), *scores.opponents(shown[0], 1)]
+        parts = layers_and_tokens(setting, pair, shown[:1], method["factors"])
+        tokens = [setting.tokens(setting.train[i]) for i in pair]
+        report.write_heat_map(parts, tokens, [f"{train[i]} for {ids[0]}" for i in pair], config.output)
     print(f"scores, card and figures: {config.output}")
 
 

@@ -117,3 +117,20 @@ def influence_tails(scores: InfluenceScores, fitted: pd.DataFrame) -> Figure:
     )
     axis.set_title(title, fontsize=9)
     return figure
+
+
+def layers_and_tokens(parts: list[pd.DataFrame]) -> Figure:
+    """Heat maps of scores, layers by tokens, one below the other; red: the token's part lowers the loss."""
+    longest = max(frame.shape[1] for frame in parts)
+    height = sum(1.2 + 0.16 * len(frame) for frame in parts)
+    figure = Figure(figsize=(min(2.5 + 0.22 * longest, 24), height), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(len(parts), 1))
+    for axis, frame in zip(axes, parts, strict=True):
+        largest = float(np.abs(frame.to_numpy()).max()) or 1.0
+        image = axis.imshow(frame, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
+        words = [str(word).replace("$", r"\$") for word in frame.columns]
+        axis.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
+        axis.set_yticks(range(len(frame)), frame.index, fontsize=6)
+        axis.set_title(f"{frame.columns.name}: {frame.to_numpy().sum():+.3g}", fontsize=9)
+        figure.colorbar(image, ax=axis, fraction=0.02)
+    return figure

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from simfluence import plots
-from simfluence.attribution import InfluenceScores, sparsity
+from simfluence.attribution import InfluenceScores, LayerTokenScores, sparsity
 from simfluence.evaluation import Evaluation, table, to_markdown
 
 
@@ -46,7 +46,6 @@ def with_run(scores: InfluenceScores, run_set: str, run_id: str) -> InfluenceSco
 def write_attribution(
     scores: InfluenceScores,
     folder: str | Path,
-    *,
     train: Sequence[str],
     test: Sequence[str],
     texts: tuple[Sequence[str], Sequence[str]] | None,
@@ -85,6 +84,24 @@ def write_attribution(
     (folder / "card.md").write_text("\n".join(markdown) + "\n", encoding="utf-8")
     (folder / "card.html").write_text("\n".join(page) + "\n", encoding="utf-8")
     return "\n".join(markdown)
+
+
+def write_heat_map(
+    parts: LayerTokenScores, tokens: Sequence[Sequence[str]], titles: Sequence[str], folder: str | Path
+) -> None:
+    """layers_and_tokens.png and .csv of scores for one test example.
+
+    tokens : those of every training example, in words. titles : one a training example.
+    """
+    folder, frames = Path(folder), []
+    for i, (words, title) in enumerate(zip(tokens, titles, strict=True)):
+        by_token = parts.tokens[:, i, 0, : len(words)]
+        frame = pd.DataFrame(by_token, index=list(parts.blocks), columns=list(words))
+        frames.append(frame.assign(**{"(pooled)": parts.whole[:, i, 0]}).rename_axis(columns=title))
+    plots.layers_and_tokens(frames).savefig(folder / "layers_and_tokens.png", dpi=120)
+    pd.concat(dict(zip(titles, (frame.T for frame in frames), strict=True)), names=["pair", "token"]).to_csv(
+        folder / "layers_and_tokens.csv"
+    )
 
 
 def _strongest(

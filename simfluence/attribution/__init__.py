@@ -1,7 +1,13 @@
 """Data attribution: one method a file, all returning InfluenceScores in one sign convention."""
 
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
-from simfluence.attribution.ekfac import EKFACFactors, ekfac, ekfac_by_layer_and_token, ekfac_factors
+from simfluence.attribution.ekfac import (
+    EKFACFactors,
+    LayerTokenScores,
+    ekfac,
+    ekfac_by_layer_and_token,
+    ekfac_factors,
+)
 from simfluence.attribution.foreign import import_scores
 from simfluence.attribution.gradients import example_gradients, gradient_similarity
 from simfluence.attribution.influence import influence
@@ -25,6 +31,7 @@ __all__ = [
     "EKFACFactors",
     "Exact",
     "InfluenceScores",
+    "LayerTokenScores",
     "Lissa",
     "LossesOnly",
     "Objective",

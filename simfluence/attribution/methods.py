@@ -9,10 +9,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from simfluence.attribution.checkpoints import Checkpoint
+from simfluence.attribution.ekfac import (
+    EKFACFactors,
+    LayerTokenScores,
+    ekfac_by_layer_and_token,
+    ekfac_factors,
+)
 from simfluence.attribution.ekfac import ekfac as ekfac_scores
+from simfluence.attribution.ekfac.fitting import Fisher
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.influence import influence as influence_function
 from simfluence.attribution.ngrams import ngram_similarity
@@ -31,6 +39,8 @@ class Setting:
     objective : the model and its losses. train, test : examples as the objective takes them.
     train_texts, test_texts : what a person would read of them.
     checkpoints : of the run, in the order of their steps; methods that look at one take the last.
+    tokens : example → its tokens as strings, as the model's layers see them.
+    curvature : the examples that curvature is a mean over, if they are more than ``train``.
     """
 
     objective: Objective
@@ -39,6 +49,8 @@ class Setting:
     train_texts: Sequence[str]
     test_texts: Sequence[str]
     checkpoints: Sequence[Checkpoint]
+    tokens: Callable[[Any], list[str]]
+    curvature: Sequence[Any] | None = None
 
 
 Method = Callable[..., InfluenceScores]
@@ -76,6 +88,73 @@ def over_checkpoints(method: Method) -> Method:
     return called
 
 
+def influence(setting: Setting, **options: Any) -> InfluenceScores:
+    """See :func:`.influence.influence`."""
+    return at_last_checkpoint(influence_function)(setting, **{"curvature": setting.curvature, **options})
+
+
+def ekfac(
+    setting: Setting,
+    *,
+    factors: str | Path | None = None,
+    parameters: Sequence[str] | None = None,
+    fisher: Fisher = "true",
+    seed: int = 0,
+    **options: Any,
+) -> InfluenceScores:
+    """See :func:`.ekfac.ekfac`; factors : a file that keeps them, for later calls."""
+
+    def scores(
+        objective: Objective,
+        train: Sequence[Any],
+        test: Sequence[Any],
+        *,
+        batch_size: int = 8,
+        progress: bool = False,
+        **chosen: Any,
+    ) -> InfluenceScores:
+        examples = train if setting.curvature is None else setting.curvature
+        passes: dict[str, Any] = {"batch_size": batch_size, "progress": progress}
+        of: dict[str, Any] = {"parameters": parameters, "fisher": fisher, "seed": seed}
+        made = kept_factors(objective, examples, factors, **of, **passes)
+        return ekfac_scores(objective, train, test, factors=made, **passes, **chosen)
+
+    return at_last_checkpoint(scores)(setting, **options)
+
+
+def kept_factors(
+    objective: Objective,
+    examples: Sequence[Any],
+    file: str | Path | None,
+    **options: Any,
+) -> EKFACFactors:
+    """Factors from their file, if it is there; else made, and kept there.
+
+    Raises RunDataError if the file's are of other weights.
+    """
+    if file is not None and Path(file).exists():
+        return EKFACFactors.load(file, objective.module)
+    made = ekfac_factors(objective, examples, **options)
+    if file is not None:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        made.save(file)
+    return made
+
+
+def layers_and_tokens(
+    setting: Setting, train: Sequence[int], test: Sequence[int], factors: str | Path
+) -> LayerTokenScores:
+    """EK-FAC scores of a few pairs by layer and token, with the factors that :func:`ekfac` kept."""
+    objective = setting.objective
+    with setting.checkpoints[-1].loaded(objective.module):
+        return ekfac_by_layer_and_token(
+            objective,
+            [setting.train[i] for i in train],
+            [setting.test[z] for z in test],
+            factors=EKFACFactors.load(factors, objective.module),
+        )
+
+
 def representation(
     objective: Objective, train: Sequence[Any], test: Sequence[Any], *, progress: bool = False, **options: Any
 ) -> InfluenceScores:
@@ -86,8 +165,8 @@ def representation(
 METHODS: dict[str, Method] = {
     "gradient_similarity": at_last_checkpoint(gradient_similarity),
     "tracin": over_checkpoints(tracin_scores),
-    "influence": at_last_checkpoint(influence_function),
-    "ekfac": at_last_checkpoint(ekfac_scores),
+    "influence": influence,
+    "ekfac": ekfac,
     "trak": over_checkpoints(trak_scores),
     "representation": at_last_checkpoint(representation),
     "tfidf": of_texts(tfidf),
@@ -121,6 +200,7 @@ def attribute(
             setting,
             train=[setting.train[i] for i in train],
             train_texts=[setting.train_texts[i] for i in train],
+            curvature=setting.train,
         )
         try:
             return METHODS[name](part, progress=progress, **options)

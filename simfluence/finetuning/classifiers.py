@@ -114,6 +114,12 @@ class TextClassifier(nn.Module):
         longest = max(mask.shape[1] for mask in tokens)
         return [torch.cat([_padded(mask, longest) for mask in tokens]).bool()]
 
+    def token_strings(self, example: TextExample) -> list[str]:
+        """The tokens of all its sequences in turn, without padding."""
+        tokens = self._token_ids(example)
+        ids = tokens["input_ids"][tokens["attention_mask"].bool()]
+        return [str(token) for token in self._tokenizer.convert_ids_to_tokens(ids.tolist())]
+
     def _cross_entropy(self, scores: Tensor, examples: Sequence[TextExample]) -> Tensor:
         labels = torch.tensor([example.label for example in examples], device=self.head.weight.device)
         return cross_entropy(scores, labels, reduction="none")

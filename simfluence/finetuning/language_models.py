@@ -124,6 +124,11 @@ class LanguageModel(nn.Module):
         _, mask, scored = self._padded_pairs(self._right_answers(examples))
         return [mask.bool(), scored != IGNORED] if self.seq2seq else [mask.bool()]
 
+    def token_strings(self, example: TextExample) -> list[str]:
+        """The tokens of the right answer's sequence; of an encoder-decoder, of its input."""
+        ids = self._right_answers([example])[0][0]
+        return [str(token) for token in self._tokenizer.convert_ids_to_tokens(ids.tolist())]
+
     def _right_answers(self, examples: Sequence[TextExample]) -> list[tuple[Tensor, Tensor]]:
         return [self._token_ids(example)[example.label] for example in examples]
 

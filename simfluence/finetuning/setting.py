@@ -41,6 +41,7 @@ def recorded_setting(
         train_texts=[example.text for example in task.train],
         test_texts=[example.text for example in task.test],
         checkpoints=[_after_initial(checkpoint, prepared) for checkpoint in kept],
+        tokens=prepared.model.token_strings,
     )
 
 

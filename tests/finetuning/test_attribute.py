@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 
 from simfluence import RunSet
 from simfluence.attribution import InfluenceScores
-from simfluence.attribution.methods import METHODS, Setting, attribute
+from simfluence.attribution.methods import METHODS, Setting, attribute, layers_and_tokens
 from simfluence.cli import conf_folder, main
 from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import prepare, record_runs
@@ -86,7 +87,8 @@ def test_every_method_scores_a_recorded_run(
     assert (tmp_path / "card.md").read_text().strip() in card
     assert "positive: training on it lowers" in card
     assert len(pd.read_csv(tmp_path / "sparsity.csv")) == 4
-    for file in ("card.html", "sparsity.png"):
+    maps = ("layers_and_tokens.png", "layers_and_tokens.csv", "factors.safetensors")
+    for file in ("card.html", "sparsity.png", *(maps if method == "ekfac" else ())):
         assert (tmp_path / file).stat().st_size > 500
 
 
@@ -122,3 +124,20 @@ def test_what_is_wrong_is_said(setting: Setting, recorded: Path, monkeypatch, ca
         with pytest.raises(SystemExit):
             main(["attribute", "path=runs", *options])
         assert told in capsys.readouterr().err
+
+
+def test_factors_are_kept_and_parts_add_up(setting: Setting, tmp_path: Path) -> None:
+    file = tmp_path / "factors.safetensors"
+    first = attribute(setting, "ekfac", factors=file).scores
+    written = file.stat().st_mtime_ns
+    np.testing.assert_allclose(attribute(setting, "ekfac", factors=file, only=12).scores, first, rtol=1e-4)
+    assert file.stat().st_mtime_ns == written
+    parts = layers_and_tokens(setting, [2, 5], [1], file)
+    np.testing.assert_allclose(
+        parts.total[:, 0], first[[2, 5], 1], rtol=1e-3, atol=1e-6 * np.abs(first).max()
+    )
+    for row, example in enumerate([2, 5]):
+        assert len(setting.tokens(setting.train[example])) == parts.lengths[row]
+    other = replace(setting, checkpoints=setting.checkpoints[:1])
+    with pytest.raises(RunDataError, match="made with other weights"):
+        attribute(other, "ekfac", factors=file)
