@@ -29,7 +29,11 @@ def dense_influence(objective, train, test, damping: float, curvature=None) -> n
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("solver", "rtol"),
-    [("exact", 1e-9), (ConjugateGradient(1e-9), 1e-6), (Lissa(batch_size=7, tolerance=1e-3), 1e-2)],
+    [
+        ("exact", 1e-9),
+        (ConjugateGradient(1e-9), 1e-6),
+        (Lissa(batch_size=7, averaged=False, tolerance=1e-3), 1e-2),
+    ],
     ids=["exact", "cg", "full-batch lissa"],
 )
 def test_equal_to_the_dense_formula(kind: str, solver, rtol: float) -> None:
@@ -145,6 +149,19 @@ def test_bad_input_is_named() -> None:
         influence(Classification(nn.Linear(3, 3).bfloat16()), train, train)
     with pytest.raises(ValueError, match="nothing to attribute to"):
         influence(Classification(module.requires_grad_(False)), train, train)
+
+
+def test_named_parameters_of_a_frozen_model() -> None:
+    objective, train, test = (
+        network("classification"), pairs("classification", 5), pairs("classification", 2, 1)
+    )  # fmt: skip
+    options = {"solver": "exact", "damping": 0.1, "parameters": ["2"]}
+    expected = influence(objective, train, test, **options)
+    objective.module.requires_grad_(False)
+    found = influence(objective, train, test, **options)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-9)
+    assert found.covers == ("2.weight", "2.bias")
+    assert not any(parameter.requires_grad for parameter in objective.module.parameters())
 
 
 # ------------------------------------------------------------------------------------- text models
