@@ -110,22 +110,22 @@ class Peer:
     def __init__(self, model: TextClassifier, names: list[str], train: Any, test: Any, folder: str) -> None:
         from kronfluence import Analyzer, FactorArguments, ScoreArguments, Task, prepare_model
 
-        everything, model = [*train, *test], copy.deepcopy(model)
+        everything, copied = [*train, *test], copy.deepcopy(model)
 
         class Losses(Task):
-            def compute_train_loss(self, batch: Any, wrapped: Any, sample: bool = False) -> Tensor:
-                return model.losses([everything[i] for i in batch.tolist()]).sum()
+            def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Tensor:
+                return copied.losses([everything[i] for i in batch.tolist()]).sum()
 
-            def compute_measurement(self, batch: Any, wrapped: Any) -> Tensor:
-                return self.compute_train_loss(batch, wrapped)
+            def compute_measurement(self, batch: Any, model: Any) -> Tensor:
+                return self.compute_train_loss(batch, model)
 
             def get_influence_tracked_modules(self) -> list[str]:
                 return names
 
             def get_attention_mask(self, batch: Any) -> Tensor:
-                return model.masks([everything[i] for i in batch.tolist()])[0]
+                return copied.masks([everything[i] for i in batch.tolist()])[0]
 
-        wrapped = prepare_model(model, Losses())
+        wrapped = prepare_model(copied, Losses())
         self.analyzer = Analyzer("peer", wrapped, Losses(), cpu=True, disable_tqdm=True, output_dir=folder)
         self.numbers, self.train = torch.arange(len(everything)), len(train)
         self.factor_args = FactorArguments(strategy="ekfac", use_empirical_fisher=True)
