@@ -209,26 +209,22 @@ def _covariance(values: Tensor, mask: Tensor | None, ones: bool, known: _Known) 
         flat = values.flatten(0, 1)
         if mask is not None and not bool(mask.all()):
             flat = flat[mask.flatten()]
-        square = _square(flat)
+        features = flat.shape[1]
+        square = flat.new_empty(features + ones, features + ones)
+        _square(flat, square[:features, :features])
         if ones:
-            sums = flat.sum(0)
-            top = torch.cat([square, sums[:, None]], 1)
-            square = torch.cat([top, torch.cat([sums, sums.new_tensor([len(flat)])])[None]])
+            square[-1, :-1] = square[:-1, -1] = flat.sum(0)
+            square[-1, -1] = len(flat)
         known[key] = values, square  # with the values, so that no others come to lie where they lay
     return known[key][1]
 
 
-def _square(values: Tensor, width: int = 256) -> Tensor:
-    """xᵀx [feature, feature]; of wide ones the blocks above the diagonal only, the others mirrored."""
-    features = values.shape[1]
-    if features < 2 * width:
-        return values.T @ values
-    found = values.new_empty(features, features)
-    for start in range(0, features, width):
+def _square(values: Tensor, found: Tensor, width: int = 128) -> None:
+    """found = xᵀx [feature, feature]; the blocks above the diagonal, and the others mirrored."""
+    for start in range(0, values.shape[1], width):
         rows = slice(start, start + width)
         found[rows, start:] = values[:, rows].T @ values[:, start:]
-        found[start:, rows] = found[rows, start:].T
-    return found
+        found[start + width :, rows] = found[rows, start + width :].T
 
 
 # --------------------------------------------------------------------------------- eigenbases

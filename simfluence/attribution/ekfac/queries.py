@@ -87,7 +87,7 @@ class QueryBuilder:
         test: int,
     ) -> None:
         self.factors, self.rank, self.train, self.test = factors, rank, train, test
-        self._parts: dict[str, list[tuple[int, Piece]]] = {block.name: [] for block in factors.blocks}
+        self._whole: dict[str, Piece] = {}
         self._rotated: dict[str, bool] = {}
         self._count = 0
         self._inverses = {
@@ -108,11 +108,11 @@ class QueryBuilder:
                 piece = self._kronecker(block, factor, rotate(block, traced), inverse)
             else:
                 piece = self._other(block, factor, block.pieces(traced), inverse)
-            self._parts[block.name].append((self._count, piece))
+            self._put(block.name, piece)
         self._count += len(traced.losses)
 
     def held(self) -> Held:
-        queries = {name: [self._whole(parts)] for name, parts in self._parts.items() if parts}
+        queries = {name: [piece] for name, piece in self._whole.items()}
         rotated = frozenset(name for name, is_so in self._rotated.items() if is_so)
         return Held(queries, rotated, self.factors, self._count)
 
@@ -149,19 +149,21 @@ class QueryBuilder:
             return Outer(left.transpose(1, 2), right)
         return Summed(matrices[:, None])
 
-    def _whole(self, parts: Sequence[tuple[int, Piece]]) -> Piece:
-        """All batches' pieces as one; zeros for queries that had no part in it."""
-        first = parts[0][1]
-        names = {Outer: ("left", "right"), Rows: ("values", "ids"), Summed: ("values",)}[type(first)]
-        whole = {}
-        for name in names:
-            example = getattr(first, name)
-            tokens = max(getattr(piece, name).shape[1] for _, piece in parts)
-            whole[name] = example.new_zeros(self._count, tokens, *example.shape[2:])
-            for start, piece in parts:
-                values = getattr(piece, name)
-                whole[name][start : start + len(values), : values.shape[1]] = values
-        return Rows(**whole, rows=first.rows) if isinstance(first, Rows) else type(first)(**whole)
+    def _put(self, name: str, piece: Piece) -> None:
+        """Into one array for all queries, zeros where there is nothing, so that nothing is there twice."""
+        whole = self._whole.get(name)
+        if whole is None or whole.shape[1] < piece.shape[1]:
+            longer = piece.each(lambda v: v.new_zeros(self.test, *v.shape[1:]))
+            if whole is not None:
+                _copy(whole, longer, 0)
+            self._whole[name] = whole = longer
+        _copy(piece, whole, self._count)
+
+
+def _copy(piece: Piece, into: Piece, start: int) -> None:
+    for name, values in vars(piece).items():
+        if isinstance(values, Tensor) and name != "mask":
+            getattr(into, name)[start : start + len(values), : values.shape[1]] = values
 
 
 def inverse_eigenvalues(eigenvalues: Tensor, damping: float | None) -> Tensor:
