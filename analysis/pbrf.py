@@ -260,14 +260,14 @@ def draw(csv: Path) -> None:
     rows = pd.read_csv(csv)
     table = rows.groupby([*KEY[:2], "method"])["correlation"].agg(["mean", "sem", "count"])
     print(table.round(3).to_string())
-    conditions, sets = sorted(rows["condition"].unique()), list(rows["set"].unique())
+    conditions = sorted(rows["condition"].unique())
     order = [method for method in METHODS if method in set(rows["method"])]
     figure, panels = plt.subplots(
         1, len(conditions), figsize=(1 + 4.5 * len(conditions), 3.8), sharey=True, squeeze=False,
         layout="constrained",
     )  # fmt: skip
     for axes, condition in zip(panels[0], conditions, strict=True):
-        panel(axes, rows[rows["condition"] == condition], sets, order)
+        panel(axes, rows[rows["condition"] == condition], order)
         axes.set_title(f"damping = largest eigenvalue / {condition}", fontsize=10)
     panels[0, 0].set_ylabel("correlation with PBRF")
     handles, labels = panels[0, 0].get_legend_handles_labels()
@@ -275,7 +275,8 @@ def draw(csv: Path) -> None:
     figure.savefig(csv.with_suffix(".png"), dpi=150)
 
 
-def panel(axes: plt.Axes, rows: pd.DataFrame, sets: list[str], order: list[str]) -> None:
+def panel(axes: plt.Axes, rows: pd.DataFrame, order: list[str]) -> None:
+    sets = list(rows["set"].unique())
     for number, method in enumerate(order):
         at = np.arange(len(sets)) + 0.85 * (number - (len(order) - 1) / 2) / len(order)
         some = [rows[(rows["set"] == name) & (rows["method"] == method)]["correlation"] for name in sets]
