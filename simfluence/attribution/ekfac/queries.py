@@ -117,7 +117,7 @@ class QueryBuilder:
         return Held(queries, rotated, self.factors, self._count)
 
     def _kronecker(self, block: Block, factor: Factors, rotated: Outer, inverse: Tensor) -> Piece:
-        matrices = rotated.dense() * inverse
+        matrices = rotated.dense().mul_(inverse)
         out_basis, in_basis = factor.out_basis, factor.in_basis
         assert out_basis is not None
         assert in_basis is not None
