@@ -40,7 +40,7 @@ from simfluence.finetuning.classifiers import TextClassifier
 from simfluence.finetuning.models import load_model
 from simfluence.finetuning.tasks import TextExample
 
-BATCH = 16
+BATCH = 32
 
 
 def made_up_texts(count: int, words: int, seed: int = 0) -> list[TextExample]:
