@@ -2,9 +2,10 @@
 
     python analysis/benchmarks/attribution.py [--train 200] [--test 40]
 
-MiniLM with a head of two classes, all layers trained; made-up texts of 64 tokens. Compared are the linear layers, which are what kronfluence treats. Before anything is timed, the
-answers are compared. A pass is a forward and backward pass over the same examples with the gradients of the
-same weights. kronfluence (pip install --no-deps kronfluence einconv einops opt-einsum) is imported here only.
+MiniLM with a head of two classes, all layers trained; made-up texts of 64 tokens. Compared are the linear
+layers, which are what kronfluence treats; the answers must be the same. A pass is a forward and backward
+pass over the same examples with the gradients of the same weights. kronfluence is imported here only
+(pip install --no-deps kronfluence einconv einops opt-einsum).
 """
 
 from __future__ import annotations
