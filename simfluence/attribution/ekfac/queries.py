@@ -105,10 +105,9 @@ class QueryBuilder:
                 continue
             factor, inverse = self.factors.factors[block.name], self._inverses[block.name]
             if block.treatment == "kronecker":
-                piece = self._kronecker(block, factor, rotate(block, traced), inverse)
+                self._kronecker(block, factor, rotate(block, traced), inverse)
             else:
-                piece = self._other(block, factor, block.pieces(traced), inverse)
-            self._put(block.name, piece)
+                self._put(block.name, self._other(block, factor, block.pieces(traced), inverse))
         self._count += len(traced.losses)
 
     def held(self) -> Held:
@@ -116,22 +115,28 @@ class QueryBuilder:
         rotated = frozenset(name for name, is_so in self._rotated.items() if is_so)
         return Held(queries, rotated, self.factors, self._count)
 
-    def _kronecker(self, block: Block, factor: Factors, rotated: Outer, inverse: Tensor) -> Piece:
-        matrices = rotated.dense() * inverse
+    def _kronecker(self, block: Block, factor: Factors, rotated: Outer, inverse: Tensor) -> None:
         out_basis, in_basis = factor.out_basis, factor.in_basis
         assert out_basis is not None
         assert in_basis is not None
         rows, columns = block.shape
         if self.rank is not None and self.rank * (rows + columns) < rows * columns:
-            left, right = low_rank(matrices, self.rank)
-            return Outer(left.transpose(1, 2) @ out_basis.T, right @ in_basis.T)
+            left, right = low_rank(rotated.dense().mul_(inverse), self.rank)
+            self._put(block.name, Outer(left.transpose(1, 2) @ out_basis.T, right @ in_basis.T))
+            return
         if block.name not in self._rotated:
             there = self.train * rotated.shape[1] * (rows**2 + columns**2)
             back = self.test * rows * columns * (rows + columns)
             self._rotated[block.name] = there < back
-        if self._rotated[block.name]:
-            return Summed(matrices[:, None])
-        return Summed((out_basis @ (matrices @ in_basis.T))[:, None])
+            self._whole[block.name] = Summed(inverse.new_zeros(self.test, 1, rows, columns))
+        whole = self._whole[block.name]
+        assert isinstance(whole, Summed)
+        matrices = whole.values[self._count : self._count + rotated.shape[0], 0]
+        torch.bmm(rotated.left.transpose(1, 2), rotated.right, out=matrices)
+        matrices.mul_(inverse)
+        if not self._rotated[block.name]:
+            for matrix in matrices:  # one by one: the temporary arrays are small
+                matrix.copy_(out_basis @ (matrix @ in_basis.T))
 
     def _other(self, block: Block, factor: Factors, pieces: Sequence[Piece], inverse: Tensor) -> Piece:
         if block.treatment == "dense":
