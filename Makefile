@@ -47,7 +47,7 @@ test-ray: .venv-ray/ready
 # torchvision, which breaks transformers beside a CPU torch, and what they import is here already.
 .venv/dev: .venv/text
 	$(PIP) --editable ".[text,gguf,hub,lightning,sweep,dev]"
-	$(PIP) --no-deps captum dattri traker
+	$(PIP) --no-deps captum dattri traker kronfluence einconv einops opt-einsum
 	@touch $@
 
 clean:

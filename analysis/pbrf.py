@@ -1,12 +1,14 @@
 """What influence functions approximate, and how well: the experiment of Grosse et al. (2023, section 5.1).
 
-    python analysis/pbrf.py [--sets diabetes digits cancer facts] [--seeds 3] [--quick]
+    python analysis/pbrf.py [--sets diabetes cancer digits facts] [--conditions 100 1000] [--seeds 3]
 
 Networks are trained a while (not to the end) on scikit-learn's bundled sets, and MiniLM's last feed-forward
 map and head on made-up facts. For some training examples the proximal Bregman response (PBRF) is found by
 optimisation; each method's scores are correlated with it (Pearson's, over the training examples, a mean over
-test examples). All methods have the same damping, a thousandth of the largest eigenvalue of the Gauss-Newton
-matrix; "EK-FAC, own damping" has its default, a tenth of each layer's mean eigenvalue.
+test examples). All methods have the same damping: the largest eigenvalue of the Gauss-Newton matrix over the
+condition. "EK-FAC, own damping" has its default instead, a tenth of each layer's mean eigenvalue; "10 labels
+drawn" an example, instead of one, have less noise. "G without blocks off the diagonal" is the exact matrix
+within each layer, which EK-FAC approximates.
 
 Responses are kept in analysis/results/pbrf/, one safetensors file a network, and rows written to
 analysis/results/pbrf.csv as they come: an interrupted run goes on where it was. Then the figure, pbrf.png.
@@ -18,7 +20,7 @@ import argparse
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +49,17 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
-KEY = ["set", "seed", "method"]
-METHODS = ["gradient dot product", "LiSSA", "CG", "EK-FAC", "EK-FAC, own damping"]
-CONDITION = 1000
-"""Largest eigenvalue over damping."""
+KEY = ["condition", "set", "seed", "method"]
+METHODS = [
+    "gradient dot product",
+    "EK-FAC",
+    "EK-FAC, 10 labels drawn",
+    "EK-FAC, own damping",
+    "G without blocks off the diagonal",
+    "LiSSA, last iterate",
+    "LiSSA",
+    "CG",
+]
 
 
 @dataclass(frozen=True)
@@ -139,7 +148,7 @@ def methods(problem: Problem, damping: float) -> dict[str, Callable[[], Influenc
     shared = {"parameters": problem.parameters}
     with_g = {**shared, "damping": damping, "curvature": problem.train}
     small = len(problem.train) > 100
-    lissa = Lissa(max_depth=5000) if small else Lissa(batch_size=8, max_depth=300)
+    lissa = Lissa(max_depth=3000) if small else Lissa(batch_size=8, max_depth=200)
     found: dict[str, Callable[[], InfluenceScores]] = {
         "gradient dot product": lambda: gradient_similarity(objective, sources, test, **shared),
         "CG": lambda: influence(
@@ -147,12 +156,33 @@ def methods(problem: Problem, damping: float) -> dict[str, Callable[[], Influenc
         ),
         "LiSSA": lambda: influence(objective, sources, test, solver=lissa, **with_g),
     }
-    for method, chosen in {"EK-FAC": damping, "EK-FAC, own damping": None}.items():
-        found[method] = lambda chosen=chosen: ekfac(  # type: ignore[misc]
+    if small:
+        found["LiSSA, last iterate"] = lambda: influence(
+            objective, sources, test, solver=replace(lissa, averaged=False), **with_g
+        )
+        found["G without blocks off the diagonal"] = lambda: layer_by_layer(problem, damping)
+    for method, draws, chosen in (
+        ("EK-FAC", 1, damping),
+        ("EK-FAC, 10 labels drawn", 10, damping),
+        ("EK-FAC, own damping", 1, None),
+    ):
+        found[method] = lambda draws=draws, chosen=chosen: ekfac(  # type: ignore[misc]
             objective, sources, test, damping=chosen,
-            factors=ekfac_factors(objective, problem.train, parameters=problem.parameters),
+            factors=ekfac_factors(objective, problem.train * draws, parameters=problem.parameters),
         )  # fmt: skip
     return found
+
+
+def layer_by_layer(problem: Problem, damping: float) -> InfluenceScores:
+    """Influence with the exact G but for the products between layers: what EK-FAC approximates."""
+    scores = np.zeros((problem.sources, len(problem.test)))
+    layers = dict.fromkeys(name.rpartition(".")[0] for name, _ in problem.objective.module.named_parameters())
+    for layer in layers:
+        scores = scores + influence(
+            problem.objective, problem.train[: problem.sources], problem.test, solver="exact",
+            damping=damping, curvature=problem.train, parameters=[layer],
+        ).scores  # fmt: skip
+    return InfluenceScores(scores, "influence_blocks")
 
 
 def correlation(scores: np.ndarray, truth: np.ndarray) -> float:
@@ -178,19 +208,22 @@ def response(problem: Problem, damping: float, path: Path) -> InfluenceScores:
 # ------------------------------------------------------------------------------------ the loop
 
 
-def run(sets: Sequence[str], seeds: int, csv: Path) -> None:
+def run(sets: Sequence[str], seeds: int, condition: int, csv: Path) -> None:
     for seed in range(seeds):
         for name in sets:
             torch.manual_seed(seed)
             problem = facts(seed) if name == "facts" else tabular(name, seed)
             matrix = GaussNewton(problem.objective, problem.train, parameters=problem.parameters)
-            damping = matrix.largest_eigenvalue(iterations=50) / CONDITION
-            pending = [m for m in methods(problem, damping) if not _done(csv, name, seed, m)]
+            damping = matrix.largest_eigenvalue(iterations=50) / condition
+            pending = [m for m in methods(problem, damping) if not _done(csv, (condition, name, seed, m))]
             if not pending:
                 continue
             start = time.perf_counter()
-            truth = response(problem, damping, csv.parent / "pbrf" / f"{name}-{seed}.safetensors")
-            print(f"{name} {seed}: PBRF {time.perf_counter() - start:.0f} s, λ = {damping:.3g}", flush=True)
+            truth = response(problem, damping, csv.parent / "pbrf" / f"{name}-{condition}-{seed}.safetensors")
+            print(
+                f"{condition} {name} {seed}: PBRF {time.perf_counter() - start:.0f} s, λ = {damping:.3g}",
+                flush=True,
+            )
             for method in pending:
                 start = time.perf_counter()
                 with warnings.catch_warnings():
@@ -199,7 +232,7 @@ def run(sets: Sequence[str], seeds: int, csv: Path) -> None:
                 _append(
                     csv,
                     {
-                        "set": name, "seed": seed, "method": method,
+                        "condition": condition, "set": name, "seed": seed, "method": method,
                         "correlation": round(correlation(scores.scores, truth.scores), 4),
                         "residual": scores.provenance.get("residual"),
                         "seconds": round(time.perf_counter() - start, 1),
@@ -211,11 +244,8 @@ def run(sets: Sequence[str], seeds: int, csv: Path) -> None:
                 )  # fmt: skip
 
 
-def _done(csv: Path, name: str, seed: int, method: str) -> bool:
-    if not csv.exists():
-        return False
-    rows = pd.read_csv(csv)
-    return bool(((rows["set"] == name) & (rows["seed"] == seed) & (rows["method"] == method)).any())
+def _done(csv: Path, row: tuple[int, str, int, str]) -> bool:
+    return csv.exists() and row in set(pd.read_csv(csv)[KEY].itertuples(index=False, name=None))
 
 
 def _append(csv: Path, row: dict[str, Any]) -> None:
@@ -226,37 +256,52 @@ def _append(csv: Path, row: dict[str, Any]) -> None:
 
 
 def draw(csv: Path) -> None:
-    """Mean and standard error over seeds, and the seeds themselves."""
+    """Mean and standard error over seeds, and the seeds themselves, one panel a condition."""
     rows = pd.read_csv(csv)
-    table = rows.groupby(["set", "method"])["correlation"].agg(["mean", "sem", "count"])
+    table = rows.groupby([*KEY[:2], "method"])["correlation"].agg(["mean", "sem", "count"])
     print(table.round(3).to_string())
-    sets, order = list(rows["set"].unique()), [m for m in METHODS if m in set(rows["method"])]
-    figure, axes = plt.subplots(figsize=(7.5, 3.4), layout="constrained")
+    conditions = sorted(rows["condition"].unique())
+    order = [method for method in METHODS if method in set(rows["method"])]
+    figure, panels = plt.subplots(
+        1, len(conditions), figsize=(1 + 4.5 * len(conditions), 3.8), sharey=True, squeeze=False,
+        layout="constrained",
+    )  # fmt: skip
+    for axes, condition in zip(panels[0], conditions, strict=True):
+        panel(axes, rows[rows["condition"] == condition], order)
+        axes.set_title(f"damping = largest eigenvalue / {condition}", fontsize=10)
+    panels[0, 0].set_ylabel("correlation with PBRF")
+    handles, labels = panels[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, ncols=4, fontsize=8, loc="outside upper center", frameon=False)
+    figure.savefig(csv.with_suffix(".png"), dpi=150)
+
+
+def panel(axes: plt.Axes, rows: pd.DataFrame, order: list[str]) -> None:
+    sets = list(rows["set"].unique())
     for number, method in enumerate(order):
-        at = np.arange(len(sets)) + 0.8 * (number - (len(order) - 1) / 2) / len(order)
+        at = np.arange(len(sets)) + 0.85 * (number - (len(order) - 1) / 2) / len(order)
         some = [rows[(rows["set"] == name) & (rows["method"] == method)]["correlation"] for name in sets]
         means, errors = [s.mean() for s in some], [s.sem() if len(s) > 1 else 0 for s in some]
-        axes.bar(at, means, 0.75 / len(order), yerr=errors, label=method, color=f"C{number}", alpha=0.7)
+        axes.bar(at, means, 0.8 / len(order), yerr=errors, label=method, color=f"C{number}", alpha=0.7)
         for x, values in zip(at, some, strict=True):
             axes.plot(np.full(len(values), x), values, ".", color="black", markersize=3)
     axes.set_xticks(range(len(sets)), sets)
-    axes.set_ylabel("correlation with PBRF")
-    axes.set_ylim(min(0, rows["correlation"].min()), 1.02)
-    axes.legend(ncols=3, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, 1.22), frameon=False)
-    figure.savefig(csv.with_suffix(".png"), dpi=150)
+    axes.axhline(0, color="black", linewidth=0.5)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sets", nargs="+", default=["diabetes", "cancer", "digits", "facts"])
+    parser.add_argument("--conditions", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one seed of the smallest set, to /tmp")
     arguments = parser.parse_args()
     csv = RESULTS / "pbrf.csv"
     if arguments.quick:
         arguments.sets, arguments.seeds, csv = ["diabetes"], 1, Path("/tmp/simfluence-pbrf/pbrf.csv")
+        arguments.conditions = [100]
     (csv.parent / "pbrf").mkdir(parents=True, exist_ok=True)
-    run(arguments.sets, arguments.seeds, csv)
+    for condition in arguments.conditions:
+        run(arguments.sets, arguments.seeds, condition, csv)
     draw(csv)
 
 

@@ -3,7 +3,7 @@
     exact   Cholesky factors of the matrix itself                              parameters³ operations
     cg      conjugate gradients (Hestenes & Stiefel 1952), products with G over all examples
     lissa   x ← x + (q − (G_B + λI) x)/σ, products over a random batch B (Agarwal et al. 2017; Koh & Liang
-            2017), where σ exceeds the largest eigenvalue; the mean of a few repetitions
+            2017), where σ exceeds the largest eigenvalue
 
 All report ‖q − (G + λI) x‖/‖q‖, measured at the end on all examples, and warn if it exceeds the tolerance.
 """
@@ -108,10 +108,13 @@ class Lissa:
     """Stochastic iteration over random batches.
 
     batch_size : examples a step, drawn without replacement.
-    depth : steps; None: σ/λ · log(1/tolerance), after which the slowest direction is within the tolerance.
+    depth : steps; None: σ/λ · log(1/tolerance), after which the slowest direction is within the tolerance,
+        and as many again to average; never more than ``max_depth``.
     scale : σ; None: λ and the largest eigenvalue of G over all examples and over ``probed`` batches, a tenth
         added.
-    repeats : independent repetitions that are averaged.
+    averaged : the answer is the mean of the later half of the iterates (Polyak & Juditsky 1992), which has
+        much less of the batches' noise than the last one, the published answer.
+    repeats : independent repetitions whose answers are averaged.
     tolerance : of the relative residual; batches leave noise, so that it cannot be small.
     """
 
@@ -119,6 +122,7 @@ class Lissa:
     batch_size: int = 32
     depth: int | None = None
     scale: float | None = None
+    averaged: bool = True
     repeats: int = 1
     seed: int = 0
     tolerance: float = 0.1
@@ -130,22 +134,26 @@ class Lissa:
         grow without bounds."""
         generator = torch.Generator().manual_seed(self.seed)
         scale = self.scale or self._scale(curvature, damping, generator)
-        wanted = math.ceil(scale / damping * math.log(1 / self.tolerance))
+        wanted = math.ceil(scale / damping * math.log(1 / self.tolerance)) * (2 if self.averaged else 1)
         depth = self.depth or min(self.max_depth, max(1, wanted))
         bound = 10 * vectors.norm(dim=1) / damping  # ‖x‖ ≤ ‖q‖/λ
+        first = depth // 2 if self.averaged else depth - 1  # of the iterates that are averaged
         total = torch.zeros_like(vectors)
         for _ in range(self.repeats):
-            x = vectors / scale
-            for _ in range(depth - 1):
-                rows = self._batch(curvature, generator)
-                x = x + (vectors - curvature.product(x, rows) - damping * x) / scale
+            x = torch.zeros_like(vectors)
+            for step in range(depth):
+                if step:
+                    rows = self._batch(curvature, generator)
+                    x = x - (curvature.product(x, rows) + damping * x) / scale
+                x = x + vectors / scale
                 if not (x.norm(dim=1) <= bound).all():
                     raise ArithmeticError(
                         f"LiSSA diverges with scale {scale:.4g}: choose a larger scale or batch_size"
                     )
-            total += x / self.repeats
+                if step >= first:
+                    total += x / (depth - first)
         return _checked(
-            total, vectors, lambda some: curvature.product(some) + damping * some, self,
+            total / self.repeats, vectors, lambda some: curvature.product(some) + damping * some, self,
             {"depth": depth, "scale": scale},
         )  # fmt: skip
 

@@ -126,9 +126,14 @@ def _pairs(query: Outer, train: Outer) -> Tensor:
 
 
 def _dense_outer(query: Summed, train: Outer) -> Tensor:
-    """⟨P_z, Σ_t g_t a_tᵀ⟩ with the matrices of both."""
-    flat = query.dense().flatten(1)
-    return torch.cat([train.each(_part(c)).dense().flatten(1) @ flat.T for c in _chunks(train)])
+    """⟨P_z, Σ_t g_t a_tᵀ⟩ with the matrices of both, some rows [out] at a time."""
+    flat, width = query.dense().flatten(1), train.right.shape[-1]
+    height = max(1, min(128, _CHUNK // (train.shape[0] * width)))
+    total = flat.new_zeros(train.shape[0], len(flat))
+    for start in range(0, train.left.shape[-1], height):
+        rows = train.left[..., start : start + height].transpose(1, 2) @ train.right
+        total.addmm_(rows.flatten(1), flat[:, start * width : (start + height) * width].T)
+    return total
 
 
 def _rows_rows(query: Rows, train: Rows) -> Tensor:

@@ -129,8 +129,14 @@ class Tracer:
         layer = call.layer
         if not call.version():
             raise ValueError(f"the input of {layer.name} was changed in place after it was used")
-        seen = self._grouping(call.seen if call.seen.dtype == torch.long else _wide(call.seen))
-        g, mask = self._grouping(_wide(gradient)), self._grouping.mask(call.seen)
+        try:
+            seen = self._grouping(call.seen if call.seen.dtype == torch.long else _wide(call.seen))
+            g, mask = self._grouping(_wide(gradient)), self._grouping.mask(call.seen)
+        except _UnknownShape:
+            raise ValueError(
+                f"{layer.name} gave an output {tuple(gradient.shape)} for {self._grouping.rows} rows, so that"
+                " its parts cannot be told apart by example: use batch_size=1"
+            ) from None
         for own, piece in layer.kind.pieces(layer.module, seen, g).items():
             if own in layer.parameters:
                 found[layer.parameters[own]].append(replace(piece, mask=mask))
@@ -190,7 +196,7 @@ class Tracer:
                 losses[0], list(self.parameters.values()), retain_graph=True, materialize_grads=True
             )
             pieces = self._pieces(losses)
-        except (RuntimeError, _UnknownShape):
+        except (RuntimeError, ValueError):
             return None
         whole = torch.stack([gradient.to(wide_type(gradient)).norm() for gradient in expected]).norm()
         wrong = []

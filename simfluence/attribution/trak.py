@@ -104,7 +104,7 @@ def trak(
     if output == "margin":
         scores = scores * np.mean(weights, 0)[:, None]
     provenance = {
-        "weights_fingerprint": fingerprints,
+        "weights_fingerprint": fingerprints[0] if checkpoints is None else fingerprints,
         "steps": None if checkpoints is None else [checkpoint.step for checkpoint in checkpoints],
         "output": output, "dimension": dimension, "projection": projection, "seed": seed, "damping": dampings,
     }  # fmt: skip

@@ -11,6 +11,8 @@ from torch import nn
 from simfluence.attribution import (
     InfluenceScores,
     LossesOnly,
+    Regression,
+    ekfac_factors,
     example_gradients,
     gradient_similarity,
     selected_parameters,
@@ -201,6 +203,56 @@ def test_what_hooks_cannot_see_is_differentiated_directly() -> None:
     assert torch.allclose(found, expected, atol=1e-12)
     with tracer(objective, examples) as trace:
         assert set(trace.direct) == {"scale", "map.weight"}
+
+
+class Twice(nn.Module):
+    """One module called twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.map(self.map(x).tanh())
+
+
+def test_a_module_that_is_called_twice() -> None:
+    torch.manual_seed(0)
+    objective, examples = Regression(Twice().double()), [(x, x.flip(0)) for x, _ in points(5)]
+    expected = naive_gradients(objective, examples, selected_parameters(objective.module))
+    found = torch.cat(list(example_gradients(objective, examples, batch_size=3)))
+    assert torch.allclose(found, expected, atol=1e-12)
+    with tracer(objective, examples) as trace:
+        assert not trace.direct
+    factors = ekfac_factors(objective, examples, fisher="empirical")
+    factor = factors.factors["map"]
+    weights, biases = expected[:, :9].reshape(-1, 3, 3), expected[:, 9:, None]
+    rotated = factor.out_basis.T @ torch.cat([weights, biases], 2) @ factor.in_basis
+    assert torch.allclose(factor.eigenvalues, rotated.square().mean(0), atol=1e-12)
+    assert factor.tokens == 2
+
+
+class Coupled(nn.Module):
+    """Where the rows of a layer are not those of the examples once there are three of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.map = nn.Linear(3, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) < 3:
+            return self.map(x)[:, 0]
+        return self.map(torch.cat([x, x[:1]]))[:-1, 0]
+
+
+def test_a_layer_whose_rows_are_unknown_is_named() -> None:
+    model = Coupled().double()
+    objective = LossesOnly(model, lambda examples: model(torch.stack([x for x, _ in examples])))
+    with pytest.raises(ValueError, match=r"map gave an output \(4, 1\) for 3 rows.* use batch_size=1"):
+        list(example_gradients(objective, points(3), batch_size=3))
+    expected = naive_gradients(objective, points(3), dict(model.named_parameters()))
+    found = torch.cat(list(example_gradients(objective, points(3), batch_size=2)))
+    assert torch.allclose(found, expected)
 
 
 def test_half_precision_is_summed_in_single() -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from torch import nn
 
@@ -85,6 +86,15 @@ def test_candidates_are_the_most_similar_and_the_first_of_equals() -> None:
     assert candidates(similarity, 9).all()
     with pytest.raises(ValueError, match="at least 1"):
         candidates(similarity, 0)
+
+
+@settings(deadline=None)
+@given(arrays(float, (5, 3), elements=st.integers(-2, 2).map(float)), st.integers(1, 7))
+def test_no_other_example_is_more_similar_than_a_candidate(scores: np.ndarray, k: int) -> None:
+    chosen = candidates(InfluenceScores(scores, "some"), k)
+    assert (chosen.sum(0) == min(k, 5)).all()
+    for column, taken in zip(scores.T, chosen.T, strict=True):
+        assert column[taken].min() >= column[~taken].max(initial=-np.inf)
 
 
 def test_a_filtered_method_sees_the_union_and_scores_the_chosen_pairs() -> None:

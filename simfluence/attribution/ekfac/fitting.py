@@ -11,10 +11,11 @@ Grosse et al. 2023, section 2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,8 +29,6 @@ from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense, mer
 from simfluence.attribution.tracing import Traced, Tracer, tracer
 
 Fisher = Literal["true", "empirical"]
-_Known: TypeAlias = dict[Any, tuple[Tensor, Tensor]]
-"""Where a tensor lies → itself, and what was computed from it."""
 
 
 def ekfac_factors(
@@ -68,10 +67,11 @@ def ekfac_factors(
         follow = partial(_traced, trace, train, fisher, seed, batch_size, progress)
         moments = {block.name: _MOMENTS[block.treatment](block) for block in blocks}
         for traced in follow("covariances"):
-            known: _Known = {}
-            for block in blocks:
-                if pieces := merged(traced.pieces.get(block.parameters[0], [])):
-                    moments[block.name].add(pieces, known)
+            parts = {b.name: merged(traced.pieces.get(b.parameters[0], [])) for b in blocks}
+            squares = _Squares(parts.values())
+            for name, pieces in parts.items():
+                if pieces:
+                    moments[name].add(pieces, squares)
         factors = _eigenbases(blocks, moments, trace, len(train))
         sums = {block.name: _zeros(block, trace) for block in blocks if block.treatment == "kronecker"}
         for traced in follow("eigenvalues"):
@@ -142,12 +142,15 @@ class _Kronecker:
         self.tokens = 0
         self.size: Tensor | float = 0.0
 
-    def add(self, pieces: Sequence[Piece], known: _Known) -> None:
+    def add(self, pieces: Sequence[Piece], squares: _Squares) -> None:
         (outer,) = pieces
         assert isinstance(outer, Outer)
+        rows, columns = self.block.shape
+        if self.out is None or self.inputs is None:
+            self.out, self.inputs = outer.left.new_zeros(rows, rows), outer.right.new_zeros(columns, columns)
         ones = self.block.ones
-        self.out = _plus(self.out, _covariance(outer.left, outer.mask, ones == "left", known))
-        self.inputs = _plus(self.inputs, _covariance(outer.right, outer.mask, ones == "right", known))
+        squares.add(self.out, outer.left, outer.mask, ones == "left")
+        squares.add(self.inputs, outer.right, outer.mask, ones == "right")
         self.tokens += int(outer.mask.sum()) if outer.mask is not None else outer.shape.numel()
         lengths = outer.left.norm(dim=-1) * (outer.right.norm(dim=-1) + bool(ones))
         self.size = self.size + lengths.sum(1).square().sum()
@@ -160,7 +163,7 @@ class _Dense:
         self.total: Tensor | None = None
         self.size: Tensor | float = 0.0
 
-    def add(self, pieces: Sequence[Piece], known: _Known) -> None:
+    def add(self, pieces: Sequence[Piece], squares: _Squares) -> None:
         flat = dense(pieces).flatten(1)
         self.total = _plus(self.total, flat.T @ flat)
         for piece in pieces:
@@ -175,7 +178,7 @@ class _Diagonal:
         self.shape = block.shape
         self.total: Tensor | None = None
 
-    def add(self, pieces: Sequence[Piece], known: _Known) -> None:
+    def add(self, pieces: Sequence[Piece], squares: _Squares) -> None:
         piece = pieces[0]
         if len(pieces) > 1 or not isinstance(piece, Rows):
             self.total = _plus(self.total, dense(pieces).square().sum(0).reshape(self.shape))
@@ -201,34 +204,43 @@ def _plus(total: Tensor | None, part: Tensor) -> Tensor:
     return part.clone() if total is None else total.add_(part)
 
 
-def _covariance(values: Tensor, mask: Tensor | None, ones: bool, known: _Known) -> Tensor:
-    """Σ x xᵀ over tokens that are there, x with a last 1 where it is asked for; once for an input that
-    several layers share."""
-    key = (values.data_ptr(), values.shape, values.stride(), ones)
-    if key not in known:
-        flat = values.flatten(0, 1)
-        if mask is not None and not bool(mask.all()):
-            flat = flat[mask.flatten()]
-        square = _square(flat)
-        if ones:
-            sums = flat.sum(0)
-            top = torch.cat([square, sums[:, None]], 1)
-            square = torch.cat([top, torch.cat([sums, sums.new_tensor([len(flat)])])[None]])
-        known[key] = values, square  # with the values, so that no others come to lie where they lay
-    return known[key][1]
+class _Squares:
+    """Σ x xᵀ over the tokens of a batch, above the diagonal; once for an input that several layers share."""
+
+    def __init__(self, batch: Iterable[Sequence[Piece]]) -> None:
+        outers = [piece for pieces in batch for piece in pieces if isinstance(piece, Outer)]
+        self._uses = Counter(_place(values) for o in outers for values in (o.left, o.right))
+        self._known: dict[Any, Tensor] = {}
+
+    def add(self, total: Tensor, values: Tensor, mask: Tensor | None, ones: bool) -> None:
+        """total += Σ x xᵀ over tokens that are there, x with a last 1 where it is asked for."""
+        place = _place(values)
+        if self._uses[place] == 1:
+            _add_square(total, values, mask, ones)
+            return
+        if (place, ones) not in self._known:
+            self._known[place, ones] = torch.zeros_like(total)
+            _add_square(self._known[place, ones], values, mask, ones)
+        total += self._known[place, ones]
 
 
-def _square(values: Tensor, width: int = 256) -> Tensor:
-    """xᵀx [feature, feature]; of wide ones the blocks above the diagonal only, the others mirrored."""
-    features = values.shape[1]
-    if features < 2 * width:
-        return values.T @ values
-    found = values.new_empty(features, features)
+def _place(values: Tensor) -> Any:
+    """Where a tensor lies: the same for what several layers were given."""
+    return values.data_ptr(), values.shape, values.stride()
+
+
+def _add_square(total: Tensor, values: Tensor, mask: Tensor | None, ones: bool, width: int = 192) -> None:
+    """total += xᵀx [feature, feature], in blocks of its upper half."""
+    flat = values.flatten(0, 1)
+    if mask is not None and not bool(mask.all()):
+        flat = flat[mask.flatten()]
+    features = flat.shape[1]
     for start in range(0, features, width):
-        rows = slice(start, start + width)
-        found[rows, start:] = values[:, rows].T @ values[:, start:]
-        found[start:, rows] = found[rows, start:].T
-    return found
+        rows = slice(start, min(start + width, features))
+        total[rows, start:features].addmm_(flat[:, rows].T, flat[:, start:])
+    if ones:
+        total[:-1, -1] += flat.sum(0)
+        total[-1, -1] += len(flat)
 
 
 # --------------------------------------------------------------------------------- eigenbases
@@ -255,8 +267,8 @@ def _eigenbases(
             out = zeros.new_zeros(rows, rows) if moment.out is None else moment.out
             inputs = zeros.new_zeros(columns, columns) if moment.inputs is None else moment.inputs
             tokens = max(moment.tokens, 1)
-            out_values, out_basis = _eigen(out / tokens, block, known)
-            in_values, in_basis = _eigen(inputs / tokens, block, known)
+            out_values, out_basis = _eigen(_mirrored(out) / tokens, block, known)
+            in_values, in_basis = _eigen(_mirrored(inputs) / tokens, block, known)
             share = moment.tokens / examples
             found[block.name] = Factors(zeros, out_basis, in_basis, out_values, in_values, share)
             moment.out = moment.inputs = None
@@ -274,6 +286,11 @@ def _eigen(
     result = values.clamp_min(0).to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
     known.append((matrix, result))
     return result
+
+
+def _mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrix of which the upper half is given."""
+    return upper.triu() + upper.triu(1).T
 
 
 def _finite(values: Tensor, block: Block) -> Tensor:
@@ -297,7 +314,7 @@ class Rotation:
 
     def __init__(self, factors: Mapping[str, Factors]) -> None:
         self.factors = factors
-        self._known: _Known = {}
+        self._known: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, block: Block, traced: Traced) -> Outer:
         (outer,) = merged(traced.pieces[block.parameters[0]])
@@ -310,12 +327,16 @@ class Rotation:
 
     def _rotated(self, values: Tensor, basis: Tensor, ones: bool) -> Tensor:
         """[example, token, feature] times the basis; with ``ones``, a last feature of 1 is understood."""
-        key = (values.data_ptr(), values.shape, values.stride(), id(basis))
-        if key not in self._known:
+        key = _place(values), id(basis)
+        if key not in self._known:  # kept with the values, so that no others come to lie where they lay
             flat = values.flatten(0, 1)
             rotated = torch.addmm(basis[-1], flat, basis[:-1]) if ones else flat @ basis
             self._known[key] = values, rotated.unflatten(0, values.shape[:2])
         return self._known[key][1]
+
+
+_CACHED = 150_000
+"""Numbers of a matrix that is made, squared and forgotten, which stays in a processor's cache."""
 
 
 def _add_squares(total: Tensor, rotated: Outer) -> None:
@@ -323,7 +344,9 @@ def _add_squares(total: Tensor, rotated: Outer) -> None:
     if rotated.shape[1] == 1:
         total.addmm_(rotated.left[:, 0].square().T, rotated.right[:, 0].square())
         return
-    matrix = torch.empty_like(total)
-    for left, right in zip(rotated.left, rotated.right, strict=True):
-        torch.mm(left.T, right, out=matrix)
-        total.addcmul_(matrix, matrix)
+    height = max(96, _CACHED // total.shape[1])
+    matrix = torch.empty_like(total[:height])
+    for start in range(0, len(total), height):
+        part = total[start : start + height]
+        for left, right in zip(rotated.left[..., start : start + height], rotated.right, strict=True):
+            part.addcmul_(*[torch.mm(left.T, right, out=matrix[: len(part)])] * 2)

@@ -87,7 +87,7 @@ class QueryBuilder:
         test: int,
     ) -> None:
         self.factors, self.rank, self.train, self.test = factors, rank, train, test
-        self._parts: dict[str, list[tuple[int, Piece]]] = {block.name: [] for block in factors.blocks}
+        self._whole: dict[str, Piece] = {}
         self._rotated: dict[str, bool] = {}
         self._count = 0
         self._inverses = {
@@ -105,33 +105,38 @@ class QueryBuilder:
                 continue
             factor, inverse = self.factors.factors[block.name], self._inverses[block.name]
             if block.treatment == "kronecker":
-                piece = self._kronecker(block, factor, rotate(block, traced), inverse)
+                self._kronecker(block, factor, rotate(block, traced), inverse)
             else:
-                piece = self._other(block, factor, block.pieces(traced), inverse)
-            self._parts[block.name].append((self._count, piece))
+                self._put(block.name, self._other(block, factor, block.pieces(traced), inverse))
         self._count += len(traced.losses)
 
     def held(self) -> Held:
-        queries = {name: [self._whole(parts)] for name, parts in self._parts.items() if parts}
+        queries = {name: [piece] for name, piece in self._whole.items()}
         rotated = frozenset(name for name, is_so in self._rotated.items() if is_so)
         return Held(queries, rotated, self.factors, self._count)
 
-    def _kronecker(self, block: Block, factor: Factors, rotated: Outer, inverse: Tensor) -> Piece:
-        matrices = rotated.dense() * inverse
+    def _kronecker(self, block: Block, factor: Factors, rotated: Outer, inverse: Tensor) -> None:
         out_basis, in_basis = factor.out_basis, factor.in_basis
         assert out_basis is not None
         assert in_basis is not None
         rows, columns = block.shape
         if self.rank is not None and self.rank * (rows + columns) < rows * columns:
-            left, right = low_rank(matrices, self.rank)
-            return Outer(left.transpose(1, 2) @ out_basis.T, right @ in_basis.T)
+            left, right = low_rank(rotated.dense().mul_(inverse), self.rank)
+            self._put(block.name, Outer(left.transpose(1, 2) @ out_basis.T, right @ in_basis.T))
+            return
         if block.name not in self._rotated:
             there = self.train * rotated.shape[1] * (rows**2 + columns**2)
             back = self.test * rows * columns * (rows + columns)
             self._rotated[block.name] = there < back
-        if self._rotated[block.name]:
-            return Summed(matrices[:, None])
-        return Summed((out_basis @ (matrices @ in_basis.T))[:, None])
+            self._whole[block.name] = Summed(inverse.new_zeros(self.test, 1, rows, columns))
+        whole = self._whole[block.name]
+        assert isinstance(whole, Summed)
+        matrices = whole.values[self._count : self._count + rotated.shape[0], 0]
+        torch.bmm(rotated.left.transpose(1, 2), rotated.right, out=matrices)
+        matrices.mul_(inverse)
+        if not self._rotated[block.name]:
+            for matrix in matrices:  # one by one: the temporary arrays are small
+                matrix.copy_(out_basis @ (matrix @ in_basis.T))
 
     def _other(self, block: Block, factor: Factors, pieces: Sequence[Piece], inverse: Tensor) -> Piece:
         if block.treatment == "dense":
@@ -149,19 +154,21 @@ class QueryBuilder:
             return Outer(left.transpose(1, 2), right)
         return Summed(matrices[:, None])
 
-    def _whole(self, parts: Sequence[tuple[int, Piece]]) -> Piece:
-        """All batches' pieces as one; zeros for queries that had no part in it."""
-        first = parts[0][1]
-        names = {Outer: ("left", "right"), Rows: ("values", "ids"), Summed: ("values",)}[type(first)]
-        whole = {}
-        for name in names:
-            example = getattr(first, name)
-            tokens = max(getattr(piece, name).shape[1] for _, piece in parts)
-            whole[name] = example.new_zeros(self._count, tokens, *example.shape[2:])
-            for start, piece in parts:
-                values = getattr(piece, name)
-                whole[name][start : start + len(values), : values.shape[1]] = values
-        return Rows(**whole, rows=first.rows) if isinstance(first, Rows) else type(first)(**whole)
+    def _put(self, name: str, piece: Piece) -> None:
+        """Into one array for all queries, zeros where there is nothing, so that nothing is there twice."""
+        whole = self._whole.get(name)
+        if whole is None or whole.shape[1] < piece.shape[1]:
+            longer = piece.each(lambda v: v.new_zeros(self.test, *v.shape[1:]))
+            if whole is not None:
+                _copy(whole, longer, 0)
+            self._whole[name] = whole = longer
+        _copy(piece, whole, self._count)
+
+
+def _copy(piece: Piece, into: Piece, start: int) -> None:
+    for name, values in vars(piece).items():
+        if isinstance(values, Tensor) and name != "mask":
+            getattr(into, name)[start : start + len(values), : values.shape[1]] = values
 
 
 def inverse_eigenvalues(eigenvalues: Tensor, damping: float | None) -> Tensor:

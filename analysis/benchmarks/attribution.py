@@ -1,0 +1,342 @@
+"""EK-FAC and TracIn: how many forward and backward passes they take, here and in kronfluence.
+
+    python analysis/benchmarks/attribution.py [--train 200] [--test 40]
+
+MiniLM with a head of two classes, all layers trained; made-up texts of 64 tokens. Compared are the linear
+layers, which are what kronfluence treats; the answers must be the same. A pass is a forward and backward
+pass over the same examples with the gradients of the same weights. kronfluence is imported here only
+(pip install --no-deps kronfluence einconv einops opt-einsum).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+from common import environment, write
+from torch import Tensor, nn
+
+from simfluence.attribution import (
+    Checkpoint,
+    EKFACFactors,
+    ekfac,
+    ekfac_factors,
+    selected_parameters,
+    tracin,
+)
+from simfluence.finetuning.classifiers import TextClassifier
+from simfluence.finetuning.models import load_model
+from simfluence.finetuning.tasks import TextExample
+
+BATCH = 32
+
+
+def made_up_texts(count: int, words: int, seed: int = 0) -> list[TextExample]:
+    """Texts of invented words, with labels at random."""
+    rng = np.random.default_rng(seed)
+    syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
+    vocabulary = ["".join(rng.choice(syllables, 2)) for _ in range(800)]
+    return [
+        TextExample(f"{seed}-{i}", "", ((" ".join(rng.choice(vocabulary, words)), ""),), int(rng.integers(2)))
+        for i in range(count)
+    ]
+
+
+def linear_layers(model: nn.Module) -> list[str]:
+    """All that lie between the input and the loss."""
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and "pooler" not in n]
+
+
+def passes(model: TextClassifier, examples: Sequence[TextExample], names: Sequence[str]) -> None:
+    """One forward and backward pass over all examples."""
+    model.eval()
+    parameters = list(selected_parameters(model, names).values())
+    for start in range(0, len(examples), BATCH):
+        losses = model.losses(examples[start : start + BATCH])
+        torch.autograd.grad(losses.sum(), parameters)
+
+
+class Measured:
+    """Seconds and the most memory beyond what there was at the start (MB), of a ``with`` block."""
+
+    def __enter__(self) -> Measured:
+        gc.collect()
+        self._process, self._on = psutil.Process(), True
+        self._before = self._most = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        self._start = time.perf_counter(), time.process_time()
+        return self
+
+    def _watch(self) -> None:
+        while self._on:
+            self._most = max(self._most, self._process.memory_info().rss)
+            time.sleep(0.05)
+
+    def __exit__(self, *error: object) -> None:
+        self.wall, self.cpu = (
+            time.perf_counter() - self._start[0],
+            time.process_time() - self._start[1],
+        )
+        self._on = False
+        self._thread.join()
+        self.memory = (self._most - self._before) / 1e6
+
+
+def measured(task: Callable[[], Any]) -> tuple[Any, Measured]:
+    with Measured() as found:
+        result = task()
+    return result, found
+
+
+# --------------------------------------------------------------------------------- kronfluence
+
+
+class Peer:
+    """kronfluence on a copy of the model; the empirical Fisher matrix, damping 0.1 times the mean."""
+
+    def __init__(self, model: TextClassifier, names: list[str], train: Any, test: Any, folder: str) -> None:
+        from kronfluence import Analyzer, FactorArguments, ScoreArguments, Task, prepare_model
+
+        everything, copied = [*train, *test], copy.deepcopy(model)
+
+        class Losses(Task):
+            def compute_train_loss(self, batch: Any, model: Any, sample: bool = False) -> Tensor:
+                return copied.losses([everything[i] for i in batch.tolist()]).sum()
+
+            def compute_measurement(self, batch: Any, model: Any) -> Tensor:
+                return self.compute_train_loss(batch, model)
+
+            def get_influence_tracked_modules(self) -> list[str]:
+                return names
+
+            def get_attention_mask(self, batch: Any) -> Tensor:
+                return copied.masks([everything[i] for i in batch.tolist()])[0]
+
+        wrapped = prepare_model(copied, Losses())
+        self.analyzer = Analyzer("peer", wrapped, Losses(), cpu=True, disable_tqdm=True, output_dir=folder)
+        self.numbers, self.train = torch.arange(len(everything)), len(train)
+        self.factor_args = FactorArguments(strategy="ekfac", use_empirical_fisher=True)
+        self.score_args = ScoreArguments(damping_factor=None)
+
+    def factors(self) -> None:
+        self.analyzer.fit_all_factors(
+            "factors", self.numbers[: self.train], BATCH, factor_args=self.factor_args
+        )
+
+    def scores(self) -> np.ndarray:
+        """[train, test]."""
+        self.analyzer.compute_pairwise_scores(
+            "scores", "factors", self.numbers[self.train :], self.numbers[: self.train], BATCH,
+            per_device_train_batch_size=BATCH, score_args=self.score_args,
+        )  # fmt: skip
+        return self.analyzer.load_pairwise_scores("scores")["all_modules"].T.numpy()
+
+
+# ------------------------------------------------------------------------------------- sections
+
+
+def against_kronfluence(n_train: int, n_test: int) -> pd.DataFrame:
+    model = load_model("minilm", SimpleNamespace(n_labels=2), max_length=64)
+    examples = made_up_texts(n_train + n_test, words=80)
+    assert {model.length(example) for example in examples} == {64}
+    train, test, names = examples[:n_train], examples[n_train:], linear_layers(model)
+    passes(model, examples, names)
+    rows: list[dict[str, Any]] = []
+
+    def add(what: str, found: Measured, note: str = "") -> None:
+        rows.append(
+            {
+                "what": what,
+                "seconds": found.wall,
+                "passes": found.wall / base.wall,
+                "passes by CPU time": found.cpu / base.cpu,
+                "memory MB": found.memory,
+                "note": note,
+            }
+        )
+        print(rows[-1], flush=True)
+
+    # the machine is shared: the unit is measured between the others, and its median taken
+    bases = [measured(lambda: passes(model, examples, names))[1] for _ in range(2)]
+    with tempfile.TemporaryDirectory() as folder:
+        peer = Peer(model, names, train, test, folder)
+        _, peer_factors = measured(peer.factors)
+        bases.append(measured(lambda: passes(model, examples, names))[1])
+        expected, peer_scores = measured(peer.scores)
+        del peer
+    bases.append(measured(lambda: passes(model, examples, names))[1])
+    options: dict[str, Any] = {"batch_size": BATCH}
+    factors, our_factors = measured(
+        lambda: ekfac_factors(model, train, parameters=names, fisher="empirical", **options)
+    )
+    exact, our_scores = measured(lambda: ekfac(model, train, test, factors=factors, **options).scores)
+    bases.append(measured(lambda: passes(model, examples, names))[1])
+    low, rank_scores = measured(lambda: ekfac(model, train, test, factors=factors, rank=32, **options).scores)
+    base = sorted(bases, key=lambda found: found.wall)[len(bases) // 2]
+    same = _agreement(exact, expected)
+    assert same["correlation"] > 0.999, same
+    assert abs(same["scale"] - 1) < 0.01, same
+    add("a forward and backward pass", base, f"median of {len(bases)}")
+    add("kronfluence: factors", peer_factors)
+    add("kronfluence: scores", peer_scores)
+    add("ours: factors", our_factors)
+    add("ours: scores", our_scores, _said(same) + " with kronfluence's")
+    add("ours: scores, rank 32", rank_scores, _said(_agreement(low, exact)) + " with the exact ones")
+    total = {
+        who: sum(row["seconds"] for row in rows if row["what"] in (f"{who}: factors", f"{who}: scores"))
+        for who in ("kronfluence", "ours")
+    }
+    cpu = {
+        "kronfluence": peer_factors.cpu + peer_scores.cpu,
+        "ours": our_factors.cpu + our_scores.cpu,
+    }
+    for who, seconds in total.items():
+        ratio = total["kronfluence"] / seconds
+        rows.append(
+            {
+                "what": f"{who}: factors and scores",
+                "seconds": seconds,
+                "passes": seconds / base.wall,
+                "passes by CPU time": cpu[who] / base.cpu,
+                "note": f"{ratio:.2f} x faster" if who == "ours" else "",
+            }
+        )
+    checkpoints = [Checkpoint(step, 1e-3, lambda module: None) for step in range(2)]
+    _, found = measured(lambda: tracin(model, train, test, checkpoints, parameters=names, **options))
+    add("TracIn-CP over two checkpoints", found, "two passes, and the dot products")
+    return pd.DataFrame(rows)
+
+
+def _agreement(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
+    return {
+        "correlation": float(np.corrcoef(found.ravel(), expected.ravel())[0, 1]),
+        "scale": float((found * expected).sum() / (expected**2).sum()),
+        "error": float(np.linalg.norm(found - expected) / np.linalg.norm(expected)),
+    }
+
+
+def _said(found: dict[str, float]) -> str:
+    return (
+        f"correlation {found['correlation']:.6f}, scale {found['scale']:.4f},"
+        f" relative error {found['error']:.1e}"
+    )
+
+
+class Words:
+    """A tokenizer for made-up numbers of tokens."""
+
+    def __call__(self, first: list[str], second: Any = None, **options: Any) -> dict[str, Tensor]:
+        rows = [[int(word) for word in text.split()] for text in first]
+        ids = torch.tensor(rows)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def small_bert(width: int) -> TextClassifier:
+    from transformers import BertConfig, BertModel
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=100, hidden_size=width, num_hidden_layers=2, num_attention_heads=4,
+        intermediate_size=4 * width, max_position_embeddings=512,
+    )  # fmt: skip
+    return TextClassifier(BertModel(config, add_pooling_layer=False), Words(), 2, max_length=512)
+
+
+def growth(repeats: int) -> pd.DataFrame:
+    """Seconds against one size at a time, and the slope of their logarithms over the upper half."""
+    usual = {"train": 64, "queries": 16, "tokens": 32, "width": 128}
+    sizes: dict[str, list[int]] = {
+        "train": [64, 128, 256],
+        "queries": [16, 64, 256],
+        "tokens": [32, 64, 128],
+        "width": [128, 256, 512],
+    }
+    rows = []
+    for what, values in sizes.items():
+        for value in values:
+            factor, score, parameters = _sized({**usual, what: value}, repeats)
+            rows.append(
+                {
+                    "size": what,
+                    "value": value,
+                    "parameters": parameters,
+                    "factors, seconds": factor,
+                    "scores, seconds": score,
+                }
+            )
+            print(rows[-1], flush=True)
+    frame = pd.DataFrame(rows)
+    for column in ("factors", "scores"):
+        frame[f"{column}, slope"] = np.nan
+        for what in sizes:
+            mine = frame["size"] == what
+            against = "parameters" if what == "width" else "value"
+            x, y = np.log(frame.loc[mine, against])[-2:], np.log(frame.loc[mine, f"{column}, seconds"])[-2:]
+            frame.loc[frame.index[mine][-1], f"{column}, slope"] = np.diff(y)[0] / np.diff(x)[0]
+    return frame
+
+
+def _sized(size: dict[str, int], repeats: int) -> tuple[float, float, int]:
+    """Least seconds for factors and scores, and the number of parameters."""
+    rng = np.random.default_rng(0)
+    texts = [
+        " ".join(map(str, rng.integers(3, 100, size["tokens"])))
+        for _ in range(size["train"] + size["queries"])
+    ]
+    examples = [TextExample(str(i), "", ((text, ""),), i % 2) for i, text in enumerate(texts)]
+    model, n = small_bert(size["width"]), size["train"]
+    for example in examples:
+        model.length(example)
+    factors: EKFACFactors | None = None
+    factor, score = [], []
+    for _ in range(repeats):
+        factors, found = measured(lambda: ekfac_factors(model, examples[:n], batch_size=BATCH))
+        factor.append(found.wall)
+        _, found = measured(
+            lambda made=factors: ekfac(model, examples[:n], examples[n:], factors=made, batch_size=BATCH)
+        )
+        score.append(found.wall)
+    return min(factor), min(score), sum(p.numel() for p in model.parameters())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--train", type=int, default=200, help="training examples")
+    parser.add_argument("--test", type=int, default=40, help="test examples")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")  # kronfluence's
+    started = environment()
+    notes = [
+        "Passes are wall seconds over those of a forward and backward pass over the same examples (training"
+        " and test), with gradients of the same weights.",
+        "Memory is the most resident memory beyond what there was before, sampled every 50 ms; what one part"
+        " has freed may be used by the next without being seen.",
+        "Growth is of a BERT of two layers with all its parameters (embeddings and norms too), from 64"
+        " training examples, 16 queries, 32 tokens and width 128; slopes are of the last two rows of a size,"
+        " for the width against the number of parameters.",
+    ]
+    sections = {
+        f"MiniLM, {options.train} + {options.test} texts of 64 tokens": against_kronfluence(
+            options.train, options.test
+        )
+    }
+    write("attribution", sections, notes, started)
+    sections["Growth"] = growth(2)
+    write("attribution", sections, notes, started)
+
+
+if __name__ == "__main__":
+    main()
