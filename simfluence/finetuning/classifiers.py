@@ -61,17 +61,19 @@ class TextClassifier(nn.Module):
 
     def forward(self, examples: Sequence[TextExample]) -> Tensor:
         """Scores [example, label]; −inf for options that an example has fewer of."""
-        hidden, mask = self._hidden(examples)
-        if self.pooling == "cls":
-            pooled = hidden[:, 0]
-        else:
-            pooled = (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
-        scores = self.head(pooled)
+        scores = self.head(self.pooled(examples))
         if self.n_outputs > 1:
             return scores
         options = [len(example.inputs) for example in examples]
         rows = [pad(s, (0, max(options) - len(s)), value=-torch.inf) for s in scores[:, 0].split(options)]
         return torch.stack(rows)
+
+    def pooled(self, examples: Sequence[TextExample]) -> Tensor:
+        """What the head is given: pooled hidden states [sequence, hidden] of all pairs in turn."""
+        hidden, mask = self._hidden(examples)
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def losses(self, examples: Sequence[TextExample]) -> Tensor:
         """Cross-entropy of each example's right label, [example]."""

@@ -42,7 +42,10 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class BilinearRegression(Regression):
-    """A ``Regression`` whose effects covary. train_kernel : K [train, train]; test_kernel : G [test, test]."""
+    """A ``Regression`` whose effects covary.
+
+    train_kernel : K [train, train]. test_kernel : G [test, test]. Both positive semidefinite.
+    """
 
     train_kernel: Array
     test_kernel: Array
@@ -130,7 +133,7 @@ class BilinearRegression(Regression):
         for phi, effect in zip(basis.T, effects, strict=True):
             predicted += phi[:, None] * (self.scaled_rows @ effect)
         rest = self.whiten(self.increments - predicted)
-        drift = np.linalg.lstsq(self.drift_rows, rest, rcond=None)[0]
+        drift = np.asarray(np.linalg.lstsq(self.drift_rows, rest, rcond=None)[0], np.float64)
         return replace(self._empty_model(), effects=effects, mean_coefficients=shared, drift=drift)
 
     def left_out(self, alpha: Array, penalty: float) -> Array:

@@ -49,13 +49,22 @@ class FeatureSimulator(DeviationSimulator):
     """
 
     name: ClassVar[str] = "features"
+    train_features_: Array
+    test_features_: Array
+    weights_: Array
+    effects_: Array
+    mean_coefficients_: Array
+    drift_: Array
+    scale_: Array
+    average_: Array
+    initial_: Array
 
     def __init__(
         self,
         train_features: npt.ArrayLike | None = None,
         test_features: npt.ArrayLike | None = None,
         scores: Any = None,
-        free: float = 0.3,
+        free: float = 0.1,
         penalty: float | None = None,
         memory: float | None = None,
         decay: float = 0.3,
@@ -233,8 +242,10 @@ class FeatureFitting(Fitting):
     def regression(self, settings: Settings) -> Regression:
         if settings not in self._made:
             plain = super().regression(settings)
-            given = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
-            self._made[settings] = BilinearRegression(**given, **self.kernels)
+            given: dict[str, Any] = {
+                field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)
+            }
+            self._made[settings] = BilinearRegression(**given | self.kernels)
         return self._made[settings]
 
 

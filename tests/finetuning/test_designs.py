@@ -69,5 +69,5 @@ def test_what_cannot_be_drawn_is_said() -> None:
         stream("group_subset", 0, share=0.0)
     with pytest.raises(ValueError, match="pool"):
         stream("random_subset", 0, size=3, pool=1.5)
-    with pytest.raises(ValueError, match="1 .. 12, got size 13"):
+    with pytest.raises(ValueError, match="got size 13"):
         stream("random_subset", 0, size=13, pool=0.4)

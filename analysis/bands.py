@@ -1,0 +1,105 @@
+"""How often 90% bands hold the losses of new runs, and how wide they are, on every recorded run set.
+
+    python analysis/bands.py [--sizes 8 20] [--splits 4]
+
+Runs are split at random, several times: the first ``size`` of a shuffled order train, twelve (or as many as
+are left) are held out, so that one draw of held-out runs does not decide. Writes analysis/results/bands.csv
+(a row a set, simulator, size and split; an interrupted run goes on where it was) and bands.md, means over
+splits. Width is in units of the loss, over all steps and at the last, and relative to the width of the mean
+trajectory's own bands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from simfluence.runs import RunSet
+from simfluence.simulators import PredictiveBands, make_simulator
+
+RESULTS = Path(__file__).parent / "results"
+EVERYWHERE = ("mean_trajectory", "auto")
+ONCE = ("additive", "multiplicative", "linear", "deviation", "features")  # with one split of the larger size
+
+
+def cover(name: str, train: RunSet, test: RunSet) -> dict[str, float]:
+    """Coverage and width of one simulator's bands on one split."""
+    start = time.perf_counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        bands = PredictiveBands(make_simulator(name)).fit(train)
+        seconds = time.perf_counter() - start
+        low, high = bands.predict(test.curricula, test.initial_loss)
+    inside = ((low <= test.loss) & (test.loss <= high))[:, 1:]
+    width = (high - low)[:, 1:]
+    return {
+        "coverage": inside.mean(),
+        "coverage, last step": inside[:, -1].mean(),
+        "least of six parts of training": min(part.mean() for part in np.array_split(inside, 6, axis=1)),
+        "width": width.mean(),
+        "width, last step": width[:, -1].mean(),
+        "seconds": seconds,
+    }
+
+
+def splits(runs: RunSet, size: int, count: int) -> list[tuple[RunSet, RunSet]]:
+    orders = [np.random.default_rng(number).permutation(len(runs)) for number in range(count)]
+    return [(runs[np.sort(order[:size])], runs[np.sort(order[size:][:12])]) for order in orders]
+
+
+def to_markdown(frame: pd.DataFrame) -> str:
+    keys = ["set", "simulator", "training runs"]
+    grouped = frame.groupby(keys, sort=False)
+    table = grouped.mean(numeric_only=True).drop(columns=["split", "seconds"])
+    table["splits"] = grouped.size()
+    for width in ("width", "width, last step"):
+        own = table[width].xs("mean_trajectory", level="simulator").rename("own")
+        table[f"{width}, of mean trajectory's"] = table[width] / table.join(own)["own"]
+    percent = [column for column in table if "coverage" in column or "least" in column]
+    said = table.reset_index()
+    for column in percent:
+        said[column] = said[column].map("{:.1%}".format)
+    for column in said.columns.difference([*keys, *percent, "splits"]):
+        said[column] = said[column].map("{:.3g}".format)
+    return said.to_markdown(index=False) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 20])
+    parser.add_argument("--splits", type=int, default=4)
+    options = parser.parse_args()
+    file = RESULTS / "bands.csv"
+    frame = pd.read_csv(file) if file.exists() else pd.DataFrame()
+    done = (
+        set(frame[["set", "simulator", "training runs", "split"]].itertuples(index=False, name=None))
+        if len(frame)
+        else set()
+    )
+    for folder in sorted(path.parent for path in Path("runs").glob("*/examples.parquet")):
+        if folder.name.endswith("-pool"):  # for unseen.py
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            runs = RunSet.load(folder)
+        for size in [size for size in options.sizes if size + 4 <= len(runs)]:
+            for number, (train, test) in enumerate(splits(runs, size, options.splits)):
+                names = EVERYWHERE + (ONCE if number == 0 and size == max(options.sizes) else ())
+                for name in names:
+                    key = (folder.name, name, size, number)
+                    if key in done:
+                        continue
+                    row = dict(zip(["set", "simulator", "training runs", "split"], key, strict=True))
+                    frame = pd.concat([frame, pd.DataFrame([row | cover(name, train, test)])])
+                    frame.to_csv(file, index=False, float_format="%.5g")
+                    print(frame.iloc[-1].to_dict(), flush=True)
+    (RESULTS / "bands.md").write_text(to_markdown(frame))
+
+
+if __name__ == "__main__":
+    main()
