@@ -11,7 +11,7 @@ import pytest
 from simfluence import Curriculum, RunSet, load_simulator
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import ExampleTable, Run
-from simfluence.simulators import SIMULATORS, SimulationWarning, Simulator, make_simulator
+from simfluence.simulators import SIMULATORS, PredictiveBands, SimulationWarning, Simulator, make_simulator
 from simfluence.simulators.markov import MarkovSimulator
 
 pytestmark = pytest.mark.filterwarnings("ignore::simfluence.simulators.SimulationWarning")
@@ -109,6 +109,28 @@ def test_losses_that_are_not_finite_are_left_out(simulator: Simulator, runs: Run
     holed = RunSet.from_arrays([list(c) for c in runs.curricula], losses, train=12, allow_nonfinite=True)
     simulated = simulator.fit(holed).simulate(runs.curricula, runs.initial_loss)
     assert np.isfinite(simulated).all()
+
+
+def test_bands_come_with_every_simulator(simulator: Simulator, runs: RunSet) -> None:
+    low, high = PredictiveBands(simulator).fit(runs[:6]).predict(runs.curricula, runs.initial_loss)
+    assert low.shape == high.shape == runs.loss.shape
+    assert np.isfinite(low).all()
+    assert np.isfinite(high).all()
+    assert (low[:, 1:] < high[:, 1:]).all()
+    np.testing.assert_array_equal(low[:, 0], runs.initial_loss)
+
+
+def test_a_refit_keeps_the_hyperparameters_that_were_chosen(simulator: Simulator, runs: RunSet) -> None:
+    if not hasattr(simulator, "refitted"):
+        pytest.skip("nothing to choose")
+    simulator.fit(runs[:6])
+    other = simulator.refitted(runs[:5])
+    assert other.penalty_ == simulator.penalty_
+    assert repr(other) == repr(simulator)
+    own = simulator.simulate(runs.curricula, runs.initial_loss)
+    again = simulator.refitted(runs[:6]).simulate(runs.curricula, runs.initial_loss)
+    np.testing.assert_allclose(again, own, rtol=1e-9)
+    assert not np.allclose(other.simulate(runs.curricula, runs.initial_loss), own, rtol=1e-9)
 
 
 def test_save_and_load(simulator: Simulator, runs: RunSet, tmp_path) -> None:
