@@ -186,6 +186,16 @@ def test_an_unknown_name_suggests_a_known_one() -> None:
         make_simulator("linaer")
 
 
+def test_an_unknown_hyperparameter_is_said(simulator: Simulator) -> None:
+    with pytest.raises(ValueError, match=f"{simulator.name!r} has no hyperparameter 'foo'"):
+        make_simulator(simulator.name, foo=1)
+
+
+def test_a_misspelt_hyperparameter_suggests_a_known_one() -> None:
+    with pytest.raises(ValueError, match="did you mean 'penalty'"):
+        make_simulator("linear", penality=1.0)
+
+
 def test_every_simulator_has_a_configuration() -> None:
     from simfluence.cli import conf_folder
 
