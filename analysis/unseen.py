@@ -191,8 +191,11 @@ def main() -> None:
                         | measure(losses, test.loss.astype(float), baseline, own)
                     )
                     print(rows[-1], flush=True)
-    frame = pd.DataFrame(rows)
-    frame.to_csv(RESULTS / "unseen.csv", index=False, float_format="%.5g")
+    frame, file = pd.DataFrame(rows), RESULTS / "unseen.csv"
+    if file.exists():  # rows of sets that were not asked for stay
+        before = pd.read_csv(file)
+        frame = pd.concat([before[~before["set"].isin(names)], frame], ignore_index=True)
+    frame.to_csv(file, index=False, float_format="%.5g")
     (RESULTS / "unseen.md").write_text(to_markdown(frame))
 
 

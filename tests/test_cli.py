@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import synthetic_runs
+from families import synthetic_runs
 
 from simfluence import load_simulator
 from simfluence.cli import COMMANDS, main
