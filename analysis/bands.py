@@ -1,6 +1,6 @@
 """How often 90% bands hold the losses of new runs, and how wide they are, on every recorded run set.
 
-    python analysis/bands.py [--sizes 8 20] [--splits 4]
+    python analysis/bands.py [--sizes 20] [--splits 2]
 
 Runs are split at random, several times: the first ``size`` of a shuffled order train, twelve (or as many as
 are left) are held out, so that one draw of held-out runs does not decide. Writes analysis/results/bands.csv
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,17 @@ from simfluence.simulators import PredictiveBands, make_simulator
 RESULTS = Path(__file__).parent / "results"
 EVERYWHERE = ("mean_trajectory", "auto")
 ONCE = ("additive", "multiplicative", "linear", "deviation", "features")  # with one split of the larger size
+
+
+KEYS = ["set", "simulator", "training runs", "split"]
+
+
+def run_sets() -> Iterator[tuple[Path, RunSet]]:
+    for folder in sorted(path.parent for path in Path("runs").glob("*/examples.parquet")):
+        if not folder.name.endswith("-pool"):  # those are for unseen.py
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield folder, RunSet.load(folder)
 
 
 def cover(name: str, train: RunSet, test: RunSet) -> dict[str, float]:
@@ -53,8 +65,8 @@ def splits(runs: RunSet, size: int, count: int) -> list[tuple[RunSet, RunSet]]:
 
 
 def to_markdown(frame: pd.DataFrame) -> str:
-    keys = ["set", "simulator", "training runs"]
-    grouped = frame.groupby(keys, sort=False)
+    keys = KEYS[:3]
+    grouped = frame.sort_values("set", kind="stable").groupby(keys, sort=False)
     table = grouped.mean(numeric_only=True).drop(columns=["split", "seconds"])
     table["splits"] = grouped.size()
     for width in ("width", "width, last step"):
@@ -71,33 +83,25 @@ def to_markdown(frame: pd.DataFrame) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sizes", type=int, nargs="+", default=[8, 20])
-    parser.add_argument("--splits", type=int, default=4)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[20])
+    parser.add_argument("--splits", type=int, default=2)
     options = parser.parse_args()
     file = RESULTS / "bands.csv"
-    frame = pd.read_csv(file) if file.exists() else pd.DataFrame()
-    done = (
-        set(frame[["set", "simulator", "training runs", "split"]].itertuples(index=False, name=None))
-        if len(frame)
-        else set()
-    )
-    for folder in sorted(path.parent for path in Path("runs").glob("*/examples.parquet")):
-        if folder.name.endswith("-pool"):  # for unseen.py
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            runs = RunSet.load(folder)
-        for size in [size for size in options.sizes if size + 4 <= len(runs)]:
-            for number, (train, test) in enumerate(splits(runs, size, options.splits)):
-                names = EVERYWHERE + (ONCE if number == 0 and size == max(options.sizes) else ())
-                for name in names:
-                    key = (folder.name, name, size, number)
-                    if key in done:
-                        continue
-                    row = dict(zip(["set", "simulator", "training runs", "split"], key, strict=True))
-                    frame = pd.concat([frame, pd.DataFrame([row | cover(name, train, test)])])
-                    frame.to_csv(file, index=False, float_format="%.5g")
-                    print(frame.iloc[-1].to_dict(), flush=True)
+    frame = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=KEYS)
+    done = set(frame[KEYS].itertuples(index=False, name=None))
+    for names in (EVERYWHERE, ONCE):
+        for folder, runs in run_sets():
+            sizes = [size for size in options.sizes if size + 4 <= len(runs)]
+            for size in sizes if names is EVERYWHERE else sizes[-1:]:
+                for split, (train, test) in enumerate(splits(runs, size, options.splits)):
+                    for name in names:
+                        key = (folder.name, name, size, split)
+                        if key in done or (names is ONCE and split):
+                            continue
+                        row = dict(zip(KEYS, key, strict=True)) | cover(name, train, test)
+                        frame = pd.DataFrame([*frame.to_dict("records"), row])
+                        frame.to_csv(file, index=False, float_format="%.5g")
+                        print(row, flush=True)
     (RESULTS / "bands.md").write_text(to_markdown(frame))
 
 
