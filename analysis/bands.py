@@ -66,14 +66,17 @@ def splits(runs: RunSet, size: int, count: int) -> list[tuple[RunSet, RunSet]]:
 
 def to_markdown(frame: pd.DataFrame) -> str:
     keys = KEYS[:3]
+    own = frame[frame["simulator"] == "mean_trajectory"].drop(columns="simulator")
+    paired = frame.merge(own, on=["set", "training runs", "split"], suffixes=("", " of its own"))
+    for width in ("width", "width, last step"):  # relative to the mean trajectory's of the same split
+        frame = paired.assign(**{f"{width}, relative": paired[width] / paired[f"{width} of its own"]})
+        paired = frame
+    frame = frame[[column for column in frame if "of its own" not in column]]
     grouped = frame.sort_values("set", kind="stable").groupby(keys, sort=False)
     table = grouped.mean(numeric_only=True).drop(columns=["split", "seconds"])
     table["splits"] = grouped.size()
-    for width in ("width", "width, last step"):
-        own = table[width].xs("mean_trajectory", level="simulator").rename("own")
-        table[f"{width}, of mean trajectory's"] = table[width] / table.join(own)["own"]
-    percent = [column for column in table if "coverage" in column or "least" in column]
     said = table.reset_index()
+    percent = [column for column in said if "coverage" in column or "least" in column]
     for column in percent:
         said[column] = said[column].map("{:.1%}".format)
     for column in said.columns.difference([*keys, *percent, "splits"]):
