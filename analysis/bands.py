@@ -1,6 +1,6 @@
 """How often 90% bands hold the losses of new runs, and how wide they are, on every recorded run set.
 
-    python analysis/bands.py [--sizes 20] [--splits 2]
+    python analysis/bands.py [--sizes 20] [--splits 4]
 
 Runs are split at random, several times: the first ``size`` of a shuffled order train, twelve (or as many as
 are left) are held out, so that one draw of held-out runs does not decide. Writes analysis/results/bands.csv
@@ -87,7 +87,7 @@ def to_markdown(frame: pd.DataFrame) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[20])
-    parser.add_argument("--splits", type=int, default=2)
+    parser.add_argument("--splits", type=int, default=4)
     options = parser.parse_args()
     file = RESULTS / "bands.csv"
     frame = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=KEYS)

@@ -30,7 +30,6 @@ from simfluence.simulators import (
     AdditiveSimulator,
     AutoSimulator,
     DeviationSimulator,
-    FeatureSimulator,
     LinearSimulator,
     MeanTrajectory,
     MultiplicativeSimulator,
@@ -78,7 +77,6 @@ def simulators(scores: np.ndarray | None, quick: bool) -> dict[str, Make]:
             "+ log-odds link": lambda: DeviationSimulator(link="log_odds"),
             "+ groups": lambda: DeviationSimulator(link="log_odds", blocks=["groups"]),
             "+ seen before": lambda: DeviationSimulator(link="log_odds", blocks=["seen"]),
-            "bilinear, no features": FeatureSimulator,
         }
     if scores is not None:
         made["auto, scores"] = lambda: AutoSimulator(scores=scores)
