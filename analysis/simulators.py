@@ -2,12 +2,12 @@
 
     python analysis/simulators.py [folder ...] [--held-out 10] [--sizes 2 4 8 12 16 20 22] [--quick]
 
-Takes all run sets under runs/ and the folders given. The last ``--held-out`` runs are scored, the first
-ones train. ``scores.safetensors`` or ``scores.npz`` (array ``scores`` [train, test], positive lowers the
-loss) beside a set adds the attribution-informed simulators. Writes analysis/results/simulators.csv (one
-row a set, simulator, number of training runs and metric) after every fit, so that an interrupted run goes
-on where it was; rows of a set that has changed since are made again. Then
-analysis/results/simulators.png, the learning curves.
+Takes all run sets under runs/ (but those of unseen.py, named …-pool) and the folders given. The last
+``--held-out`` runs are scored, the first ones train. ``scores.safetensors`` or ``scores.npz`` (array
+``scores`` [train, test], positive lowers the loss) beside a set adds the attribution-informed simulators.
+Writes analysis/results/simulators.csv (one row a set, simulator, number of training runs and metric) after
+every fit, so that an interrupted run goes on where it was; rows of a set that has changed since are made
+again. Then analysis/results/simulators.png, the learning curves.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from simfluence.simulators import (
     AdditiveSimulator,
     AutoSimulator,
     DeviationSimulator,
-    FeatureSimulator,
     LinearSimulator,
     MeanTrajectory,
     MultiplicativeSimulator,
@@ -78,7 +77,6 @@ def simulators(scores: np.ndarray | None, quick: bool) -> dict[str, Make]:
             "+ log-odds link": lambda: DeviationSimulator(link="log_odds"),
             "+ groups": lambda: DeviationSimulator(link="log_odds", blocks=["groups"]),
             "+ seen before": lambda: DeviationSimulator(link="log_odds", blocks=["seen"]),
-            "bilinear, no features": FeatureSimulator,
         }
     if scores is not None:
         made["auto, scores"] = lambda: AutoSimulator(scores=scores)
@@ -98,6 +96,7 @@ def read_scores(folder: Path) -> np.ndarray | None:
 def run_sets(folders: list[Path]) -> Iterator[tuple[Path, RunSet]]:
     """The given folders and all under runs/, those with runs of equal tables and at least four."""
     found = sorted(path.parent for path in Path("runs").glob("*/examples.parquet"))
+    found = [folder for folder in found if not folder.name.endswith("-pool")]  # for unseen.py
     for folder in dict.fromkeys([*folders, *found]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -1,4 +1,8 @@
-"""Synthetic runs from a known deviation model, for the tests of simulators."""
+"""Synthetic runs from known models of training, for the tests.
+
+    L_t = L_{t-1} + Σ_i x_{t,i} (A'_i L_{t-1} + B_i) + drift_t + noise
+
+x are counts, or what an optimizer with a memory makes of them; A' = 0 in the deviation model."""
 
 from __future__ import annotations
 
@@ -24,6 +28,49 @@ def naive_memory(batches: np.ndarray, n: int, beta: float, corrected: bool) -> n
     return result
 
 
+def train(
+    batches: np.ndarray,
+    start: np.ndarray,
+    effects: np.ndarray,
+    *,
+    slope: np.ndarray | float = 0.0,
+    drift: np.ndarray | float = 0.0,
+    beta: float = 0.0,
+) -> np.ndarray:
+    """Losses [step + 1, test] of one run; B and A' [train, test], drift (and noise) [step, test]."""
+    actions = naive_memory(batches, len(effects), beta, True)
+    drift = np.broadcast_to(drift, (len(batches), len(start)))
+    losses = [start]
+    for action, change in zip(actions, drift, strict=True):
+        losses.append(losses[-1] + action @ (slope * losses[-1] + effects) + change)
+    return np.stack(losses)
+
+
+def synthetic_runs(
+    *,
+    n_train: int = 12,
+    n_test: int = 4,
+    n_runs: int = 8,
+    steps: int = 30,
+    batch: int = 3,
+    noise: float = 0.0,
+    seed: int = 0,
+) -> tuple[RunSet, np.ndarray, np.ndarray]:
+    """Runs of a linear simulator, starting anywhere; (runs, A, B [train, test]), noise on losses."""
+    rng = np.random.default_rng(seed)
+    slope = 1 / batch + rng.normal(0, 0.02, (n_train, n_test)) - 0.01
+    intercept = rng.normal(0, 0.03, (n_train, n_test))
+    batches = np.stack(
+        [[rng.choice(n_train, batch, replace=False) for _ in range(steps)] for _ in range(n_runs)]
+    )
+    start = rng.uniform(1, 3, (n_runs, n_test))
+    losses = np.stack(
+        [train(batches[run], start[run], intercept, slope=slope - 1 / batch) for run in range(n_runs)]
+    )
+    losses[:, 1:] += rng.normal(0, noise, losses[:, 1:].shape) if noise else 0
+    return RunSet.from_arrays(batches, losses, train=n_train), slope, intercept
+
+
 def known_runs(
     rng: np.random.Generator,
     *,
@@ -44,16 +91,17 @@ def known_runs(
     drift = -0.05 * np.exp(-np.arange(steps) / 10)[:, None] * rng.uniform(0.5, 1.5, tests)
     start = rng.uniform(1.5, 2.5, tests)
     batches = rng.integers(0, n, (runs, steps, 3))
-    losses = np.empty((runs, steps + 1, tests))
-    for run in range(runs):
-        change = drift + naive_memory(batches[run], n, beta, True) @ effects
-        change += noise * rng.normal(size=change.shape)
-        losses[run] = start + np.concatenate([np.zeros((1, tests)), np.cumsum(change, axis=0)])
+    losses = np.stack(
+        [
+            train(run, start, effects, drift=drift + noise * rng.normal(size=drift.shape), beta=beta)
+            for run in batches
+        ]
+    )
     frame = pd.DataFrame({"id": [f"e{i}" for i in range(n)], "group": groups or [""] * n})
     return RunSet.from_arrays(batches, losses, train=ExampleTable(frame), optimizer=optimizer), effects
 
 
-def skill(simulator, train: RunSet, test: RunSet) -> float:
+def skill(simulator, fitted: RunSet, test: RunSet) -> float:
     simulated = simulator.simulate(test.curricula, test.initial_loss)
-    mean = train.loss.mean(0)
+    mean = fitted.loss.mean(0)
     return float(1 - np.square(simulated - test.loss).mean() / np.square(mean - test.loss).mean())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import synthetic_runs
+from families import synthetic_runs
 
 from simfluence import load_simulator
 from simfluence.cli import COMMANDS, main
@@ -81,6 +81,7 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
             ["fit", "path=runs/small", "train=5", "simulator=linear", "simulator.center=middle"],
             "center must be one of",
         ),
+        (["fit", "path=runs/small", "train=5", "+simulator.foo=1"], "has no hyperparameter 'foo'; it has"),
         (["whatif", "path=runs/small", "train=5", "edit.groups=[x]"], "the groups are"),
         (["whatif", "path=runs/small", "train=5", "edit.ids=[3]", "verify=true"], "retrain it yourself"),
         (["runs", "path=runs/small", "run_id=nine"], "there are run-000"),

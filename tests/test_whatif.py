@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import synthetic_runs
+from families import synthetic_runs
 
 from simfluence import LinearSimulator, PredictiveBands, RunSet, what_if
 from simfluence import curriculum as edits

@@ -64,12 +64,19 @@ class TextClassifier(nn.Module):
 
     def forward(self, examples: Sequence[TextExample]) -> Tensor:
         """Scores [example, label]; −inf for options that an example has fewer of."""
-        scores = self.head(self._pooled(examples))
+        scores = self.head(self.pooled(examples))
         if self.n_outputs > 1:
             return scores
         options = [len(example.inputs) for example in examples]
         rows = [pad(s, (0, max(options) - len(s)), value=-torch.inf) for s in scores[:, 0].split(options)]
         return torch.stack(rows)
+
+    def pooled(self, examples: Sequence[TextExample]) -> Tensor:
+        """What the head is given: pooled hidden states [sequence, hidden] of all pairs in turn."""
+        hidden, mask = self._hidden(examples)
+        if self.pooling == "cls":
+            return hidden[:, 0]
+        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def losses(self, examples: Sequence[TextExample]) -> Tensor:
         """Cross-entropy of each example's right label, [example]."""
@@ -130,7 +137,7 @@ class TextClassifier(nn.Module):
 
     def representations(self, examples: Sequence[TextExample]) -> Tensor:
         """What the head sees of each example, [example, hidden]; of a choice, of its right option."""
-        pooled = self._pooled(examples)
+        pooled = self.pooled(examples)
         if self.n_outputs > 1:
             return pooled
         options = pooled.split([len(example.inputs) for example in examples])
@@ -176,13 +183,6 @@ class TextClassifier(nn.Module):
             self.encoder.embeddings.eval()
             self.encoder.encoder.layer[: self.frozen_layers].eval()
         return self
-
-    def _pooled(self, examples: Sequence[TextExample]) -> Tensor:
-        """One vector a pair, [sequence, hidden]."""
-        hidden, mask = self._hidden(examples)
-        if self.pooling == "cls":
-            return hidden[:, 0]
-        return (hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
     def _hidden(self, examples: Sequence[TextExample]) -> tuple[Tensor, Tensor]:
         """Hidden states [sequence, token, hidden] and mask [sequence, token] of all pairs in turn."""

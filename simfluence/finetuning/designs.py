@@ -85,20 +85,40 @@ NUMBERED = ("leave_group_out",)
 """Designs that take the run's number too: option ``number``, from 0."""
 
 
+def pool_rows(n_examples: int, share: float) -> IntArray:
+    """The rows that a pool of that share of a table consists of, ascending; the same in every run.
+
+    Runs drawn from a pool never see the other examples: what a simulator fitted to them says of runs
+    that do is said of unseen examples.
+    """
+    if not 0 < share <= 1:
+        raise ValueError(f"pool is a share of the training examples in (0, 1], got {share}")
+    order = np.random.default_rng(0).permutation(n_examples)
+    return np.sort(order[: max(1, round(share * n_examples))])
+
+
 def draw_curriculum(
-    name: str, groups: list[str], seed: int, *, batch_size: int, number: int = 0, **options: Any
+    name: str,
+    groups: list[str],
+    seed: int,
+    *,
+    batch_size: int,
+    number: int = 0,
+    pool: float = 1.0,
+    **options: Any,
 ) -> Curriculum:
     """The curriculum that a design and a seed give over a training table with these groups.
 
-    ``number`` is the run's in its set. The stream of examples is cut into batches; what is left over at
-    the end is dropped.
+    ``number`` is the run's in its set; ``pool`` restricts the design to a share of the examples
+    (``pool_rows``). The stream of examples is cut into batches; what is left over at the end is dropped.
     """
     if name not in DESIGNS:
         raise ValueError(f"no design is named {name!r}; there are {', '.join(DESIGNS)}")
     if name in NUMBERED:
         options["number"] = number
     rng = np.random.default_rng(seed)
-    stream = DESIGNS[name](groups, rng, batch_size=batch_size, **options)
+    rows = pool_rows(len(groups), pool)
+    stream = rows[DESIGNS[name]([groups[row] for row in rows], rng, batch_size=batch_size, **options)]
     steps = len(stream) // batch_size
     if steps == 0:
         raise ValueError(f"{len(stream)} examples do not fill a batch of {batch_size}")

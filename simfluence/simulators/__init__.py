@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,18 @@ SIMULATORS: dict[str, type[Simulator]] = {
 
 
 def make_simulator(name: str, **params: Any) -> Simulator:
-    """The simulator of that name; ValueError or TypeError for an unknown name or parameter."""
+    """The simulator of that name; ValueError for an unknown name or hyperparameter."""
     if name not in SIMULATORS:
         close = difflib.get_close_matches(name, SIMULATORS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise ValueError(f"no simulator is named {name!r}; there are {', '.join(SIMULATORS)}{hint}")
+    known = list(inspect.signature(SIMULATORS[name]).parameters)
+    for param in params:
+        if param not in known:
+            close = difflib.get_close_matches(param, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            has = f"it has {', '.join(known)}" if known else "it has none"
+            raise ValueError(f"the simulator {name!r} has no hyperparameter {param!r}; {has}{hint}")
     return SIMULATORS[name](**params)
 
 

@@ -119,13 +119,17 @@ class DeviationSimulator(Simulator):
             decay=self.decay,
             link=self.link,
         )
-        fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows)
+        fitting = self._fitting(train, validation)
         settings = dataclasses.replace(settings, means=tuple(range(len(fitting.scores))))
         self._keep(fitting, fitting.choose_penalty(settings, self.penalty))
 
+    def _fitting(self, train: RunSet, validation: RunSet | None) -> Fitting:
+        """What this simulator is fitted with; subclasses have other regressions."""
+        return Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows)
+
     def refitted(self, train: RunSet) -> Self:
         """A copy with the same settings and penalty, fitted to other runs over the same examples."""
-        fitting = Fitting(train, None, self.scores_, self.redundancy_, self.max_rows)
+        fitting = self._fitting(train, None)
         other = copy.copy(self)
         other._keep(fitting, fitting.choose_penalty(Settings(**self.settings_), self.penalty_))
         return other

@@ -22,6 +22,7 @@ With ``rate_scaled`` the right side is multiplied by the step's learning rate re
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
@@ -164,6 +165,14 @@ class MarkovSimulator(Simulator):
         self.diagnostics_: FitDiagnostics = fit_diagnostics(solution, growth, self.rows_used_, self.left_out_)
         self.singular_ = self.diagnostics_["singular"]
         self._warn_of(solution)
+
+    def refitted(self, train: RunSet) -> Self:
+        """A copy with the same penalty, fitted to other runs over the same examples."""
+        other = copy.copy(self)
+        other.penalty = self.penalty_  # type: ignore[assignment]  # one a test example, with per_test
+        other.fit(train)
+        other.penalty = self.penalty
+        return other
 
     def _measure(self, train: RunSet) -> None:
         """What is usual in the training runs: batch size, learning rates, losses."""

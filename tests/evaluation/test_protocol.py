@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import synthetic_runs
+from families import synthetic_runs
 
 from simfluence import LinearSimulator, MeanTrajectory, Persistence, RunSet, evaluate
 from simfluence.evaluation import summary, table, to_markdown

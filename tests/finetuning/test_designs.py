@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from simfluence.finetuning.designs import draw_curriculum
+from simfluence.finetuning.designs import draw_curriculum, pool_rows
 
 GROUPS = [f"g{row % 5}" for row in range(30)]  # five groups of six
 
@@ -51,8 +51,23 @@ def test_run_k_leaves_group_k_out() -> None:
             assert len(set(half)) == len(half) == 24
 
 
+def test_a_pool_is_the_same_in_every_run_and_the_whole_table_by_default() -> None:
+    found = [set(stream("random_subset", seed, size=12, pool=0.4)) for seed in range(5)]
+    assert {len(rows) for rows in found} == {12}
+    assert all(rows == found[0] == set(pool_rows(30, 0.4)) for rows in found)
+    fewer = {row for seed in range(9) for row in stream("random_subset", seed, size=5, pool=0.4)}
+    assert fewer == found[0]
+    whole = stream("random_subset", 3, size=12)
+    np.testing.assert_array_equal(whole, stream("random_subset", 3, size=12, pool=1.0))
+    assert {GROUPS[row] for row in stream("group_subset", 0, share=1.0, pool=0.4)} <= set(GROUPS)
+
+
 def test_what_cannot_be_drawn_is_said() -> None:
     with pytest.raises(ValueError, match="at least 2 groups"):
         draw_curriculum("group_blocks", ["", ""], 0, epochs=1, batch_size=1)
     with pytest.raises(ValueError, match="share"):
         stream("group_subset", 0, share=0.0)
+    with pytest.raises(ValueError, match="pool"):
+        stream("random_subset", 0, size=3, pool=1.5)
+    with pytest.raises(ValueError, match="got size 13"):
+        stream("random_subset", 0, size=13, pool=0.4)

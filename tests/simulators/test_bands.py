@@ -11,14 +11,23 @@ from simfluence.simulators import (
     AdditiveSimulator,
     DeviationSimulator,
     FeatureSimulator,
+    LinearSimulator,
     MeanTrajectory,
+    MultiplicativeSimulator,
     PredictiveBands,
 )
 
 
 @pytest.mark.parametrize(
     "simulator",
-    [DeviationSimulator(), MeanTrajectory(), AdditiveSimulator(penalty=1.0)],
+    [
+        DeviationSimulator(),
+        MeanTrajectory(),
+        AdditiveSimulator(penalty=1.0),
+        LinearSimulator(),
+        MultiplicativeSimulator(per_test=True),
+        FeatureSimulator(),
+    ],
     ids=lambda s: s.name,
 )
 def test_coverage_on_new_runs(simulator):

@@ -11,7 +11,7 @@ import pytest
 from simfluence import Curriculum, RunSet, load_simulator
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import ExampleTable, Run
-from simfluence.simulators import SIMULATORS, SimulationWarning, Simulator, make_simulator
+from simfluence.simulators import SIMULATORS, PredictiveBands, SimulationWarning, Simulator, make_simulator
 from simfluence.simulators.markov import MarkovSimulator
 
 pytestmark = pytest.mark.filterwarnings("ignore::simfluence.simulators.SimulationWarning")
@@ -111,6 +111,28 @@ def test_losses_that_are_not_finite_are_left_out(simulator: Simulator, runs: Run
     assert np.isfinite(simulated).all()
 
 
+def test_bands_come_with_every_simulator(simulator: Simulator, runs: RunSet) -> None:
+    low, high = PredictiveBands(simulator).fit(runs[:6]).predict(runs.curricula, runs.initial_loss)
+    assert low.shape == high.shape == runs.loss.shape
+    assert np.isfinite(low).all()
+    assert np.isfinite(high).all()
+    assert (low[:, 1:] < high[:, 1:]).all()
+    np.testing.assert_array_equal(low[:, 0], runs.initial_loss)
+
+
+def test_a_refit_keeps_the_hyperparameters_that_were_chosen(simulator: Simulator, runs: RunSet) -> None:
+    if not hasattr(simulator, "refitted"):
+        pytest.skip("nothing to choose")
+    simulator.fit(runs[:6])
+    other = simulator.refitted(runs[:5])
+    assert other.penalty_ == simulator.penalty_
+    assert repr(other) == repr(simulator)
+    own = simulator.simulate(runs.curricula, runs.initial_loss)
+    again = simulator.refitted(runs[:6]).simulate(runs.curricula, runs.initial_loss)
+    np.testing.assert_allclose(again, own, rtol=1e-9)
+    assert not np.allclose(other.simulate(runs.curricula, runs.initial_loss), own, rtol=1e-9)
+
+
 def test_save_and_load(simulator: Simulator, runs: RunSet, tmp_path) -> None:
     file = tmp_path / "simulator.safetensors"
     simulator.fit(runs[:6]).save(file)
@@ -162,6 +184,16 @@ def test_misuse_is_named(simulator: Simulator, runs: RunSet) -> None:
 def test_an_unknown_name_suggests_a_known_one() -> None:
     with pytest.raises(ValueError, match="did you mean 'linear'"):
         make_simulator("linaer")
+
+
+def test_an_unknown_hyperparameter_is_said(simulator: Simulator) -> None:
+    with pytest.raises(ValueError, match=f"{simulator.name!r} has no hyperparameter 'foo'"):
+        make_simulator(simulator.name, foo=1)
+
+
+def test_a_misspelt_hyperparameter_suggests_a_known_one() -> None:
+    with pytest.raises(ValueError, match="did you mean 'penalty'"):
+        make_simulator("linear", penality=1.0)
 
 
 def test_every_simulator_has_a_configuration() -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from families import known_runs, skill
+from families import ADAM, known_runs, skill
 
 from simfluence.curriculum import Curriculum
 from simfluence.runs import RunSet
-from simfluence.simulators import FeatureSimulator, load_simulator
+from simfluence.simulators import DeviationSimulator, FeatureSimulator, load_simulator
+from simfluence.simulators.blocks import progress_basis
+from simfluence.simulators.deviation import Settings
+from simfluence.simulators.features import predict_drift
 
 
 @pytest.fixture
@@ -29,19 +32,78 @@ def test_bilinear_effects_are_recovered(rng):
     assert skill(fit, runs[:6], runs[6:]) > 0.95
 
 
-def test_the_kronecker_solution_is_the_ridge_solution(rng):
-    """Against the normal equations over all (row, test) pairs, without whitening and drift."""
+def dense(fit: FeatureSimulator, runs: RunSet, penalty: float):
+    """The increments' covariance over all (row, test) pairs, and the parts of it, as plain matrices."""
+    regression = fit._fitting(runs, None).regression(Settings(**fit.settings_))
+    rows, tests = regression.increments.shape
+    x = regression.centered * regression.scale
+    basis = progress_basis(regression.middle, regression.total, fit.decay)
+    whitening = regression.whiten(np.eye(rows))
+    kernel = np.zeros((rows, rows))
+    for j in range(rows):
+        for i in range(rows):
+            kernel[j, i] = (x[j] @ fit._kernel("train") @ x[i]) * (basis[j] @ basis[i])
+    kernel = whitening @ kernel @ whitening.T
+    z = whitening @ (regression.recorded.interval[:, None] == np.arange(regression.total))
+    covariance = np.kron(kernel, fit._kernel("test")) + penalty * np.eye(rows * tests)
+    return regression, whitening, x, basis, covariance, np.kron(z, np.eye(tests))
+
+
+@pytest.mark.parametrize("free", [0.0, 0.4])
+def test_the_solution_is_that_of_generalised_least_squares(rng, free):
+    """Effects, drift and left-out residuals against dense matrices over all (row, test) pairs."""
+    effects = 0.02 * rng.normal(size=(6, 3)) @ rng.normal(size=(3, 4))
+    runs, _ = known_runs(rng, n=6, tests=4, steps=7, runs=4, effects=effects, noise=0.01)
+    h_train, h_test = rng.normal(size=(6, 2)), rng.normal(size=(4, 3))
+    fit = FeatureSimulator(h_train, h_test, penalty=0.3, free=free).fit(runs)
+    regression, whitening, x, basis, covariance, drifts = dense(fit, runs, 0.3)
+    target = (whitening @ regression.increments).ravel()
+    inverse = np.linalg.inv(covariance)
+
+    def residual(inverse, drifts, target):
+        carried = inverse @ drifts
+        mu = np.linalg.solve(drifts.T @ carried, carried.T @ target)
+        return inverse @ (target - drifts @ mu), mu
+
+    alpha, mu = residual(inverse, drifts, target)
+    alpha = alpha.reshape(28, 4)
+    for k in range(basis.shape[1]):
+        expected = fit._kernel("train") @ x.T @ np.diag(basis[:, k]) @ whitening.T @ alpha
+        np.testing.assert_allclose(fit.effects_[k], expected @ fit._kernel("test"), atol=1e-9)
+    np.testing.assert_allclose(fit.drift_, mu.reshape(7, 4), atol=1e-9)
+    left_out = regression.left_out(regression.dual(0.3)[0], 0.3)
+    inside = np.arange(28 * 4) >= 7 * 4  # without the first run
+    kept = np.linalg.inv(covariance[np.ix_(inside, inside)])
+    alpha, mu = residual(kept, drifts[inside], target[inside])
+    predicted = covariance[np.ix_(~inside, inside)] @ alpha + drifts[~inside] @ mu
+    np.testing.assert_allclose(left_out[:7].ravel(), target[~inside] - predicted, atol=1e-9)
+
+
+def test_the_bilinear_form_is_what_its_kernels_say(rng):
+    """free = 0: effects h_iᵀ W [1, h_z], W by ridge regression over all (row, test) pairs."""
     runs, h_train, h_test = bilinear_runs(rng)
-    few = runs[:2]
-    fit = FeatureSimulator(h_train, h_test, penalty=3.0, decay=0.0, noise_memory=0.0).fit(few)
-    features = fit._features()
-    rows = np.concatenate([features(c) for c in few.curricula]) @ fit.train_features_
-    rows -= np.tile((rows[:30] + rows[30:]) / 2, (2, 1))
-    target = np.diff(few.loss, axis=1)
-    target = (target - target.mean(0)).reshape(60, 12)
-    design = np.kron(rows * fit.row_scale_, fit.test_features_)
+    few = runs[:3]
+    fit = FeatureSimulator(h_train, h_test, penalty=3.0, free=0.0, decay=0.0, noise_memory=0.0).fit(few)
+    regression = fit._fitting(few, None).regression(Settings(**fit.settings_))
+    spread = regression.spread[regression.recorded.interval][:, None]
+    rows = regression.centered * regression.scale @ fit.train_features_ / spread
+    target = regression.increments / spread
+    rows, target = (part - np.tile(part.reshape(3, 30, -1).mean(0), (3, 1)) for part in (rows, target))
+    tests = np.column_stack([np.ones(12), fit.test_features_]) / np.sqrt(2)
+    design = np.kron(rows, tests)
     weights = np.linalg.solve(design.T @ design + 3.0 * np.eye(16), design.T @ target.ravel())
-    np.testing.assert_allclose(fit.weights_[0], weights.reshape(4, 4), atol=1e-10)
+    effects = fit.train_features_ @ weights.reshape(4, 4) @ tests.T
+    np.testing.assert_allclose(fit.effects_[0], effects, atol=1e-9)
+
+
+def test_without_features_it_is_the_deviation_simulator(rng, monkeypatch):
+    monkeypatch.setattr("simfluence.simulators.regression.DRIFT_VARIANCE", 1e6)  # as good as free
+    runs, _ = known_runs(rng, noise=0.005)
+    losses = [
+        made.fit(runs[:8]).simulate(runs.curricula, runs.initial_loss)
+        for made in (FeatureSimulator(penalty=0.1), DeviationSimulator(penalty=0.1))
+    ]
+    np.testing.assert_allclose(*losses, atol=1e-5)
 
 
 def test_unseen_examples_are_simulated(rng):
@@ -64,14 +126,53 @@ def test_unseen_examples_are_simulated(rng):
     assert 1 - np.square(found - true).sum() / np.square(true).sum() > 0.8
 
 
-def test_moving_to_the_same_examples_changes_nothing(rng):
+def test_an_example_in_no_recorded_batch_acts_by_its_features(rng):
+    """Ten of forty training examples are drawn in held-out runs alone."""
+    h_train, h_test = rng.normal(size=(40, 4)), rng.normal(size=(12, 3))
+    h_train /= np.linalg.norm(h_train, axis=1, keepdims=True)
+    effects = 0.05 * h_train @ rng.normal(size=(4, 3)) @ h_test.T
+    seen, _ = known_runs(rng, n=30, tests=12, runs=8, effects=effects[:30], noise=0.002)
+    full, _ = known_runs(rng, n=40, tests=12, runs=6, effects=effects, noise=0.002)
+    batches = np.array([list(curriculum) for curriculum in seen.curricula])
+    train = RunSet.from_arrays(batches, seen.loss, train=40, optimizer=ADAM)
+
+    def across(simulator):
+        found = simulator.fit(train).simulate(full.curricula, full.initial_loss)
+        found, true = found - found.mean(0), full.loss - full.loss.mean(0)
+        return 1 - np.square(found - true).sum() / np.square(true).sum()
+
+    assert across(FeatureSimulator(h_train, h_test)) > 0.97
+    assert across(FeatureSimulator()) < 0.9
+
+
+@pytest.mark.parametrize("with_scores", [False, True])
+def test_moving_to_the_same_examples_changes_nothing(rng, with_scores):
     runs, h_train, h_test = bilinear_runs(rng)
-    fit = FeatureSimulator(h_train, h_test, penalty=1.0).fit(runs)
-    moved = fit.transfer(h_train, h_test, runs.initial_loss)
-    moved.drift_ = fit.drift_  # seen test examples have drifts of their own
-    np.testing.assert_allclose(
-        moved.simulate(runs.curricula, runs.initial_loss), fit.simulate(runs.curricula, runs.initial_loss)
-    )
+    scores = [rng.normal(size=(40, 12)), 7 * rng.normal(size=(40, 12))] if with_scores else None
+    fit = FeatureSimulator(h_train, h_test, scores=scores, free=0.0, penalty=1.0).fit(runs)
+    simulated = fit.simulate(runs.curricula, runs.initial_loss)
+    moved = [fit.transfer(None, h_test, runs.initial_loss, scores)]
+    if not with_scores:
+        moved += [fit.transfer(h_train), fit.transfer(h_train, h_test, runs.initial_loss)]
+    for other in moved:
+        if other.test_features is not fit.test_features:  # seen test examples have drifts of their own
+            other.drift_ = other.drift_ - other.drift_.mean(1, keepdims=True)
+            other.drift_ += fit.drift_.mean(1, keepdims=True)
+        found = other.simulate(runs.curricula, runs.initial_loss)
+        np.testing.assert_allclose(found - found.mean(0), simulated - simulated.mean(0), atol=1e-9)
+    np.testing.assert_allclose(fit.transfer().simulate(runs.curricula, runs.initial_loss), simulated)
+
+
+def test_drifts_are_kriged_and_left_out_in_closed_form(rng):
+    """A drift that is linear in L_0 and features is found for tests not recorded, and noise is not fitted."""
+    h, start = rng.normal(size=(40, 3)), rng.normal(size=(40, 1))
+    drift = np.arange(1, 6)[:, None] * (1 + 0.5 * start[:, 0] + h @ [0.3, -0.2, 0.1])
+    seen, new = slice(0, 30), slice(30, 40)
+    found = predict_drift(drift[:, seen], start[seen], start[new], h[seen] @ h[seen].T, h[seen] @ h[new].T)
+    assert np.square(found - drift[:, new]).sum() < 1e-3 * np.square(drift[:, new]).sum()
+    noise = rng.normal(size=(5, 30))
+    found = predict_drift(noise, start[seen], start[new], h[seen] @ h[seen].T, h[seen] @ h[new].T)
+    np.testing.assert_allclose(found, noise.mean(1, keepdims=True) * np.ones(10), atol=1.0)
 
 
 def test_saved_and_loaded(rng, tmp_path):
@@ -90,3 +191,10 @@ def test_bad_features_are_named(rng):
         FeatureSimulator(h_train[:3], h_test).fit(runs)
     with pytest.raises(ValueError, match="transfer"):
         FeatureSimulator(penalty=1.0).fit(runs).transfer(h_train, h_test, runs.initial_loss)
+    fit = FeatureSimulator(h_train, h_test, penalty=1.0).fit(runs)
+    with pytest.raises(ValueError, match="initial_loss"):
+        fit.transfer(None, h_test)
+    with pytest.raises(ValueError, match="0 arrays of scores, but 1"):
+        fit.transfer(None, h_test, runs.initial_loss, np.ones((40, 12)))
+    with pytest.raises(ValueError, match="free"):
+        FeatureSimulator(free=2.0)

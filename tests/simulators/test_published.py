@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from conftest import synthetic_runs
+from families import synthetic_runs
 from sklearn.linear_model import Ridge
 
 from simfluence import AdditiveSimulator, LinearSimulator, MultiplicativeSimulator, RunSet
