@@ -2,5 +2,6 @@
 
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.scores import InfluenceScores
+from simfluence.attribution.tangent import tangent
 
-__all__ = ["InfluenceScores", "gradient_similarity"]
+__all__ = ["InfluenceScores", "gradient_similarity", "tangent"]

@@ -19,6 +19,7 @@ from simfluence.simulators.markov import (
     MultiplicativeSimulator,
     SimulationWarning,
 )
+from simfluence.simulators.tangent import Tangent
 
 SIMULATORS: dict[str, type[Simulator]] = {
     simulator.name: simulator
@@ -67,6 +68,7 @@ __all__ = [
     "PredictiveBands",
     "SimulationWarning",
     "Simulator",
+    "Tangent",
     "load_simulator",
     "make_simulator",
 ]
