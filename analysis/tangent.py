@@ -64,10 +64,7 @@ def main() -> None:
         runs = RunSet.load(RUNS / name)
         test = runs[len(runs) - HELD_OUT :]
         for count in options.runs:
-            if count and count > min(options.sizes):
-                sizes = [size for size in options.sizes if size >= count]
-            else:
-                sizes = options.sizes
+            sizes = [size for size in options.sizes if size >= count]
             coordinates = 10_000 if count else 20_000
             of = made(runs, options.cache / f"{name}-{count}.safetensors", count, coordinates)
             where = f"along {count} runs" if count else "at the initial weights"
