@@ -19,6 +19,7 @@ from simfluence.attribution.pbrf import proximal_bregman_response
 from simfluence.attribution.representations import representation_similarity
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.sparsity import power_law_tail, share_of_top, sparsity
+from simfluence.attribution.tangent import tangent
 from simfluence.attribution.text_similarity import bm25, candidates, filtered, tfidf
 from simfluence.attribution.tracin import tracin
 from simfluence.attribution.trak import trak
@@ -54,6 +55,7 @@ __all__ = [
     "selected_parameters",
     "share_of_top",
     "sparsity",
+    "tangent",
     "tfidf",
     "tracin",
     "trak",

@@ -21,6 +21,7 @@ from simfluence.simulators.markov import (
     SimulationWarning,
 )
 from simfluence.simulators.scored import ScoredSimulator
+from simfluence.simulators.tangent import Tangent
 
 SIMULATORS: dict[str, type[Simulator]] = {
     simulator.name: simulator
@@ -78,6 +79,7 @@ __all__ = [
     "ScoredSimulator",
     "SimulationWarning",
     "Simulator",
+    "Tangent",
     "load_simulator",
     "make_simulator",
 ]

@@ -20,6 +20,7 @@ from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
 from simfluence.simulators.deviation import USUAL_MEMORY, Chosen, DeviationSimulator, Fitting, Settings
 from simfluence.simulators.memory import recorded_memory
+from simfluence.simulators.tangent import Tangent
 
 MARGIN = 0.01  # how much lower, relatively, the error must be
 _SEARCH_ROWS = 1600
@@ -32,6 +33,8 @@ class AutoSimulator(DeviationSimulator):
     ----------
     scores : attribution scores [train, test], or a list of several; used where they help. Positive
         lowers the loss; any units.
+    tangent : Jacobians of all examples (``attribution.tangent``), which foretell most of what a
+        curriculum changes; used if it helps.
     redundancy : [train, train] ≥ 0, which examples stand for each other (blocks.py); used if it helps.
     max_rows : the grid of steps is thinned until the regression has about that many rows.
 
@@ -44,20 +47,24 @@ class AutoSimulator(DeviationSimulator):
     name: ClassVar[str] = "auto"
 
     def __init__(
-        self, scores: Any = None, redundancy: npt.ArrayLike | None = None, max_rows: int = 4000
+        self,
+        scores: Any = None,
+        redundancy: npt.ArrayLike | None = None,
+        tangent: Tangent | None = None,
+        max_rows: int = 4000,
     ) -> None:
-        super().__init__(scores=scores, redundancy=redundancy, max_rows=max_rows)
+        super().__init__(scores=scores, redundancy=redundancy, tangent=tangent, max_rows=max_rows)
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         self._read_arrays()
         self.selection_: list[dict[str, Any]] = []
-        fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows)
+        fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows, self.tangent)
         search = fitting
         most = max(8, _SEARCH_ROWS // max(len(fitting.recorded.grid) - 1, 1))
         if len(train) > most and validation is None:  # settings depend little on the number of runs
             part = train[np.linspace(0, len(train) - 1, most).astype(np.int64)]
             rows = self.max_rows * most // len(train)  # the same grid of steps
-            search = Fitting(part, None, self.scores_, self.redundancy_, rows)
+            search = Fitting(part, None, self.scores_, self.redundancy_, rows, self.tangent)
         best = self._search(search, train)
         start = best.penalty if np.isfinite(best.penalty) else 0.1
         self._keep(fitting, best if search is fitting else fitting.choose_penalty(best.settings, start=start))
@@ -104,6 +111,8 @@ class AutoSimulator(DeviationSimulator):
             yield {"means": tuple(number for number in everything if number != left_out)}
         if everything:
             yield {"means": ()}
+        if fitting.tangent is not None:
+            yield {"tangent": False}
         if np.ptp(fitting.rates) > 1e-6:
             yield {"rates": False}
 

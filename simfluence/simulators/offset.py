@@ -1,0 +1,76 @@
+"""Deviations from the mean trajectory that are known before any effect is fitted.
+
+With G_r(t, z) = g(losses) of run r as foretold (by a tangent, see tangent.py) and bars for means over the
+training runs,
+
+    g(L_r(t, z)) = c(t) (G_r(t, z) − Ḡ(t, z)) + …,      c(t) = Σ_r,z D_r d_r / Σ_r,z D_r²
+
+D = G − Ḡ, d = g(L) − mean, sums smoothed over t and drawn to c = 1 by the weight of one run. The rest is
+the regression's (regression.py). A run that is left out is offset by the c of the other runs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from simfluence.simulators.design import smooth
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Offset:
+    """Link space throughout.
+
+    average : Ḡ [step, test]. slope : c [point of the grid].
+    runs, left_out : c · D of each training run, [point, test], by the c of all runs and of the others.
+    """
+
+    average: Array
+    slope: Array
+    runs: list[Array]
+    left_out: list[Array]
+
+
+def offset(foretold: list[Array], losses: list[Array], grid: npt.NDArray[np.int64]) -> Offset:
+    """From G, one [step + 1, test] a run, and g(L), one [point, test] a run."""
+    average = _mean(foretold)
+    deviations = []
+    for own, loss in zip(foretold, losses, strict=True):
+        at = np.minimum(grid[: len(loss)], len(own) - 1)
+        deviations.append(own[at] - average[at])
+    mean = _mean(losses)
+    product, square = np.zeros((2, len(losses), len(grid)))
+    for number, (deviation, loss) in enumerate(zip(deviations, losses, strict=True)):
+        product[number, : len(loss)] = (deviation * (loss - mean[: len(loss)])).sum(1)
+        square[number, : len(loss)] = np.square(deviation).sum(1)
+    slope = _slope(product, square)
+    left_out = []
+    for number, deviation in enumerate(deviations):
+        others = np.arange(len(losses)) != number
+        without = _slope(product[others], square[others]) if others.any() else slope
+        left_out.append(without[: len(deviation), None] * deviation)
+    runs = [slope[: len(deviation), None] * deviation for deviation in deviations]
+    return Offset(average, slope, runs, left_out)
+
+
+def _mean(values: list[Array]) -> Array:
+    """Over the runs that reached a point."""
+    total = np.zeros((max(len(value) for value in values), values[0].shape[1]))
+    count = np.zeros((len(total), 1))
+    for value in values:
+        total[: len(value)] += value
+        count[: len(value)] += 1
+    return np.asarray(total / count, np.float64)
+
+
+def _slope(product: Array, square: Array) -> Array:
+    """c [point] of [run, point] sums."""
+    window = max(square.shape[1] // 6, 1)
+    product, extra = smooth(product.sum(0), window), smooth(square.mean(0), window)
+    square = smooth(square.sum(0), window)
+    tiny = 1e-12 * max(float(square.max()), 1e-300)
+    return np.clip((product + extra + tiny) / (square + extra + tiny), 0.0, 2.0)
