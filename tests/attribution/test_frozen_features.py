@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from simfluence.attribution import gradient_similarity
+from simfluence.attribution import LossesOnly, gradient_similarity
 from simfluence.attribution.frozen_features import adam_scale, gradient_features, text_features
 
 
@@ -50,7 +50,7 @@ def test_inner_products_are_kept_on_average(made) -> None:
     """Mean over seeds within four standard errors, and their spread within the bound that is stated."""
     model, examples = made
     losses = squared_errors(model)
-    exact = gradient_similarity(model, losses, examples[:4], examples[4:]).scores
+    exact = gradient_similarity(LossesOnly(model, losses), examples[:4], examples[4:]).scores
     norms = np.linalg.norm(gradients(model, examples), axis=1)
     sketched = []
     for seed in range(400):
