@@ -17,6 +17,7 @@ analysis/results/pbrf.csv as they come: an interrupted run goes on where it was.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -293,11 +294,11 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["diabetes", "cancer", "digits", "facts"])
     parser.add_argument("--conditions", nargs="+", type=int, default=[100, 1000])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="one seed of the smallest set, to /tmp")
+    parser.add_argument("--quick", action="store_true", help="one seed of the smallest set, elsewhere")
     arguments = parser.parse_args()
     csv = RESULTS / "pbrf.csv"
     if arguments.quick:
-        arguments.sets, arguments.seeds, csv = ["diabetes"], 1, Path("/tmp/simfluence-pbrf/pbrf.csv")
+        arguments.sets, arguments.seeds, csv = ["diabetes"], 1, Path(tempfile.mkdtemp()) / "pbrf.csv"
         arguments.conditions = [100]
     (csv.parent / "pbrf").mkdir(parents=True, exist_ok=True)
     for condition in arguments.conditions:

@@ -52,6 +52,8 @@ def recorded_checkpoints(
     """
     folder = Path(run_folder)
     kept = weight_steps(folder)
+    if steps is not None and not len(steps):
+        raise ValueError("expected at least one step, or none of them named for all checkpoints; got []")
     if missing := sorted(set(steps or ()) - set(kept)):
         raise RunDataError(f"{folder}: no weights were kept after step {missing[0]}, but after {kept}")
     if not kept:

@@ -21,6 +21,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from simfluence.attribution.gradients import example_gradients
+from simfluence.attribution.objective import LossesOnly
 from simfluence.recording.evaluator import undisturbed
 
 Array = npt.NDArray[np.float64]
@@ -86,9 +88,6 @@ def adam_scale(
 def _gradients(
     model: nn.Module, losses: Callable[[Sequence[Any]], Tensor], examples: Sequence[Any]
 ) -> Iterator[Tensor]:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with undisturbed(model):
-        for example in examples:
-            with torch.enable_grad():
-                parts = torch.autograd.grad(losses([example])[0], parameters, materialize_grads=True)
-            yield torch.cat([part.flatten() for part in parts]).float().cpu()
+    """float32 [parameter], one example after the other."""
+    for batch in example_gradients(LossesOnly(model, losses), examples, batch_size=1):
+        yield batch[0].float().cpu()

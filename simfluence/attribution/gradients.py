@@ -37,9 +37,21 @@ def example_gradients(
 
     Raises ValueError if there is nothing to differentiate with respect to.
     """
+    for _, gradients in losses_and_gradients(objective, examples, parameters, batch_size):
+        yield gradients
+
+
+def losses_and_gradients(
+    objective: Objective,
+    examples: Sequence[Any],
+    parameters: Sequence[str] | None = None,
+    batch_size: int = 8,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """As :func:`example_gradients`, with the losses before them, [example in batch]."""
     with tracer(objective, examples, parameters) as trace:
         for batch in trace.batches(examples, batch_size):
-            yield _flat(trace, trace(batch))
+            traced = trace(batch)
+            yield traced.losses.detach(), _flat(trace, traced)
 
 
 def gradient_similarity(

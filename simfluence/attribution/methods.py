@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simfluence.attribution.checkpoints import Checkpoint
+from simfluence.attribution.checkpoints import Checkpoint, weights_fingerprint
 from simfluence.attribution.ekfac import (
     EKFACFactors,
     LayerTokenScores,
@@ -25,11 +25,13 @@ from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.influence import influence as influence_function
 from simfluence.attribution.ngrams import ngram_similarity
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.representations import representation_similarity
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.text_similarity import bm25, candidates, filtered, tfidf
 from simfluence.attribution.tracin import tracin as tracin_scores
 from simfluence.attribution.trak import trak as trak_scores
+from simfluence.errors import RunDataError
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,23 @@ def kept_factors(
 ) -> EKFACFactors:
     """Factors from their file, if it is there; else made, and kept there.
 
-    Raises RunDataError if the file's are of other weights.
+    Raises RunDataError if the file's are of other weights, examples or settings.
     """
     if file is not None and Path(file).exists():
-        return EKFACFactors.load(file, objective.module)
+        found = EKFACFactors.load(file)
+        asked = {
+            "weights": weights_fingerprint(objective.module),
+            "fisher": options["fisher"],
+            "seed": options["seed"] if options["fisher"] == "true" else None,
+            "examples": len(examples),
+            "parameters": sorted(selected_parameters(objective.module, options["parameters"])),
+        }
+        there = {**found.about, "parameters": sorted(found.parameters)}
+        if other := [key for key, value in asked.items() if there[key] != value]:
+            raise RunDataError(
+                f"{file} has factors of other {' and '.join(other)}: delete it, or name another file"
+            )
+        return found.to(next(objective.module.parameters()).device)
     made = ekfac_factors(objective, examples, **options)
     if file is not None:
         Path(file).parent.mkdir(parents=True, exist_ok=True)

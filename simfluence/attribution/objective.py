@@ -9,6 +9,7 @@ themselves. Losses are of single examples, never means over a batch.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -87,7 +88,7 @@ class LossesOnly:
         return []
 
 
-class _Pairs:
+class _Pairs(ABC):
     """Examples are pairs (x, y) of tensors, or of a tensor and a number."""
 
     def __init__(self, module: nn.Module) -> None:
@@ -98,8 +99,9 @@ class _Pairs:
         outputs: Tensor = self.module(torch.stack([x for x, _ in examples]))
         return outputs
 
+    @abstractmethod
     def output_losses(self, outputs: Tensor, examples: Sequence[Any]) -> Tensor:
-        raise NotImplementedError
+        """[example]"""
 
     def losses(self, examples: Sequence[Any]) -> Tensor:
         return self.output_losses(self.outputs(examples), examples)

@@ -74,8 +74,11 @@ class InfluenceScores:
                 scores = file.get_tensor("scores")
         except (SafetensorError, OSError) as error:
             raise RunDataError(f"{path} is damaged or no safetensors file: {error}") from error
-        about = json.loads(metadata["about"])
-        return cls(scores, **{**about, "covers": tuple(about["covers"])})
+        try:
+            about = json.loads(metadata["about"])
+            return cls(scores, **{**about, "covers": tuple(about["covers"])})
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunDataError(f"{path} does not say what its scores are: {error}") from error
 
     def as_simulator(self, *, calibrated: bool = True) -> ScoredSimulator:
         """What the scores predict of training, to be fitted and compared as any simulator.

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from simfluence.attribution.objective import Losses
-from simfluence.recording.evaluator import undisturbed
+from simfluence.attribution.gradients import example_gradients, losses_and_gradients
+from simfluence.attribution.objective import Losses, LossesOnly
 from simfluence.simulators.tangent import Tangent, log_odds
 
 POINTS = (0, 2, 4, 8, 16, 32, 56, 80, 96, 128, 192, 256, 320)
@@ -81,8 +81,7 @@ def tangent(
             path.append(_weights(model)[chosen[0]])
             if step in points or not paths:
                 at.append(step)
-                with undisturbed(model):
-                    jacobian, odd = _jacobian(model, losses, examples, chosen[0], bar)
+                jacobian, odd = _jacobian(model, losses, examples, chosen[0], bar)
                 jacobians.append(jacobian)
                 odds.append(odd)
         bar.close()
@@ -95,23 +94,14 @@ def _choose(
     model: nn.Module, losses: Losses, train: Sequence[Any], coordinates: int, seed: int
 ) -> tuple[Tensor, Tensor]:
     """(which weights, 1/probability of each): the sample above."""
-    with undisturbed(model):
-        rows = np.unique(np.linspace(0, len(train) - 1, _PILOT).astype(int))
-        sizes = torch.stack([_gradient(model, losses, train[row])[0].abs() for row in rows]).mean(0)
+    rows = np.unique(np.linspace(0, len(train) - 1, _PILOT).astype(int))
+    pilots = example_gradients(LossesOnly(model, losses), [train[row] for row in rows], batch_size=1)
+    sizes = torch.cat([gradient.float().abs() for gradient in pilots]).mean(0)
     share = 0.5 * sizes / sizes.sum().clamp_min(torch.finfo(sizes.dtype).tiny) + 0.5 / len(sizes)
     probability = (coordinates * share).clamp_max(1.0).cpu()
     generator = torch.Generator().manual_seed(seed)
     chosen = (torch.rand(len(probability), generator=generator) < probability).nonzero()[:, 0]
     return chosen, 1 / probability[chosen]
-
-
-def _gradient(model: nn.Module, losses: Losses, example: Any) -> tuple[Tensor, float]:
-    """(∇L, flat [weight]; L)"""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    with torch.enable_grad():
-        loss = losses([example])[0]
-        parts = torch.autograd.grad(loss, parameters, materialize_grads=True)
-    return torch.cat([part.flatten() for part in parts]).float(), float(loss.detach())
 
 
 def _weights(model: nn.Module) -> Tensor:
@@ -124,8 +114,9 @@ def _jacobian(
 ) -> tuple[Tensor, Tensor]:
     """(J [example, coordinate], f [example])"""
     jacobian, values = torch.empty(len(examples), len(chosen)), torch.empty(len(examples))
-    for number, example in enumerate(examples):
-        gradient, loss = _gradient(model, losses, example)
+    found = losses_and_gradients(LossesOnly(model, losses), examples, batch_size=1)
+    for number, (values_of, gradients) in enumerate(found):
+        gradient, loss = gradients[0].float(), float(values_of[0])
         if not loss > 0:
             raise ValueError(
                 f"a tangent takes losses −log p, which are > 0; that of example {number} is {loss:g}"

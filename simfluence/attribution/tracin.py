@@ -93,6 +93,8 @@ def _check(checkpoints: Sequence[Checkpoint], curriculum: Curriculum | None, tra
     if not checkpoints:
         raise ValueError("TracIn needs at least one checkpoint, got none")
     steps = [checkpoint.step for checkpoint in checkpoints]
+    if unknown := [c.step for c in checkpoints if not np.isfinite(c.learning_rate)]:
+        raise ValueError(f"TracIn needs learning rates; that after step {unknown[0]} was not recorded")
     if len(set(steps)) < len(steps):
         raise ValueError(f"every checkpoint counts once, got steps {steps}")
     if curriculum is not None:

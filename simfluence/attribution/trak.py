@@ -35,6 +35,9 @@ from simfluence.recording.evaluator import undisturbed
 
 Output = Literal["margin", "loss"]
 
+_HELD = 2**27
+"""Numbers of gradients that are held for one projection."""
+
 
 def trak(
     objective: Objective,
@@ -90,9 +93,9 @@ def trak(
         with within:
             projected = Projection(size, dimension, (seed, number), projection)
             phi, phi_test = (
-                torch.cat([projected(part) for part in example_gradients(
+                torch.cat([projected(part) for part in _gathered(example_gradients(
                     features, examples, parameters=parameters, batch_size=batch_size
-                )]) for examples in (train, test)
+                ))]) for examples in (train, test)
             )  # fmt: skip
             fingerprints.append(weights_fingerprint(module))
             if output == "margin":
@@ -147,6 +150,18 @@ def _loaded(
     if checkpoints is None:
         return [nullcontext()]
     return [checkpoint.loaded(module) for checkpoint in checkpoints]
+
+
+def _gathered(batches: Iterator[Tensor]) -> Iterator[Tensor]:
+    """The same rows, as many at a time as ``_HELD`` allows: a large R is drawn anew for each time."""
+    held: list[Tensor] = []
+    for batch in batches:
+        held.append(batch)
+        if sum(part.numel() for part in held) + batch.numel() > _HELD:
+            yield torch.cat(held)
+            held = []
+    if held:
+        yield torch.cat(held)
 
 
 class _Features(LossesOnly):

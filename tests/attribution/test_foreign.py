@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from simfluence.attribution import import_scores
+from simfluence.attribution import InfluenceScores, import_scores
 from simfluence.errors import RunDataError
 
 OURS = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, -1.0]])  # [train, test]
@@ -93,3 +93,13 @@ def test_a_bergson_directory(tmp_path) -> None:
     bergson(tmp_path / "tokens", attribute_tokens=True)
     with pytest.raises(RunDataError, match="by token"):
         import_scores(tmp_path / "tokens", library="bergson")
+
+
+def test_a_damaged_description_is_named(tmp_path) -> None:
+    from safetensors.numpy import save_file
+
+    file = tmp_path / "scores.safetensors"
+    for about in ("{}", "torn", '{"method": "m", "covers": [], "surprise": 1}'):
+        save_file({"scores": np.ones((2, 2))}, file, {"format": "simfluence scores 1", "about": about})
+        with pytest.raises(RunDataError, match="does not say what its scores are"):
+            InfluenceScores.load(file)

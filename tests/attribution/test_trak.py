@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from importlib.util import find_spec
 
 import numpy as np
@@ -202,3 +203,13 @@ def test_examples_of_several_rows() -> None:
     for batch_size in (1, 4):
         found = trak(model, task.train, task.train, dimension=None, damping=0.1, batch_size=batch_size)
         np.testing.assert_allclose(found.scores, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_what_is_projected_at_once_changes_nothing(monkeypatch) -> None:
+    kind = "classification"
+    objective, train, test = network(kind), pairs(kind, 20), pairs(kind, 5, 1)
+    whole = trak(objective, train, test, dimension=16, batch_size=2).scores
+    monkeypatch.setattr(importlib.import_module("simfluence.attribution.trak"), "_HELD", 1)
+    np.testing.assert_allclose(
+        trak(objective, train, test, dimension=16, batch_size=2).scores, whole, rtol=1e-9
+    )

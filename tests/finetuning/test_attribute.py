@@ -118,6 +118,7 @@ def test_what_is_wrong_is_said(setting: Setting, recorded: Path, monkeypatch, ca
     monkeypatch.setattr("sys.argv", ["simfluence"])
     for options, told in (
         (["test_ids=[nobody]"], "there is no test example 'nobody'"),
+        (["steps=[]"], "at least one step"),
         (["steps=late"], "steps must be null, initial"),
         (["run_id=run-001"], "run-001 has no checkpoints"),
     ):
@@ -139,5 +140,11 @@ def test_factors_are_kept_and_parts_add_up(setting: Setting, tmp_path: Path) -> 
     for row, example in enumerate([2, 5]):
         assert len(setting.tokens(setting.train[example])) == parts.lengths[row]
     other = replace(setting, checkpoints=setting.checkpoints[:1])
-    with pytest.raises(RunDataError, match="made with other weights"):
+    with pytest.raises(RunDataError, match="other weights: delete it"):
         attribute(other, "ekfac", factors=file)
+    for changed, what in (
+        ({"fisher": "empirical"}, "fisher and seed"),
+        ({"parameters": ["head*"]}, "parameters"),
+    ):
+        with pytest.raises(RunDataError, match=f"other {what}: delete it"):
+            attribute(setting, "ekfac", factors=file, **changed)
