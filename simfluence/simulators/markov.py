@@ -296,8 +296,10 @@ class MarkovSimulator(Simulator):
         curricula: Sequence[Curriculum],
         initial_loss: Array,
         learning_rate: npt.ArrayLike | None = None,
+        out: Array | None = None,
     ) -> Array:
-        """``learning_rate`` [step] or [run, step], with ``rate_scaled``; None: the training runs' mean."""
+        """``learning_rate`` [step] or [run, step], with ``rate_scaled``; None: the training runs' mean.
+        ``out`` float64 [run, step + 1, test] is where to write the losses, if there is memory at hand."""
         slope = self.A_ - 1 / self.batch_size_ if self.free_slope else None
         losses = simulate_linear(
             curricula,
@@ -308,6 +310,7 @@ class MarkovSimulator(Simulator):
             rates=self._rates(curricula, learning_rate),
             clip=None if self.clip is None else self._widened_range(0.1),
             progress=True,
+            out=out,
         )
         if (wild := int(self._far_outside(losses).sum())) > 0:
             low, high = self.loss_range_

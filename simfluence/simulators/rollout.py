@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +10,14 @@ import torch
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
+from simfluence.simulators.threads import in_threads, pieces
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
-_CHUNK_BYTES = 2**23  # of effects held at once by a thread
+_CHUNK_BYTES = 2**23  # of losses that a thread simulates at once
+_TABLE_BYTES = 2**19  # of A' and B that should stay in a core's cache
+_VECTOR = 64  # columns at least, of a part of them
 _PROGRESS_AFTER = 2.0  # seconds
 
 
@@ -34,10 +36,14 @@ def roll_out(
     -------
     [run, step + 1, test]; a rollout that leaves the range of floats is inf, never an error here.
     """
-    a, b = (None if part is None else torch.from_numpy(np.ascontiguousarray(part)) for part in (alpha, beta))
-    runs, steps, tests = (alpha if alpha is not None else beta).shape  # type: ignore[union-attr]
-    losses = np.empty((runs, steps + 1, tests))
-    _recur(a, b, torch.from_numpy(np.array(initial_loss, np.float64)), clip, torch.from_numpy(losses))
+    shape = (alpha if alpha is not None else beta).shape  # type: ignore[union-attr]
+    losses = np.empty((shape[0], shape[1] + 1, shape[2]))
+    losses[:, 0] = initial_loss
+    with np.errstate(over="ignore", invalid="ignore"):
+        for step in range(shape[1]):
+            after = losses[:, step] if alpha is None else alpha[:, step] * losses[:, step]
+            after = after if beta is None else after + beta[:, step]
+            losses[:, step + 1] = after if clip is None else np.clip(after, *clip)
     return losses
 
 
@@ -51,6 +57,7 @@ def simulate_linear(
     rates: Array | None = None,
     clip: tuple[float, float] | None = None,
     progress: bool = False,
+    out: Array | None = None,
 ) -> Array:
     """L_t − L_{t-1} = ρ_t Σ_{i∈c_t} (A'_i L_{t-1} + B_i) for many curricula, a few at a time.
 
@@ -64,79 +71,56 @@ def simulate_linear(
     rates : ρ, [run, step], factors of the effects; None for 1.
     clip : bounds that every L_t is moved into, if given.
     progress : whether to show it, where it takes long.
+    out : where to write the answer, if at hand: fresh memory can cost more than the arithmetic.
 
     Returns
     -------
     [run, step + 1, test]; after a curriculum's end its last loss; inf where a rollout leaves the range
     of floats.
     """
+    from simfluence.simulators.rollout_kernel import roll_out_into  # compiles, where it is first needed
+
     steps, tests = max(len(curriculum) for curriculum in curricula), initial_loss.shape[1]
-    losses = np.empty((len(curricula), steps + 1, tests))
-    answer, start = torch.from_numpy(losses), torch.from_numpy(np.array(initial_loss, np.float64))
-    parts = [torch.from_numpy(np.ascontiguousarray(part)) for part in (slope, intercept) if part is not None]
-    table = torch.cat(parts, dim=1)
-    size = max(1, _CHUNK_BYTES // (8 * steps * table.shape[1]))
+    losses = np.empty((len(curricula), steps + 1, tests)) if out is None else out
+    tables = [None if table is None else _flat(table) for table in (slope, intercept)]
+    blocks = pieces(tests, max(_VECTOR, _TABLE_BYTES // (16 * curricula[0].n_examples) // _VECTOR * _VECTOR))
+    low, high = (-np.inf, np.inf) if clip is None else clip
 
-    def fill(first: int) -> None:
-        runs = slice(first, first + size)
-        weights = None if rates is None else rates[runs]
-        effects = _summed(table, curricula[runs], steps, batch_size, weights)
-        effect = iter(effects.view(-1, steps, len(parts), tests).unbind(2))
-        alpha = None if slope is None else next(effect).add_(1.0)
-        _recur(alpha, None if intercept is None else next(effect), start[runs], clip, answer[runs])
+    def fill(runs: slice) -> None:
+        losses[runs, 0] = initial_loss[runs]
+        rows = _batches(curricula[runs], batch_size, None if rates is None else rates[runs])
+        for block in blocks:
+            roll_out_into(losses[runs], (block.start, block.stop), *tables, *rows, low, high)
 
-    starts = range(0, len(curricula), size)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        done = map(fill, starts) if len(starts) == 1 else pool.map(fill, starts)
-        for _ in tqdm(
-            done, "simulate", len(starts), delay=_PROGRESS_AFTER, leave=False, disable=not progress
-        ):
-            pass
+    share = -(-len(curricula) // torch.get_num_threads())
+    parts = pieces(len(curricula), min(share, _CHUNK_BYTES // losses[0].nbytes))
+    done = in_threads(fill, parts)
+    for _ in tqdm(done, "simulate", len(parts), delay=_PROGRESS_AFTER, leave=False, disable=not progress):
+        pass
     return losses
 
 
-def _recur(
-    alpha: torch.Tensor | None,
-    beta: torch.Tensor | None,
-    initial_loss: torch.Tensor,
-    clip: tuple[float, float] | None,
-    losses: torch.Tensor,
-) -> None:
-    """Fill losses [run, step + 1, test] from α, β [run, step, test] and L_0 [run, test]."""
-    losses[:, 0] = initial_loss
-    slopes = None if alpha is None else alpha.unbind(1)
-    intercepts = None if beta is None else beta.unbind(1)
-    for step, (before, after) in enumerate(itertools.pairwise(losses.unbind(1))):
-        if slopes is None:
-            torch.add(before, intercepts[step], out=after)  # type: ignore[index]
-        elif intercepts is None:
-            torch.mul(before, slopes[step], out=after)
-        else:
-            torch.addcmul(intercepts[step], slopes[step], before, out=after)
-        if clip is not None:
-            after.clamp_(*clip)
+def _flat(table: Array) -> Array:
+    """A table [train, test], below it a row of zeros, one row after the other."""
+    return np.concatenate([np.asarray(table, np.float64).ravel(), np.zeros(table.shape[1])])
 
 
-def _summed(
-    table: torch.Tensor,
-    curricula: Sequence[Curriculum],
-    steps: int,
-    batch_size: float | None,
-    rates: Array | None,
-) -> torch.Tensor:
-    """w_t Σ_{i∈c_t} table[i], [run × step, column]; 0 after a curriculum's end.
-
-    Torch's sums of embeddings are vectorised as scipy's sparse products are not.
-    """
-    examples = torch.from_numpy(np.concatenate([curriculum.examples for curriculum in curricula]))
-    sizes = np.zeros((len(curricula), steps), np.int64)
-    for row, curriculum in zip(sizes, curricula, strict=True):
-        row[: len(curriculum)] = curriculum.batch_sizes
-    ends = torch.from_numpy(np.concatenate([[0], np.cumsum(sizes)]))
-    summed = torch.nn.functional.embedding_bag(
-        examples.long(), table, ends, mode="sum", include_last_offset=True
-    )
-    weight = np.ones((len(curricula), steps)) if batch_size is None else batch_size / np.maximum(sizes, 1)
+def _batches(
+    curricula: Sequence[Curriculum], batch_size: float | None, rates: Array | None
+) -> tuple[IntArray, IntArray, IntArray, Array]:
+    """examples, bounds, begins and weights, as the kernel takes them."""
+    begins = np.cumsum([0, *(len(curriculum.offsets) - 1 for curriculum in curricula)])
+    lengths = np.diff(begins)
+    offsets = np.concatenate([curriculum.offsets for curriculum in curricula])
+    sizes = np.delete(np.diff(offsets), begins[1:-1] + np.arange(len(curricula) - 1))  # not between runs
+    examples = np.concatenate([curriculum.examples for curriculum in curricula])
+    bounds = np.concatenate([[0], np.cumsum(-(-sizes // 4) * 4)])
+    if bounds[-1] > len(examples):
+        filled = np.full(bounds[-1], curricula[0].n_examples)
+        shift = bounds[:-1] - np.concatenate([[0], np.cumsum(sizes)[:-1]])
+        filled[np.arange(len(examples)) + np.repeat(shift, sizes)] = examples
+        examples = filled
+    weights = np.ones(len(sizes)) if batch_size is None else batch_size / sizes
     if rates is not None:
-        weight = weight * np.where(sizes > 0, rates[:, :steps], 0.0)
-    return summed if (weight == 1).all() else summed.mul_(torch.from_numpy(weight.reshape(-1, 1)))
+        weights = weights * rates[:, : lengths.max()][np.arange(lengths.max()) < lengths[:, None]]
+    return examples, bounds, begins, weights

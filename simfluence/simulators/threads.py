@@ -1,0 +1,29 @@
+"""Work in as many threads as torch uses: for loops that release the interpreter's lock."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+
+Task = TypeVar("Task")
+
+
+def in_threads(work: Callable[[Task], Any], tasks: Sequence[Task]) -> Iterable[Any]:
+    """``work`` on every task; what it returns, in order."""
+    threads = min(torch.get_num_threads(), len(tasks))
+    return map(work, tasks) if threads <= 1 else _pooled(work, tasks, threads)
+
+
+def _pooled(work: Callable[[Task], Any], tasks: Sequence[Task], threads: int) -> Iterable[Any]:
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(work, tasks)
+
+
+def pieces(length: int, size: int) -> list[slice]:
+    """0 .. length cut into slices of at most ``size`` (at least 1)."""
+    edges = [*range(0, length, max(size, 1)), length]
+    return [slice(a, b) for a, b in itertools.pairwise(edges)]
