@@ -2,14 +2,15 @@
 
 Every candidate is scored by its leave-one-run-out rollouts (and those of validation runs, if given), with a
 penalty of its own. Starting from what is usually best, one setting is changed at a time, and a change is
-kept if it lowers the error by more than a percent. The mean trajectory is among the candidates of every
-step (penalty inf), so that a set from which nothing can be learnt about curricula gets just that.
+kept if it lowers the error by more than a percent; then so for effects beside a surrogate (alternation.py),
+and the better of the two is taken. The mean trajectory is among the candidates of every step (penalty inf),
+so that a set from which nothing can be learnt about curricula gets just that.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
@@ -18,11 +19,14 @@ import pandas as pd
 
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
-from simfluence.simulators.deviation import USUAL_MEMORY, Chosen, DeviationSimulator, Fitting, Settings
-from simfluence.simulators.memory import recorded_memory
+from simfluence.simulators.alternation import Alternated, cross_fitted
+from simfluence.simulators.deviation import DeviationSimulator
+from simfluence.simulators.fitting import Chosen, Fitting, Settings
+from simfluence.simulators.memory import USUAL_MEMORY, recorded_memory
 from simfluence.simulators.tangent import Tangent
 
 MARGIN = 0.01  # how much lower, relatively, the error must be
+NEARLY = 0.2  # how much higher it may be to be worth improving
 _SEARCH_ROWS = 1600
 
 
@@ -65,23 +69,57 @@ class AutoSimulator(DeviationSimulator):
             part = train[np.linspace(0, len(train) - 1, most).astype(np.int64)]
             rows = self.max_rows * most // len(train)  # the same grid of steps
             search = Fitting(part, None, self.scores_, self.redundancy_, rows, self.tangent)
-        best = self._search(search, train)
-        start = best.penalty if np.isfinite(best.penalty) else 0.1
-        self._keep(fitting, best if search is fitting else fitting.choose_penalty(best.settings, start=start))
+        best, turns = self._search(search, train)
+        if search is not fitting:
+            if turns and (turns := cross_fitted(fitting, **turns.again)):
+                fitting.foretold["surrogate"] = turns.foretold
+            best = fitting.choose_penalty(best.settings, start=_start(best))
+        self.turns_ = turns.again if turns else {}
+        self._keep(fitting, best)
 
-    def _search(self, fitting: Fitting, train: RunSet) -> Chosen:
+    def _search(self, fitting: Fitting, train: RunSet) -> tuple[Chosen, Alternated | None]:
+        """The best member, and the surrogate if it has one."""
+        unknown = recorded_memory(train) is None
         beta, corrected = recorded_memory(train) or (USUAL_MEMORY, True)
-        settings = Settings(memory=beta, corrected=corrected, means=tuple(range(len(fitting.scores))))
+        settings = Settings(
+            memory=beta,
+            corrected=corrected,
+            means=tuple(range(len(fitting.scores))),
+            offset="tangent" if "tangent" in fitting.foretold else "",
+        )
         best = fitting.choose_penalty(settings)
         self._note("start", best, True)
         if len(train) == 1:
-            return best
-        for change in self._changes(fitting, train):
+            return best, None
+        best = self._improve(fitting, best, self._changes(fitting, train))
+        turns = cross_fitted(fitting, (best.settings.memory if unknown else beta, corrected))
+        if turns is None:
+            return best, None
+        fitting.foretold["surrogate"] = turns.foretold
+        beside = self._beside_surrogate(fitting, best, turns)
+        return (best, None) if beside is None else (beside, turns)
+
+    def _beside_surrogate(self, fitting: Fitting, best: Chosen, turns: Alternated) -> Chosen | None:
+        """The best member with that surrogate; None unless it is better than ``best``."""
+        tried_before = len(self.selection_)
+        settings = dataclasses.replace(best.settings, blocks=("examples",), link="log_odds", decay=0.1)
+        other = fitting.choose_penalty(dataclasses.replace(settings, **turns.change), start=0.1)
+        self._note("offset surrogate", other, True)
+        if other.error < (1 + NEARLY) * best.error:
+            other = self._improve(fitting, other, self._changes_of_the_rest())
+        if other.error < (1 - MARGIN) * best.error:
+            return other
+        for tried in self.selection_[tried_before:]:
+            tried["kept"] = False
+        return None
+
+    def _improve(self, fitting: Fitting, best: Chosen, changes: Iterable[dict[str, Any]]) -> Chosen:
+        """The best after these changes, one after the other, each kept if it pays."""
+        for change in changes:
             settings = dataclasses.replace(best.settings, **change)
             if settings == best.settings:
                 continue
-            start = best.penalty if np.isfinite(best.penalty) else 0.1
-            tried = fitting.choose_penalty(settings, start=start)
+            tried = fitting.choose_penalty(settings, start=_start(best))
             kept = tried.error < (1 - MARGIN) * best.error
             self._note(", ".join(f"{key} {value}" for key, value in change.items()), tried, kept)
             best = tried if kept else best
@@ -111,10 +149,21 @@ class AutoSimulator(DeviationSimulator):
             yield {"means": tuple(number for number in everything if number != left_out)}
         if everything:
             yield {"means": ()}
-        if fitting.tangent is not None:
-            yield {"tangent": False}
+        if "tangent" in fitting.foretold:
+            yield {"offset": ""}
         if np.ptp(fitting.rates) > 1e-6:
             yield {"rates": False}
+
+    @staticmethod
+    def _changes_of_the_rest() -> Iterator[dict[str, Any]]:
+        """What is tried, in this order, of the effects on what a surrogate leaves over."""
+        yield {"link": "identity"}
+        for noise_memory in (0.8, 0.5, 0.0, 0.97):
+            yield {"noise_memory": noise_memory}
+        for decay in (0.0, 0.3):
+            yield {"decay": decay}
+        yield {"blocks": ("examples", "groups")}
+        yield {"means": ()}
 
     def _note(self, change: str, chosen: Chosen, kept: bool) -> None:
         self.selection_.append(
@@ -141,3 +190,8 @@ class AutoSimulator(DeviationSimulator):
         for row in frame.itertuples():
             lines.append(f"  {'kept' if row.kept else 'no  '}  {row.error:.4g}  {row.change}")
         return "\n".join(lines)
+
+
+def _start(best: Chosen) -> float:
+    """The penalty to begin with near a fit."""
+    return best.penalty if np.isfinite(best.penalty) else 0.1

@@ -61,9 +61,11 @@ class Features:
         """m̂ times the relative learning rate, float [step, train]."""
         return self._act(count_matrix([curriculum], self.batch_size).toarray())
 
-    def __call__(self, curriculum: Curriculum) -> Array:
-        """float [step, column]"""
+    def __call__(self, curriculum: Curriculum, weights: Array | None = None) -> Array:
+        """float [step, column]; weights [step, train] are of the uses, 1 each if not given."""
         counts = count_matrix([curriculum], self.batch_size).toarray()
+        if weights is not None:
+            counts = counts * weights
         remembered = self._act(counts)
         columns = []
         for block in self.blocks:

@@ -16,34 +16,18 @@ import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum
 from simfluence.runs import RunSet
+from simfluence.simulators.alternation import cross_fitted
 from simfluence.simulators.base import Array, Simulator
-from simfluence.simulators.blocks import BLOCKS, Features, membership
-from simfluence.simulators.design import Recorded, record_on_grid
-from simfluence.simulators.effects import LINKS, Model, link, simulate
-from simfluence.simulators.memory import check_beta, recorded_memory, relative_rates
-from simfluence.simulators.offset import Offset, offset
-from simfluence.simulators.regression import LeftOut, Regression
-from simfluence.simulators.tangent import Tangent, Update, recorded_update
+from simfluence.simulators.blocks import BLOCKS
+from simfluence.simulators.effects import LINKS, Model, simulate
+from simfluence.simulators.fitting import Chosen, Fitting, Settings, as_scores, make_features
+from simfluence.simulators.memory import USUAL_MEMORY, check_beta, recorded_memory
+from simfluence.simulators.offset import Foreteller
+from simfluence.simulators.surrogate import Surrogate
+from simfluence.simulators.tangent import Tangent, TangentTraining
 
-PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 3.5, 0.5))
-USUAL_MEMORY = 0.9  # Adam's default β₁, where the optimizer is not known
 _CURRICULA_AT_ONCE = 2**27  # bytes of features
-_TANGENT = "tangent_"  # begins the names of its arrays among the fitted values
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """One member of the family. See ``DeviationSimulator`` for what they mean."""
-
-    blocks: tuple[str, ...] = ("examples",)
-    memory: float = USUAL_MEMORY
-    corrected: bool = True
-    noise_memory: float = 0.9
-    decay: float = 0.3
-    link: str = "identity"
-    rates: bool = True
-    means: tuple[int, ...] = ()  # which of the scores, see Fitting.scores
-    tangent: bool = True  # whether to use it, if there is one
+FORETELLERS: dict[str, type[Foreteller]] = {"tangent": TangentTraining, "surrogate": Surrogate}
 
 
 class DeviationSimulator(Simulator):
@@ -63,6 +47,8 @@ class DeviationSimulator(Simulator):
     redundancy : [train, train] ≥ 0 for the block "seen"; row i: how much use of j counts as use of i.
     tangent : Jacobians (``attribution.tangent``) that foretell most of what a curriculum changes; the
         effects are fitted to the rest.
+    surrogate : whether a small model that has such effects, trained along each curriculum, foretells
+        most of it (surrogate.py); with fewer than 4 runs, or losses ≤ 0, there is none.
     max_rows : the grid of steps is thinned until the regression has about that many rows.
 
     Attributes
@@ -88,6 +74,7 @@ class DeviationSimulator(Simulator):
         blocks: Sequence[str] = ("examples",),
         redundancy: npt.ArrayLike | None = None,
         tangent: Tangent | None = None,
+        surrogate: bool = False,
         max_rows: int = 4000,
     ) -> None:
         if penalty is not None and not penalty > 0:
@@ -110,6 +97,7 @@ class DeviationSimulator(Simulator):
         self.blocks = list(blocks)
         self.redundancy = redundancy
         self.tangent = tangent
+        self.surrogate = surrogate
         self.max_rows = max_rows
 
     # ------------------------------------------------------------------------------------ fitting
@@ -126,9 +114,15 @@ class DeviationSimulator(Simulator):
             noise_memory=self.noise_memory,
             decay=self.decay,
             link=self.link,
+            offset="tangent" if self.tangent is not None else "",
         )
         fitting = self._fitting(train, validation)
         settings = dataclasses.replace(settings, means=tuple(range(len(fitting.scores))))
+        turns = cross_fitted(fitting, (beta, corrected)) if self.surrogate else None
+        if turns:
+            fitting.foretold["surrogate"] = turns.foretold
+            settings = dataclasses.replace(settings, **turns.change)
+        self.turns_ = turns.again if turns else {}
         self._keep(fitting, fitting.choose_penalty(settings, self.penalty))
 
     def _fitting(self, train: RunSet, validation: RunSet | None) -> Fitting:
@@ -139,7 +133,15 @@ class DeviationSimulator(Simulator):
         """A copy with the same settings and penalty, fitted to other runs over the same examples."""
         fitting = self._fitting(train, None)
         other = copy.copy(self)
-        other._keep(fitting, fitting.choose_penalty(Settings(**self.settings_), self.penalty_))
+        settings = Settings(**self.settings_)
+        if settings.offset == "surrogate":
+            turns = cross_fitted(fitting, **self.turns_)
+            if turns is None:
+                settings = dataclasses.replace(settings, offset="")
+            else:
+                fitting.foretold["surrogate"] = turns.foretold
+                settings = dataclasses.replace(settings, **turns.change)
+        other._keep(fitting, fitting.choose_penalty(settings, self.penalty_))
         return other
 
     def _read_arrays(self) -> None:
@@ -163,12 +165,12 @@ class DeviationSimulator(Simulator):
     def _keep(self, fitting: Fitting, chosen: Chosen) -> None:
         """Everything that simulating and saving take, as fitted attributes."""
         self.settings_ = dataclasses.asdict(chosen.settings)
-        self.tangent_: dict[str, Any] = {}
-        if fitting.tangent is not None and fitting.update is not None:
-            self.tangent_ = {"update": dataclasses.asdict(fitting.update), **fitting.tangent.plain()}
-            self.learning_rates_ = fitting.learning_rates
-            for name, values in fitting.tangent.arrays().items():
-                setattr(self, f"{_TANGENT}{name}_", values)
+        self.foreteller_: dict[str, Any] = {}
+        if chosen.settings.offset:
+            by = fitting.foretold[chosen.settings.offset].by
+            self.foreteller_ = by.plain()
+            for name, values in by.arrays().items():
+                setattr(self, f"foreteller_{name}_", values)
         self.kinship_ = fitting.scores[len(self.scores_) :]
         self.penalty_ = chosen.penalty
         self.penalty_errors_ = {f"{p:g}": error for p, error in sorted(chosen.errors.items())}
@@ -185,6 +187,14 @@ class DeviationSimulator(Simulator):
         for number, losses in enumerate(runs):
             self.left_out_rollouts_[number, : len(losses)] = losses
 
+    def _foreteller(self) -> Foreteller | None:
+        """What the fit is offset by."""
+        if not self.settings_["offset"]:
+            return None
+        names = [name for name in vars(self) if name.startswith("foreteller_") and name != "foreteller_"]
+        arrays = {name.removeprefix("foreteller_")[:-1]: getattr(self, name) for name in names}
+        return FORETELLERS[self.settings_["offset"]].restored(arrays, self.foreteller_)
+
     # --------------------------------------------------------------------------------- simulating
 
     def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
@@ -193,16 +203,13 @@ class DeviationSimulator(Simulator):
             settings, self.n_train_, self.batch_size_, self.rates_, self.groups_, self.redundancy_
         )
         model = Model(**{f.name: getattr(self, f"{f.name}_") for f in dataclasses.fields(Model)})
+        by = self._foreteller()
         steps = max(len(curriculum) for curriculum in curricula)
         size = max(1, _CURRICULA_AT_ONCE // (8 * steps * len(self.center_)))
         losses = np.full((len(curricula), steps + 1, self.n_test_), np.nan)
         for start in range(0, len(curricula), size):
             part = list(curricula[start : start + size])
             initial = initial_loss[start : start + size]
-            foretold = None
-            if self.tangent is not None and settings.tangent:
-                update = Update(**self.tangent_["update"])
-                foretold = self.tangent.simulate(part, initial, update, self.learning_rates_)
             simulated = simulate(
                 model,
                 features,
@@ -213,7 +220,8 @@ class DeviationSimulator(Simulator):
                 self.grid_,
                 part,
                 initial,
-                foretold,
+                by.simulate(part, initial) if by else None,
+                by.teaching(part) if by else None,
             )
             losses[start : start + size, : simulated.shape[1]] = simulated
         return losses
@@ -227,201 +235,9 @@ class DeviationSimulator(Simulator):
 
     def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
         super()._restore(arrays, plain)
-        if self.tangent_:
-            names = [name for name in arrays if name.startswith(_TANGENT)]
-            self.tangent = Tangent.restored(
-                {name.removeprefix(_TANGENT)[:-1]: arrays[name] for name in names}, self.tangent_
-            )
+        by = self._foreteller()
+        if isinstance(by, TangentTraining):
+            self.tangent = by.tangent
         self.scores = list(self.scores_) or None  # so that a loaded simulator can be fitted again
         self.redundancy = self.redundancy_ if self.redundancy_.size else None
         return self
-
-
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """A fitted member of the family; errors: λ → all-steps MSE of those tried."""
-
-    settings: Settings
-    penalty: float
-    errors: dict[float, float]
-    model: Model
-    left_out: LeftOut | None
-
-    @property
-    def error(self) -> float:
-        return self.errors.get(self.penalty, np.inf)
-
-
-class Fitting:
-    """Recorded runs, made ready once for fitting many settings.
-
-    Parameters
-    ----------
-    scores : [array, train, test]; redundancy : [train, train] or empty.
-
-    Attributes
-    ----------
-    scores : the given ones, and last, where training and test examples share groups, 1 for those pairs.
-    """
-
-    def __init__(
-        self,
-        train: RunSet,
-        validation: RunSet | None,
-        scores: Array,
-        redundancy: Array,
-        max_rows: int,
-        tangent: Tangent | None = None,
-    ) -> None:
-        self.train = train
-        self.validation = validation
-        kinship = common_groups(train)
-        self.scores = scores if kinship is None else np.concatenate([scores, kinship[None]])
-        self.redundancy = redundancy
-        self.recorded: Recorded = record_on_grid(train, max_rows)
-        self.batch_size = float(np.median(np.concatenate([c.batch_sizes for c in train.curricula])))
-        self.rates = relative_rates(train)
-        self.groups = membership(train.train.frame["group"].tolist())
-        start = np.stack([losses[0] for losses in self.recorded.losses])
-        later = np.concatenate([losses[1:] - start.mean(0) for losses in self.recorded.losses])
-        self.with_initial = bool(len(train) > 2 and start.std(0).mean() > 0.02 * later.std(0).mean())
-        self.tangent, self.update, self.learning_rates = tangent, None, np.empty(0)
-        self.foretold: list[Array] = []
-        if tangent is not None:
-            self.update, self.learning_rates = recorded_update(train)
-            names = [run.id for run in train]
-            losses = tangent.simulate(train.curricula, start, self.update, self.learning_rates, names)
-            self.foretold = [losses[number, : len(run) + 1] for number, run in enumerate(train)]
-
-    def offset(self, settings: Settings) -> Offset | None:
-        """What the tangent foretells of the training runs, in the link's space."""
-        if self.tangent is None or not settings.tangent:
-            return None
-        foretold = [link(losses, settings.link) for losses in self.foretold]
-        losses = [link(losses, settings.link) for losses in self.recorded.losses]
-        return offset(foretold, losses, self.recorded.grid)
-
-    def features(self, settings: Settings) -> Features:
-        n_train = len(self.train.train)
-        return make_features(settings, n_train, self.batch_size, self.rates, self.groups, self.redundancy)
-
-    def regression(self, settings: Settings) -> Regression:
-        return Regression.of(
-            self.train,
-            self.recorded,
-            self.features(settings),
-            self.scores[list(settings.means)],
-            with_initial=self.with_initial,
-            noise_memory=settings.noise_memory,
-            decay=settings.decay,
-            link=settings.link,
-            offset=self.offset(settings),
-        )
-
-    def simulate(
-        self, settings: Settings, model: Model, curricula: Sequence[Curriculum], initial_loss: Array
-    ) -> Array:
-        """Losses [run, step + 1, test] under a member of the family that was fitted here."""
-        foretold = None
-        if self.tangent is not None and self.update is not None and settings.tangent:
-            foretold = self.tangent.simulate(curricula, initial_loss, self.update, self.learning_rates)
-        return simulate(
-            model,
-            self.features(settings),
-            self.scores[list(settings.means)],
-            self.with_initial,
-            settings.decay,
-            settings.link,
-            self.recorded.grid,
-            list(curricula),
-            initial_loss,
-            foretold,
-        )
-
-    def choose_penalty(self, settings: Settings, penalty: float | None = None, start: float = 0.01) -> Chosen:
-        """The member with this λ, or with the one of least error: from ``start`` both ways downhill."""
-        regression = self.regression(settings)
-        fits: dict[float, tuple[float, Model, LeftOut | None]] = {}
-
-        def error(value: float) -> float:
-            if value not in fits:
-                try:
-                    model, left_out = regression.solve(value)
-                except ValueError:  # numerically singular: λ too small
-                    return np.inf
-                fits[value] = (self._error(settings, model, left_out), model, left_out)
-            return fits[value][0]
-
-        if penalty is None and len(self.train) == 1 and self.validation is None:
-            penalty = np.inf  # nothing says what curricula change
-        if penalty is not None:
-            error(penalty)
-            if penalty not in fits:
-                raise ValueError(f"the penalty {penalty:g} is too small for a stable solution")
-            best = penalty
-        else:
-            at = int(np.argmin(np.abs(np.log(np.array(PENALTIES) / start))))
-            for way in (-1, 1):
-                while 0 <= at + way < len(PENALTIES) and error(PENALTIES[at + way]) < error(PENALTIES[at]):
-                    at += way
-            best = min((PENALTIES[at], np.inf), key=error)
-        errors = {value: fit[0] for value, fit in fits.items()}
-        return Chosen(settings, best, errors, fits[best][1], fits[best][2])
-
-    def _error(self, settings: Settings, model: Model, left_out: LeftOut | None) -> float:
-        """All-steps MSE of rollouts over the training runs, each left out, and the validation runs."""
-        left_out_error = np.nan if left_out is None else left_out.error
-        if self.validation is None:
-            return left_out_error
-        runs = self.validation
-        simulated = self.simulate(settings, model, runs.curricula, runs.initial_loss.astype(np.float64))
-        known = np.isfinite(runs.loss[:, 1:])
-        error = float(np.square(simulated - runs.loss)[:, 1:][known].mean())
-        if left_out is None:
-            return error
-        together = len(self.train) + len(runs)
-        return (len(self.train) * left_out_error + len(runs) * error) / together
-
-
-def make_features(
-    settings: Settings, n_train: int, batch_size: float, rates: Array, groups: Array | None, redundancy: Array
-) -> Features:
-    blocks = [block for block in settings.blocks if block != "groups" or (groups is not None and groups.size)]
-    return Features(
-        n_train=n_train,
-        blocks=blocks,
-        beta=settings.memory,
-        corrected=settings.corrected,
-        batch_size=batch_size,
-        rates=rates if settings.rates else np.ones(1),
-        groups=groups,
-        redundancy=redundancy if redundancy.size else None,
-    )
-
-
-def common_groups(runs: RunSet) -> Array | None:
-    """float [train, test]: 1 where both are of one group; None if no test example's group is trained on,
-    or all are."""
-    train, test = (np.asarray(table.frame["group"], dtype=str) for table in (runs.train, runs.test))
-    same = (train[:, None] == test[None]) & (train != "")[:, None]
-    return same.astype(np.float64) if same.any() and not same.all() else None
-
-
-def as_scores(scores: Any, shape: tuple[int, int]) -> Array:
-    """[array, train, test] of one or several arrays of scores, or things that have ``.scores``; or none.
-
-    Raises ValueError for another shape, or values that are not finite.
-    """
-    if scores is None:
-        return np.empty((0, *shape))
-    several = scores if isinstance(scores, list | tuple) else [scores]
-    arrays = [np.asarray(getattr(one, "scores", one), np.float64) for one in several]
-    if arrays and arrays[0].ndim == 3 and len(arrays) == 1:
-        arrays = list(arrays[0])
-    for array in arrays:
-        if array.shape != shape:
-            raise ValueError(f"scores must be [train, test] = {shape}, got {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError("scores must be finite")
-    scaled = [array / max(np.sqrt(np.square(array).mean()), 1e-300) for array in arrays]
-    return np.stack(scaled) if scaled else np.empty((0, *shape))

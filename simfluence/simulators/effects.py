@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,31 @@ def legendre(steps: Array, total: int) -> Array:
     return np.asarray(powers, np.float64)
 
 
+def average_effects(
+    model: Model, features: Features, scores: Array, decay: float, link_name: str, total: int
+) -> Array:
+    """B on log(eᴸ − 1) of a use of a training example, averaged over training, float [train, test].
+
+    Its own effect, that of its groups and that of the scores. Where effects are on losses they are
+    carried over at the initial ones, dL = (1 − e⁻ᴸ) d log(eᴸ − 1).
+    """
+    steps = np.arange(1.0, total + 1)
+    basis = progress_basis(steps, total, decay).mean(0)
+    columns = np.tensordot(basis, model.effects, axes=1) * model.scale[:, None]
+    effects = np.array(columns[: features.n_train])
+    start = 0
+    for block, width in zip(features.blocks, features.widths, strict=True):
+        if block == "groups" and features.groups is not None:
+            effects += features.groups @ columns[start : start + width]
+        start += width
+    powers = legendre(steps, total).mean(0)[:SCORE_ORDERS]
+    for q, score in enumerate(scores):
+        effects += score * (powers @ model.mean_coefficients[q * SCORE_ORDERS : (q + 1) * SCORE_ORDERS])
+    if link_name == "identity":
+        effects /= 1 - np.exp(-np.maximum(model.initial, _LOSS_FLOOR))
+    return effects
+
+
 def simulate(
     model: Model,
     features: Features,
@@ -70,15 +96,18 @@ def simulate(
     curricula: list[Curriculum],
     initial_loss: Array,
     foretold: Array | None = None,
+    use_weights: Sequence[Array] | None = None,
 ) -> Array:
     """Losses [run, step + 1, test] under a model; after the recorded steps the drift stands still.
 
-    foretold : losses [run, step + 1, test] by a tangent, for a model with an offset.
+    foretold : losses [run, step + 1, test] by other means, for a model with an offset (offset.py).
+    use_weights : one [step, train] a curriculum.
     """
     steps, total = max(len(curriculum) for curriculum in curricula), int(grid[-1])
     columns = np.zeros((len(curricula), steps, len(model.center)))
     for number, curriculum in enumerate(curricula):
-        columns[number, : len(curriculum)] = features(curriculum) - model.center
+        weight = use_weights[number] if use_weights else None
+        columns[number, : len(curriculum)] = features(curriculum, weight) - model.center
     at = np.arange(1, steps + 1)
     basis = progress_basis(at, total, decay)
     powers = legendre(at.astype(np.float64), total)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,8 +27,9 @@ from simfluence.runs import RunSet
 from simfluence.simulators.base import Array
 from simfluence.simulators.bilinear import BilinearRegression
 from simfluence.simulators.blocks import progress_basis
-from simfluence.simulators.deviation import Chosen, DeviationSimulator, Fitting, Settings, as_scores
+from simfluence.simulators.deviation import DeviationSimulator
 from simfluence.simulators.effects import link
+from simfluence.simulators.fitting import Chosen, Fitting, Settings, as_scores
 from simfluence.simulators.regression import Regression
 
 RIDGES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-3, 3.5, 0.5))
@@ -239,7 +241,7 @@ class FeatureFitting(Fitting):
         self.kernels = {"train_kernel": train_kernel, "test_kernel": test_kernel}
         self._made: dict[Settings, BilinearRegression] = {}
 
-    def regression(self, settings: Settings) -> Regression:
+    def regression(self, settings: Settings, weights: Sequence[Array] | None = None) -> Regression:
         if settings not in self._made:
             plain = super().regression(settings)
             given: dict[str, Any] = {

@@ -24,6 +24,7 @@ from simfluence.runs import RunSet
 
 Array = npt.NDArray[np.float64]
 
+USUAL_MEMORY = 0.9  # Adam's default β₁, where the optimizer is not known
 _ADAM = ("adam", "adamw", "nadam", "radam", "adamax", "adafactor", "lamb")
 
 

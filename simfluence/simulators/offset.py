@@ -1,6 +1,7 @@
 """Deviations from the mean trajectory that are known before any effect is fitted.
 
-With G_r(t, z) = g(losses) of run r as foretold (by a tangent, see tangent.py) and bars for means over the
+With G_r(t, z) = g(losses) of run r as foretold (by training a tangent or a surrogate,
+see tangent.py and surrogate.py) and bars for means over the
 training runs,
 
     g(L_r(t, z)) = c(t) (G_r(t, z) − Ḡ(t, z)) + …,      c(t) = Σ_r,z D_r d_r / Σ_r,z D_r²
@@ -11,14 +12,49 @@ the regression's (regression.py). A run that is left out is offset by the c of t
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from simfluence.curriculum import Curriculum
 from simfluence.simulators.design import smooth
 
 Array = npt.NDArray[np.float64]
+
+
+class Foreteller(Protocol):
+    """What can say beforehand how curricula differ."""
+
+    def simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
+        """Losses [run, step + 1, test]."""
+
+    def teaching(self, curricula: Sequence[Curriculum]) -> list[Array] | None:
+        """How much each use teaches, one [step, train] a curriculum; None where that is not known."""
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """With ``plain``: all that ``restored`` takes, as files have it."""
+
+    def plain(self) -> dict[str, Any]:
+        """JSON."""
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> Self:
+        """From what ``arrays`` and ``plain`` gave."""
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What a foreteller says of the training runs, each of them told without having seen it.
+
+    losses : one [step + 1, test] a run. weights : its ``teaching``, one [step, train] a run, or None.
+    """
+
+    by: Foreteller
+    losses: list[Array]
+    weights: list[Array] | None = None
 
 
 @dataclass(frozen=True)

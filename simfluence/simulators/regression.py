@@ -15,12 +15,13 @@ intervals j of a grid of steps (design.py), for each test example z:
 Effects are on *increments* and add up: nothing is fed back, so a rollout is a sum and cannot explode,
 and the regression is on noise that is white once (1 − κ·lag)/s_j is applied to both sides. s_j is the
 spread of increments between runs at that step. All hyperparameters are chosen by leave-one-run-out
-rollouts, exact up to s_j and the centring, which are those of all runs (dual_ridge.py). What a tangent
-foretells is taken off g(L) beforehand and added again at the end (offset.py).
+rollouts, exact up to s_j and the centring, which are those of all runs (dual_ridge.py). What is foretold
+otherwise is taken off g(L) beforehand and added again at the end (offset.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -78,11 +79,14 @@ class Regression:
         decay: float,
         link: str,
         offset: Offset | None = None,
+        weights: Sequence[Array] | None = None,
     ) -> Regression:
-        """The regression on recorded runs."""
+        """The regression on recorded runs; weights of uses, one [step, train] a run."""
         rows = [
-            sum_over_intervals(features(run.curriculum), recorded.grid[: len(losses)])
-            for run, losses in zip(train, recorded.losses, strict=True)
+            sum_over_intervals(
+                features(run.curriculum, weights[number] if weights else None), recorded.grid[: len(losses)]
+            )
+            for number, (run, losses) in enumerate(zip(train, recorded.losses, strict=True))
         ]
         features_of_rows = np.concatenate(rows)
         return cls(

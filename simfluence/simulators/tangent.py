@@ -294,3 +294,38 @@ def recorded_update(runs: RunSet) -> tuple[Update, Array]:
     mean = np.where(known, rates, 0.0).sum(0) / np.maximum(known.sum(0), 1)
     at = np.flatnonzero(known.any(0))
     return rules.pop(), np.interp(np.arange(steps), at, mean[at])
+
+
+@dataclass(frozen=True)
+class TangentTraining:
+    """A tangent with the optimizer's rule and the learning rates of recorded runs (offset.Foreteller)."""
+
+    tangent: Tangent
+    update: Update
+    rates: Array
+
+    @classmethod
+    def as_recorded(cls, tangent: Tangent, runs: RunSet) -> TangentTraining:
+        """Raises RunDataError as ``recorded_update`` does."""
+        return cls(tangent, *recorded_update(runs))
+
+    def simulate(
+        self, curricula: Sequence[Curriculum], initial_loss: Array, runs: Sequence[str] | None = None
+    ) -> Array:
+        """As ``Tangent.simulate``."""
+        return self.tangent.simulate(curricula, initial_loss, self.update, self.rates, runs)
+
+    def teaching(self, curricula: Sequence[Curriculum]) -> None:
+        """Not told apart from the rest."""
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        return {"rates": self.rates, **self.tangent.arrays()}
+
+    def plain(self) -> dict[str, Any]:
+        return {"update": dataclasses.asdict(self.update), **self.tangent.plain()}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> TangentTraining:
+        """From what ``arrays`` and ``plain`` gave."""
+        own = {name: values for name, values in arrays.items() if name != "rates"}
+        return cls(Tangent.restored(own, plain), Update(**plain["update"]), arrays["rates"])

@@ -1,0 +1,158 @@
+"""Effects, and what examples still teach when they are used: found in turns.
+
+A surrogate (surrogate.py) says how much a use still teaches; with uses weighted so, a regression
+(regression.py) finds the effects of a use that teaches all; these make a better surrogate. From
+unweighted uses,
+
+    B ← ½ (c B + regression on counts · ρ γ),     c by least squares;     ρ, γ ← surrogate of B
+
+where halving keeps the turns from swinging. Every training run is told by surrogates that have not seen
+it, nor have the effects in them (``FOLDS`` parts, each taking all turns without its runs); which turn is
+best is what they say. Penalties are chosen once, on all runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simfluence.simulators.effects import average_effects
+from simfluence.simulators.fitting import Fitting, Settings
+from simfluence.simulators.offset import Foretold
+from simfluence.simulators.surrogate import Surrogate
+from simfluence.simulators.surrogate_fit import fit_surrogate
+
+Array = npt.NDArray[np.float64]
+
+FOLDS = 8
+TURNS = 4
+FEWEST_RUNS = 4
+_DECAY = 0.1  # effects of uses weighted by what they teach change little
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A surrogate, and the λ that its effects were found with."""
+
+    surrogate: Surrogate
+    penalty: float
+
+
+def alternate(
+    fitting: Fitting, memory: tuple[float, bool], penalties: list[float] | None = None
+) -> list[Turn]:
+    """All turns, or as many as there are penalties given; fewer where no effects are found.
+
+    memory : the optimizer's (β, whether it corrects its bias), as far as known.
+    penalties : λ of each turn; None chooses them by leave-one-run-out rollouts.
+    """
+    beta, corrected = memory
+    settings = Settings(
+        memory=beta,
+        corrected=corrected,
+        decay=_DECAY,
+        link="log_odds",
+        means=tuple(range(len(fitting.scores))),
+    )
+    turns: list[Turn] = []
+    weights, effects, start = None, np.empty(0), 0.1
+    for turn in range(TURNS if penalties is None else len(penalties)):
+        if turns:
+            settings = dataclasses.replace(settings, memory=turns[-1].surrogate.memory, rates=False)
+        given = None if penalties is None else penalties[turn]
+        chosen = fitting.choose_penalty(settings, given, start, weights)
+        found = average_effects(
+            chosen.model,
+            fitting.features(settings),
+            fitting.scores,
+            settings.decay,
+            settings.link,
+            int(fitting.recorded.grid[-1]),
+        )
+        if not found.any():
+            break
+        if turns:
+            found = (found + (effects * found).sum() / np.square(effects).sum() * effects) / 2
+        effects = found
+        surrogate = fit_surrogate(
+            effects,
+            fitting.train.curricula,
+            fitting.recorded.losses,
+            fitting.recorded.grid,
+            memory=beta,
+            corrected=corrected,
+            rates=fitting.rates,
+            near=turns[-1].surrogate if turns else None,
+        )
+        turns.append(Turn(surrogate, chosen.penalty))
+        weights = surrogate.teaching(fitting.train.curricula)
+        start = chosen.penalty if np.isfinite(chosen.penalty) else start
+    return turns
+
+
+@dataclass(frozen=True)
+class Alternated:
+    """What came of it: the surrogates' word on the training runs, and λ of each turn up to the best.
+
+    ``again`` : what ``cross_fitted`` takes to do the same with other runs.
+    """
+
+    foretold: Foretold
+    again: dict[str, Any]
+
+    @property
+    def change(self) -> dict[str, Any]:
+        """Of the settings, to use it."""
+        assert isinstance(self.foretold.by, Surrogate)
+        return {"offset": "surrogate", "rates": False, "memory": self.foretold.by.memory}
+
+
+def cross_fitted(
+    fitting: Fitting, memory: tuple[float, bool], penalties: list[float] | None = None
+) -> Alternated | None:
+    """The best turn's surrogate; None where losses have no log-odds, runs are few or nothing is found.
+
+    penalties : λ of each turn up to the best, if known; the rest as in ``alternate``.
+    """
+    positive = all((losses > 0).all() for losses in fitting.recorded.losses)
+    if len(fitting.train) < FEWEST_RUNS or not positive:
+        return None
+    turns = alternate(fitting, memory, penalties)
+    number = np.arange(len(fitting.train)) % FOLDS
+    told: list[list[Array]] = [[] for _ in turns]
+    weights: list[list[Array]] = [[] for _ in turns]
+    for fold in range(min(FOLDS, len(fitting.train))):
+        runs = np.flatnonzero(number == fold)
+        others = alternate(fitting.without(runs), memory, [turn.penalty for turn in turns])
+        curricula = [fitting.train[int(run)].curriculum for run in runs]
+        turns = turns[: len(others)]
+        for turn, other in enumerate(others):
+            losses = other.surrogate.simulate(curricula)
+            told[turn] += [losses[at, : len(curriculum) + 1] for at, curriculum in enumerate(curricula)]
+            weights[turn] += other.surrogate.teaching(curricula)
+    if not turns:
+        return None
+    order = np.argsort(np.argsort(number, kind="stable"))  # from folds to runs
+    words = [
+        Foretold(turn.surrogate, [told[at][run] for run in order], [weights[at][run] for run in order])
+        for at, turn in enumerate(turns)
+    ]
+    best = len(turns) - 1
+    if penalties is None:
+        best = int(np.argmin([_error(fitting, word) for word in words]))
+    chosen = [turn.penalty for turn in turns[: best + 1]]
+    return Alternated(words[best], {"memory": memory, "penalties": chosen})
+
+
+def _error(fitting: Fitting, foretold: Foretold) -> float:
+    """Mean square of what was told less what happened, at the steps of the grid."""
+    grid = fitting.recorded.grid
+    wrong = [
+        np.square(told[np.minimum(grid[: len(true)], len(told) - 1)] - true)[1:]
+        for told, true in zip(foretold.losses, fitting.recorded.losses, strict=True)
+    ]
+    return float(np.concatenate(wrong).mean())

@@ -1,0 +1,126 @@
+"""A small stand-in for the model, trained along every curriculum.
+
+Effects say how much a use of training example i moves test example z, on average. They do not say what
+becomes of that when i, or others like it, were used before: what is known teaches less. A model whose
+gradients have inner products like the effects does say it. Factor the effects on log-odds,
+
+    −B_iz = ⟨u_i, v_z⟩                                     (singular value decomposition, whole rank)
+
+and train x ∈ ℝᵏ by the optimizer's rule, where f_i(x) = f_0 + κ ⟨u_i, x⟩ are the log-odds of i being right:
+
+    g_t = 1/|c_t| Σ_{i ∈ c_t} ρ_i(x_{t-1}) u_i,     ρ_i(x) = σ(−f_i(x)) / σ(−f_0)      what i still teaches
+    m_t = β m_{t-1} + (1 − β) g_t,                  x_t = x_{t-1} + γ_t m_t / (1 − βᵗ)
+    log(e^{L_t(z)} − 1) = mean over the training runs + ⟨v_z, x̄_t − x_t⟩
+
+(the gradient of −log σ(f) is −σ(−f) ∇f). surrogate_fit.py fits γ, κ and β, alternation.py the effects.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simfluence.curriculum import Curriculum
+from simfluence.simulators.effects import unlink
+
+Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Surrogate:
+    """A stand-in, and the mean trajectory of the runs that it was fitted to.
+
+    Attributes
+    ----------
+    train, test : u [train, k], v [test, k].
+    rates : γ [step]; the last goes on. memory, corrected : β, and whether 1 − βᵗ divides (memory.py).
+    feedback : κ. start : f_0.
+    average : of the training runs, mean log(eᴸ − 1) + ⟨v_z, x_t⟩, [step + 1, test].
+    """
+
+    train: Array
+    test: Array
+    rates: Array
+    memory: float
+    corrected: bool
+    feedback: float
+    start: float
+    average: Array
+
+    def simulate(self, curricula: Sequence[Curriculum], initial_loss: Array | None = None) -> Array:
+        """Losses [run, step + 1, test], from the mean initial ones whatever ``initial_loss`` says."""
+        places = self.places(Batches.of(curricula), np.arange(_steps(curricula) + 1))
+        step = np.minimum(np.arange(places.shape[1]), len(self.average) - 1)
+        return unlink(self.average[step] - places @ self.test.T, "log_odds")
+
+    def teaching(self, curricula: Sequence[Curriculum]) -> list[Array]:
+        """ρ_i(x_{t-1}) γ_t over the mean of γ, one [step, train] a curriculum."""
+        places = self.places(Batches.of(curricula), np.arange(_steps(curricula)))
+        relative = self.rates / self.rates.mean()
+        told = []
+        for place, curriculum in zip(places, curricula, strict=True):
+            steps = len(curriculum)
+            odds = self.start + self.feedback * place[:steps] @ self.train.T
+            rates = relative[np.minimum(np.arange(steps), len(relative) - 1)]
+            told.append((1 + np.exp(self.start)) / (1 + np.exp(odds)) * rates[:, None])
+        return told
+
+    def places(self, batches: Batches, points: IntArray) -> Array:
+        """x [run, point, k] after the steps ``points`` (ascending); after a run's end where it ended."""
+        from simfluence.simulators.replay import replay  # compiled when first used
+
+        places: Array = replay(
+            batches.indices,
+            batches.bounds,
+            batches.lengths,
+            self.train,
+            self.rates,
+            self.memory,
+            self.corrected,
+            self.feedback,
+            self.start,
+            points,
+        )
+        return places
+
+    # ------------------------------------------------------------------------------ keeping it
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The fields that are arrays, by name."""
+        return {name: getattr(self, name) for name in ("train", "test", "rates", "average")}
+
+    def plain(self) -> dict[str, Any]:
+        """The other fields, as JSON has them."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in fields.items() if name not in self.arrays()}
+
+    @classmethod
+    def restored(cls, arrays: Mapping[str, Any], plain: Mapping[str, Any]) -> Surrogate:
+        """From what ``arrays`` and ``plain`` gave."""
+        return cls(**arrays, **plain)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Curricula one after the other: example numbers, where each batch begins and ends, steps a run."""
+
+    indices: IntArray
+    bounds: IntArray
+    lengths: IntArray
+
+    @classmethod
+    def of(cls, curricula: Sequence[Curriculum]) -> Batches:
+        batches = [np.asarray(batch, np.int64) for curriculum in curricula for batch in curriculum]
+        indices = np.concatenate([np.empty(0, np.int64), *batches])
+        bounds = np.cumsum([0] + [len(batch) for batch in batches], dtype=np.int64)
+        return cls(indices, bounds, np.array([len(curriculum) for curriculum in curricula]))
+
+
+def _steps(curricula: Sequence[Curriculum]) -> int:
+    return max(len(curriculum) for curriculum in curricula)

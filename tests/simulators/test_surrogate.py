@@ -1,0 +1,147 @@
+"""A surrogate against models that were really trained, and its word on runs that it has not seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from families import known_runs, skill
+
+from simfluence import Curriculum, RunSet, load_simulator
+from simfluence.simulators import DeviationSimulator
+from simfluence.simulators.alternation import cross_fitted
+from simfluence.simulators.fitting import Fitting
+from simfluence.simulators.surrogate import Surrogate
+from simfluence.simulators.surrogate_fit import fit_surrogate
+
+TRAIN, TESTS, WIDTH, STEPS, RATE, MOMENTUM = 24, 6, 5, 40, 0.2, 0.8
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
+
+
+def trained(batches: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """Losses −log σ(⟨w, test⟩) [step + 1, test] while torch trains w on −log σ(⟨w, train⟩)."""
+    w = torch.zeros(train.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.SGD([w], lr=RATE, momentum=MOMENTUM, dampening=MOMENTUM)
+    first = torch.zeros(train.shape[1], dtype=torch.float64)
+    losses = []
+    for batch in [*batches, None]:
+        losses.append(-torch.nn.functional.logsigmoid(torch.from_numpy(test) @ w).detach().numpy())
+        if batch is None:
+            break
+        optimizer.zero_grad()
+        (-torch.nn.functional.logsigmoid(torch.from_numpy(train[batch]) @ w)).mean().backward()
+        if len(losses) == 1:  # torch's buffer begins with the first gradient, ours with none
+            optimizer.state[w]["momentum_buffer"] = first
+        optimizer.step()
+    return np.stack(losses)
+
+
+def recorded(rng: np.random.Generator, runs: int) -> tuple[RunSet, np.ndarray, np.ndarray]:
+    """(runs, training and test features), with features that have a common direction: progress is shared."""
+    common = 0.5 * rng.normal(size=WIDTH)
+    train = rng.normal(size=(TRAIN, WIDTH)) + common
+    test = rng.normal(size=(TESTS, WIDTH)) + common
+    pools = [rng.permutation(TRAIN)[: TRAIN // 3] for _ in range(runs)]  # which differ: so do the runs
+    batches = np.stack([rng.choice(pool, (STEPS, 3)) for pool in pools])
+    losses = np.stack([trained(run, train, test) for run in batches])
+    optimizer = {"class": "SGD", "momentum": MOMENTUM}
+    return RunSet.from_arrays(batches, losses, train=TRAIN, optimizer=optimizer), train, test
+
+
+def test_it_is_training_where_the_model_is_log_linear(rng):
+    runs, train, test = recorded(rng, 3)
+    surrogate = Surrogate(train, test, np.full(1, RATE / 2), MOMENTUM, False, 1.0, 0.0, np.zeros((1, TESTS)))
+    np.testing.assert_allclose(surrogate.simulate(runs.curricula), runs.loss, atol=1e-6)
+
+
+def test_what_is_known_teaches_less_and_rates_are_relative(rng):
+    runs, train, test = recorded(rng, 1)
+    rates = np.linspace(1, 2, STEPS)
+    surrogate = Surrogate(train, test, rates, MOMENTUM, True, 0.7, 0.4, np.zeros((1, TESTS)))
+    curriculum = runs[0].curriculum
+    x, m = np.zeros(WIDTH), np.zeros(WIDTH)
+    told = surrogate.teaching([curriculum])[0]
+    for t, batch in enumerate(curriculum):
+        left = np.array([(1 + np.exp(0.4)) / (1 + np.exp(0.4 + 0.7 * u @ x)) for u in train])
+        np.testing.assert_allclose(told[t], left * rates[t] / rates.mean(), rtol=1e-10)
+        m = MOMENTUM * m + (1 - MOMENTUM) * np.mean([left[i] * train[i] for i in batch], axis=0)
+        x = x + rates[t] * m / (1 - MOMENTUM ** (t + 1))
+    end = surrogate.simulate([curriculum])[0, -1]
+    np.testing.assert_allclose(end, np.log1p(np.exp(-test @ x)), rtol=1e-10)
+
+
+def test_inner_products_and_a_few_runs_are_enough(rng):
+    runs, train, test = recorded(rng, 8)
+    fitted = runs[:4]
+    surrogate = fit_surrogate(
+        -7.0 * train @ test.T,
+        fitted.curricula,
+        [run.loss.astype(np.float64) for run in fitted],
+        np.arange(STEPS + 1),
+        memory=0.9,
+        corrected=False,
+        rates=np.ones(1),
+    )
+    told, mean = surrogate.simulate(runs[4:].curricula), fitted.loss.mean(0)
+    wrong, base = (np.square(guess - runs[4:].loss).mean() for guess in (told, mean))
+    assert 1 - wrong / base > 0.97  # not 1: how singular values are shared between u and v is a guess
+    assert surrogate.memory == pytest.approx(MOMENTUM, abs=0.08)
+
+
+def test_from_runs_alone_it_beats_effects_that_add_up():
+    runs = RunSet.load(Path(__file__).parents[2] / "runs" / "rte-minilm")[:16]
+    plain, surrogate = (
+        DeviationSimulator(penalty=0.01, link="log_odds", decay=0.1, surrogate=own) for own in (False, True)
+    )
+    without, with_it = (skill(one.fit(runs[:8]), runs[:8], runs[8:]) for one in (plain, surrogate))
+    assert 1 - with_it < 0.5 * (1 - without)
+
+
+def test_runs_are_told_without_having_been_seen(rng):
+    runs, _, _ = recorded(rng, 6)
+    losses = runs.loss.astype(np.float64)
+    losses[2, 1:] *= 1.5
+    other = RunSet.from_arrays(
+        [list(c) for c in runs.curricula], losses, train=TRAIN, optimizer=dict(runs[0].optimizer)
+    )
+    words = []
+    for one in (runs, other):
+        fitting = Fitting(one, None, np.empty((0, TRAIN, TESTS)), np.empty((0, 0)), 4000)
+        words.append(cross_fitted(fitting, (MOMENTUM, False), [0.1, 0.1]).foretold)
+    np.testing.assert_array_equal(words[0].losses[2], words[1].losses[2])
+    np.testing.assert_array_equal(words[0].weights[2], words[1].weights[2])
+    assert not np.allclose(words[0].losses[3], words[1].losses[3], rtol=1e-6)
+
+
+def test_saved_refitted_and_asked_beyond_the_recorded_steps(rng, tmp_path):
+    runs, _, _ = recorded(rng, 8)
+    fit = DeviationSimulator(surrogate=True).fit(runs[:6])
+    assert fit.settings_["offset"] == "surrogate"
+    fit.save(tmp_path / "fit")
+    loaded = load_simulator(tmp_path / "fit")
+    long = Curriculum.from_batches([*runs[0].curriculum, *runs[1].curriculum], TRAIN)
+    losses = fit.simulate([long, *runs[6:].curricula], runs.initial_loss[0])
+    np.testing.assert_array_equal(losses, loaded.simulate([long, *runs[6:].curricula], runs.initial_loss[0]))
+    assert np.isfinite(losses[0]).all()
+    np.testing.assert_allclose(losses[1:, : STEPS + 1], runs[6:].loss, atol=0.4)
+    again = loaded.refitted(runs[:6]).simulate([long], runs.initial_loss[0])
+    np.testing.assert_allclose(again, losses[:1], rtol=1e-9)
+
+
+@pytest.mark.parametrize("reason", ["few runs", "losses without log-odds", "runs that tell nothing"])
+def test_where_there_is_none(rng, reason):
+    runs, _ = known_runs(rng, effects=np.zeros((16, 5)) if reason == "runs that tell nothing" else None)
+    if reason == "losses without log-odds":
+        shifted = [dataclasses.replace(run, metrics={"loss": run.loss - 5}) for run in runs]
+        runs = RunSet(shifted, runs.train, runs.test)
+    train = runs[:3] if reason == "few runs" else runs[:6]
+    fit = DeviationSimulator(surrogate=True).fit(train)
+    assert fit.settings_["offset"] == ""
+    assert np.isfinite(fit.simulate(runs.curricula, runs.initial_loss)).all()
