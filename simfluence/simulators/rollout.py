@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
-from simfluence.simulators.threads import in_threads, pieces
+from simfluence.simulators.loops import in_fours, in_threads, pieces
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -114,12 +114,7 @@ def _batches(
     offsets = np.concatenate([curriculum.offsets for curriculum in curricula])
     sizes = np.delete(np.diff(offsets), begins[1:-1] + np.arange(len(curricula) - 1))  # not between runs
     examples = np.concatenate([curriculum.examples for curriculum in curricula])
-    bounds = np.concatenate([[0], np.cumsum(-(-sizes // 4) * 4)])
-    if bounds[-1] > len(examples):
-        filled = np.full(bounds[-1], curricula[0].n_examples)
-        shift = bounds[:-1] - np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        filled[np.arange(len(examples)) + np.repeat(shift, sizes)] = examples
-        examples = filled
+    examples, bounds = in_fours(examples, sizes, curricula[0].n_examples)
     weights = np.ones(len(sizes)) if batch_size is None else batch_size / sizes
     if rates is not None:
         weights = weights * rates[:, : lengths.max()][np.arange(lengths.max()) < lengths[:, None]]

@@ -24,8 +24,12 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 
+from simfluence.simulators.loops import in_threads, pieces
+from simfluence.simulators.ridge.blocks import inverse
+from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, Design, column_blocks
 from simfluence.simulators.ridge.problem import (
     Array,
+    BoolArray,
     Convergence,
     RidgeProblem,
     RidgeSolution,
@@ -39,13 +43,14 @@ from simfluence.simulators.ridge.products import CountProducts
 TOLERANCE = 3e-11
 MAX_ITERATIONS = 400
 _PROBE_TOLERANCE = 1e-3  # for diagnostics
-_SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
 _DROP = 0.6  # share of columns still to converge at which the others are left behind
 _CHUNK_COLUMNS = (16, 64)  # test examples at once: wide enough to vectorise, and not to leave the cache
 _CHUNK_VALUES = 2_500_000  # of rows × test examples
 
 
 Preconditioner: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
+Part: TypeAlias = tuple[Array, Array, Array, float, BoolArray, int]
+"""θ [block, n, test], degrees of freedom, condition, residual, converged, iterations"""
 
 
 class Systems(ABC):
@@ -81,20 +86,7 @@ class Systems(ABC):
 
     def preconditioner(self) -> Preconditioner:
         """(G + λP)⁻¹ of the blocks of each example, and of the blocks' averages."""
-        k, n = self.blocks, self.diagonal.shape[3]
-        share = 1.0 if self.mean is None else 1 - 1 / n
-        tiny = torch.finfo(self.penalty.dtype).tiny
-        blocks = self.diagonal.expand(*self.diagonal.shape[:-1], len(self.penalty)).clone()
-        for a in range(k):
-            blocks[:, a, a] += share * self.penalty
-            blocks[:, a, a].clamp_min_(tiny)
-        if self.mean is None:
-            return _inverse(blocks), None
-        mean = self.mean.expand(*self.mean.shape[:-1], len(self.penalty)).clone()
-        for a in range(k):
-            mean[:, a, a] *= 1 + 1e-10
-            mean[:, a, a].clamp_min_(tiny)
-        return _inverse(blocks), _inverse(mean[..., None, :])[..., 0, :]
+        return inverse(self.diagonal, self.mean, self.penalty)
 
 
 class SparseSystems(Systems):
@@ -241,7 +233,7 @@ def solve_systems(
     left = size(moment)
     target, iterations, gains = tolerance * left, 0, True
     while gains and (left > target).any() and iterations < max_iterations:
-        wanted = (0.5 * target / left.clamp_min(1e-300)).clamp(_SINGLE_TOLERANCE, 1.0)
+        wanted = (0.5 * target / left.clamp_min(1e-300)).clamp(SINGLE_TOLERANCE, 1.0)
         unit = residual.abs().amax(1, keepdim=True).clamp_min(1e-300)
         correction, _, taken = conjugate_gradients(
             rough, (residual / unit).float(), wanted.float(), max_iterations - iterations, rough_exact
@@ -272,18 +264,25 @@ def solve_iterative(
     tolerance: float = TOLERANCE,
     max_iterations: int = MAX_ITERATIONS,
 ) -> RidgeSolution:
-    """All test examples, a chunk at a time; ``penalty`` is [test], positive."""
-    products = CountProducts(problem.counts, device)
+    """All test examples, a few at a time; ``penalty`` is [test], positive."""
     signs = probes(problem.columns, problem.n_tests)
-    size = int(np.clip(_CHUNK_VALUES // max(1, problem.counts.shape[0]), *_CHUNK_COLUMNS))
-    parts = []
-    for start in range(0, problem.n_tests, size):
-        chunk = slice(start, start + size)
-        parts.append(
+    if device.type == "cpu":
+        chunks, design = column_blocks(problem.n_tests), Design(problem)
+
+        def solve_part(chunk: slice) -> Part:
+            columns = Columns(problem.tests(chunk), design)
+            return _solve_columns(columns, penalty[chunk], signs[:, chunk], tolerance, max_iterations)
+
+        parts = list(in_threads(solve_part, chunks))
+    else:
+        products = CountProducts(problem.counts, device)
+        size = int(np.clip(_CHUNK_VALUES // max(1, problem.counts.shape[0]), *_CHUNK_COLUMNS))
+        parts = [
             _solve_chunk(
                 problem.tests(chunk), penalty[chunk], products, signs[:, chunk], tolerance, max_iterations
             )
-        )
+            for chunk in pieces(problem.n_tests, size)
+        ]
     thetas, freedoms, conditions, residuals, converged, iterations = zip(*parts, strict=True)
     failed = ~np.concatenate(converged)
     return RidgeSolution(
@@ -296,6 +295,24 @@ def solve_iterative(
     )
 
 
+def _solve_columns(
+    columns: Columns, penalty: Array, signs: Array, tolerance: float, max_iterations: int
+) -> Part:
+    k, width = columns.blocks, columns.width
+    preconditioner = columns.preconditioner(penalty)
+    theta, iterations, converged, left = columns.solve(penalty, tolerance, max_iterations, preconditioner)
+    probe = signs.reshape(k, -1, width)
+    pushed = probe - probe.mean(axis=1, keepdims=True) if columns.pooled else probe
+    side = np.ascontiguousarray(pushed.transpose(1, 0, 2)).ravel()
+    rough, _, _ = columns.solve_single(side, penalty, _PROBE_TOLERANCE, max_iterations, preconditioner)
+    probed = columns.unflat(rough)
+    free = k if columns.pooled else 0
+    freedom = free + (pushed * (pushed - penalty * probed)).sum((0, 1))
+    condition = (columns.bound + penalty) * columns.relative_norm(rough, side)
+    residual = float(columns.relative_norm(left, columns.moment).max())
+    return columns.unflat(theta), freedom, condition, residual, converged, iterations
+
+
 def _solve_chunk(
     problem: RidgeProblem,
     penalty: Array,
@@ -303,8 +320,7 @@ def _solve_chunk(
     signs: Array,
     tolerance: float,
     max_iterations: int,
-) -> tuple[Array, Array, Array, float, Array, int]:
-    """(θ [block, n, test], degrees of freedom, condition, residual, converged, iterations)."""
+) -> Part:
     k = problem.blocks
     systems = sparse_systems(problem, penalty[None], products)
     device, weights = systems.penalty.device, systems.penalty
@@ -366,17 +382,3 @@ def _precondition(
         means = split.mean(2)  # Nᵀr / √n
         out += torch.einsum("gabc,gbc->gac", average, means)[:, :, None]
     return out.flatten(1, 2)
-
-
-def _inverse(blocks: torch.Tensor) -> torch.Tensor:
-    """Inverses of positive definite k × k matrices laid out as [group, k, k, n, column]."""
-    k = blocks.shape[1]
-    if k == 1:
-        return 1 / blocks
-    if k == 2:
-        a, b, d = blocks[:, 0, 0], blocks[:, 0, 1], blocks[:, 1, 1]
-        # collinear to rounding: keep it positive
-        accuracy = 50 * torch.finfo(blocks.dtype).eps
-        determinant = torch.maximum(a * d - b * b, accuracy * a * d)
-        return torch.stack([torch.stack([d, -b], 1), torch.stack([-b, a], 1)], 1) / determinant[:, None, None]
-    return torch.linalg.pinv(blocks.movedim((1, 2), (-2, -1)), hermitian=True).movedim((-2, -1), (1, 2))

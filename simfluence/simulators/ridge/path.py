@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.iterative import (
-    _SINGLE_TOLERANCE,
     Systems,
     conjugate_gradients,
     moments,
@@ -104,7 +104,7 @@ def _iterative_path(
         grid = np.repeat(penalties[:, None], part.n_tests, axis=1)
         systems = sparse_systems(part, grid, products)
         moment = torch.from_numpy(np.tile(moments(part), (1, paths))).to(device)[None]
-        if tolerance < _SINGLE_TOLERANCE:
+        if tolerance < SINGLE_TOLERANCE:
             theta, done, *_ = solve_systems(systems, moment, tolerance, _PATH_ITERATIONS)
         else:
             theta, done = _solve_single(systems.single(), moment.float(), tolerance)
