@@ -5,7 +5,7 @@ What is solved, how it is preconditioned and refined is what iterative.py does f
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,10 @@ from simfluence.simulators.ridge.blocks import inverse
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem
 
 SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
-_COLUMNS = (16, 32)  # at once: whole vectors, and what a core's caches hold
+Vectors: TypeAlias = npt.NDArray[Any]
+Preconditioner: TypeAlias = tuple[Array, Array | None]
+
+_COLUMNS = (16, 64)  # at once: whole vectors, and what a core's caches hold
 
 
 def column_blocks(tests: int) -> list[slice]:
@@ -54,13 +57,14 @@ class Columns:
         scales = np.empty((problem.counts.shape[0], len(free), self.width))
         for place, block in enumerate(free):
             scales[:, place] = problem.scales[block]
-        self._rows = self._kernel_rows(design, design.counts, scales)
-        self._single_rows = self._kernel_rows(design, design.single_counts, scales.astype(np.float32))
+        rows = self._kernel_rows(design, design.counts, scales)
+        single = self._kernel_rows(design, design.single_counts, scales.astype(np.float32))
+        self._rows_in = {np.dtype(np.float64): rows, np.dtype(np.float32): single}
         long = self.n * self.blocks * self.width
         self.moment, bound = np.zeros(long), np.zeros(long)
         diagonal = np.zeros(long * self.blocks)
         target = np.ascontiguousarray(problem.target).ravel()
-        kernels.statistics(self.moment, diagonal, bound, target, self._rows)
+        kernels.statistics(self.moment, diagonal, bound, target, rows)
         self.bound: Array = bound.reshape(-1, self.width).max(axis=0)
         k = self.blocks
         self._diagonal = diagonal.reshape(self.n, k, k, self.width).transpose(1, 2, 0, 3)
@@ -80,7 +84,7 @@ class Columns:
         above, below = (np.linalg.norm(values, axis=0) for values in pair)
         return np.asarray(above / np.maximum(below, 1e-300))
 
-    def preconditioner(self, penalty: Array) -> tuple[Array, Array | None]:
+    def preconditioner(self, penalty: Array) -> Preconditioner:
         """M⁻¹ as the kernels take it, for λ [column]."""
         own, average = inverse(
             torch.from_numpy(self._diagonal)[None],
@@ -90,78 +94,110 @@ class Columns:
         flat = own[0].permute(2, 0, 1, 3).contiguous().view(-1).numpy()
         return flat, None if average is None else average.contiguous().view(-1).numpy()
 
-    def residual(self, theta: Array, penalty: Array) -> Array:
-        """m − (G + λP) θ"""
-        applied = np.empty_like(theta)
-        self.kernels.apply(applied, theta, self._rows, penalty, self.pooled)
-        return np.subtract(self.moment, applied, out=applied)
+    def residual(
+        self, side: Vectors, theta: Vectors, penalty: Array, preconditioner: Preconditioner
+    ) -> tuple[Vectors, Array]:
+        """r = side − (G + λP) θ in θ's precision, and its size √(rᵀM⁻¹r) [column]."""
+        applied, rows = np.empty_like(theta), self._rows_in[theta.dtype]
+        self.kernels.apply(applied, theta, rows, penalty.astype(theta.dtype), self.pooled)
+        residual = np.subtract(side, applied, out=applied)
+        return residual, self.size(residual, preconditioner)
 
-    def solve_single(
-        self,
-        side: npt.NDArray[Any],
-        penalty: Array,
-        tolerance: float | Array,
-        limit: int,
-        preconditioner: tuple[Array, Array | None],
-    ) -> tuple[npt.NDArray[np.float32], int, BoolArray]:
-        """(θ, iterations, converged) for another right side, in single precision."""
-        own, average = preconditioner
-        found = np.zeros(len(side), np.float32)
-        taken, done = self.kernels.conjugate_gradients(
-            found,
-            side.astype(np.float32),
-            self._single_rows,
-            penalty.astype(np.float32),
-            own.astype(np.float32),
-            None if average is None else average.astype(np.float32),
-            np.broadcast_to(np.asarray(tolerance, np.float64), self.width),
-            limit,
-        )
-        return found, taken, done
-
-    def size(self, residual: Array, preconditioner: tuple[Array, Array | None]) -> Array:
+    def size(self, residual: Vectors, preconditioner: Preconditioner) -> Array:
         """√(rᵀM⁻¹r) [column]"""
-        nothing, size = np.zeros_like(residual), np.empty(self.width)
-        still = np.zeros(self.width)
-        self.kernels.advance(
-            np.empty_like(residual), size, nothing, residual, nothing, nothing, still, *preconditioner
-        )
+        still, size = np.zeros_like(residual), np.empty(self.width)
+        none = np.zeros(self.width, residual.dtype)
+        inverse = as_type(preconditioner, residual.dtype)
+        self.kernels.advance(np.empty_like(residual), size, still, residual, still, still, none, *inverse)
         return np.sqrt(np.maximum(size, 0.0))
 
+    def iterate(
+        self,
+        theta: Vectors,
+        residual: Vectors,
+        penalty: Array,
+        target: Array,
+        limit: int,
+        preconditioner: Preconditioner,
+    ) -> tuple[int, BoolArray]:
+        """Move θ until the residual's size is ``target`` [column]; (iterations, where it is)."""
+        kind = theta.dtype
+        inverse = as_type(preconditioner, kind)
+        done: tuple[int, BoolArray] = self.kernels.conjugate_gradients(
+            theta, residual, self._rows_in[kind], penalty.astype(kind), *inverse, target, limit
+        )
+        return done
+
+    def solve_single(
+        self, side: Vectors, penalty: Array, tolerance: float, limit: int, preconditioner: Preconditioner
+    ) -> Vectors:
+        """θ for another right side, in single precision."""
+        theta, residual = np.zeros(len(side), np.float32), side.astype(np.float32)
+        target = tolerance * self.size(residual, preconditioner)
+        self.iterate(theta, residual, penalty, target, limit, preconditioner)
+        return theta
+
     def solve(
-        self, penalty: Array, tolerance: float, limit: int, preconditioner: tuple[Array, Array | None]
+        self, penalty: Array, tolerance: float, limit: int, preconditioner: Preconditioner
     ) -> tuple[Array, int, BoolArray, Array]:
         """(θ, iterations, converged, residual): single precision within refinement, then double precision."""
         theta, residual = np.zeros_like(self.moment), self.moment.copy()
         left = self.size(residual, preconditioner)
         target, iterations, gains = tolerance * left, 0, True
         while gains and (left > target).any() and iterations < limit:
-            wanted = np.clip(0.5 * target / np.maximum(left, 1e-300), SINGLE_TOLERANCE, 1.0)
-            unit = np.maximum(np.abs(residual.reshape(-1, self.width)).max(axis=0), 1e-300)
-            scaled = (residual.reshape(-1, self.width) / unit).ravel()
-            correction, taken, _ = self.solve_single(
-                scaled, penalty, wanted, limit - iterations, preconditioner
-            )
+            unit = self.unit(residual)
+            correction, scaled = np.zeros(len(theta), np.float32), (residual / unit).astype(np.float32)
+            wanted = np.maximum(0.5 * target, SINGLE_TOLERANCE * left) / unit[: self.width]
+            taken, _ = self.iterate(correction, scaled, penalty, wanted, limit - iterations, preconditioner)
             iterations += taken
-            trial = theta + (correction.reshape(-1, self.width) * unit).ravel()
-            new_residual = self.residual(trial, penalty)
-            new = self.size(new_residual, preconditioner)
+            trial = theta + unit * correction
+            new_residual, new = self.residual(self.moment, trial, penalty, preconditioner)
             better = (new < left) | (left == 0)
             gains = bool(((new < 0.1 * left) | (new <= target)).all())
-            if better.all():
-                theta, residual, left = trial, new_residual, new
-            else:
-                keep = np.tile(better, len(theta) // self.width)
-                theta, residual = np.where(keep, trial, theta), np.where(keep, new_residual, residual)
-                left = np.where(better, new, left)
+            keep = np.resize(better, len(theta))
+            theta, residual = np.where(keep, trial, theta), np.where(keep, new_residual, residual)
+            left = np.where(better, new, left)
         if (left > target).any() and iterations < limit:
-            wanted = np.minimum(target / np.maximum(left, 1e-300), 1.0)
-            own, average = preconditioner
-            taken, done = self.kernels.conjugate_gradients(
-                theta, residual, self._rows, penalty, own, average, wanted, limit - iterations
-            )
-            return theta, iterations + taken, done, self.residual(theta, penalty)
+            taken, done = self.iterate(theta, residual, penalty, target, limit - iterations, preconditioner)
+            residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
+            return theta, iterations + taken, done, residual
         return theta, iterations, left <= target, residual
+
+    def path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
+        """(θ [λ, block, n, column], converged [λ, column]), each λ from the next larger one's θ.
+
+        In single precision, where that can reach the tolerance; converged is then where the residual
+        itself, not its recurrence, says so too.
+        """
+        thetas = np.empty((len(penalties), self.blocks, self.n, self.width))
+        converged = np.empty((len(penalties), self.width), bool)
+        unit = self.unit(self.moment)
+        side = (self.moment / unit).astype(np.float32)
+        theta = np.zeros_like(side)
+        for number in np.argsort(-penalties):
+            penalty = np.full(self.width, penalties[number])
+            preconditioner = self.preconditioner(penalty)
+            if tolerance < SINGLE_TOLERANCE:
+                exact, _, converged[number], _ = self.solve(penalty, tolerance, limit, preconditioner)
+                thetas[number] = self.unflat(exact)
+                continue
+            target = tolerance * self.size(side, preconditioner)
+            residual, _ = self.residual(side, theta, penalty, preconditioner)
+            self.iterate(theta, residual, penalty, target, limit, preconditioner)
+            _, left = self.residual(side, theta, penalty, preconditioner)
+            converged[number] = left <= 3 * target
+            thetas[number] = self.unflat(theta * unit)
+        return thetas, converged
+
+    def unit(self, vectors: Array) -> Array:
+        """The largest number of each column, as often as there are places."""
+        largest = np.abs(vectors.reshape(-1, self.width)).max(axis=0)
+        return np.resize(np.maximum(largest, 1e-300), len(vectors))
+
+
+def as_type(preconditioner: Preconditioner, kind: npt.DTypeLike) -> tuple[Vectors, Vectors | None]:
+    own, average = preconditioner
+    return own.astype(kind, copy=False), None if average is None else average.astype(kind, copy=False)
 
 
 def _mean_gram(problem: RidgeProblem) -> Array:

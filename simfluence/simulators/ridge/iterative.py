@@ -304,7 +304,7 @@ def _solve_columns(
     probe = signs.reshape(k, -1, width)
     pushed = probe - probe.mean(axis=1, keepdims=True) if columns.pooled else probe
     side = np.ascontiguousarray(pushed.transpose(1, 0, 2)).ravel()
-    rough, _, _ = columns.solve_single(side, penalty, _PROBE_TOLERANCE, max_iterations, preconditioner)
+    rough = columns.solve_single(side, penalty, _PROBE_TOLERANCE, max_iterations, preconditioner)
     probed = columns.unflat(rough)
     free = k if columns.pooled else 0
     freedom = free + (pushed * (pushed - penalty * probed)).sum((0, 1))

@@ -128,40 +128,40 @@ def advance(  # type: ignore[no-untyped-def]
 
 @compiled
 def conjugate_gradients(  # type: ignore[no-untyped-def]
-    found, residual, rows, penalty, inverse, average, tolerance, limit
+    found, residual, rows, penalty, inverse, average, target, limit
 ):
     """Go on from θ in ``found`` and its residual r = m − (G + λP) θ in ``residual``; both are moved.
 
-    tolerance : [column], of √(rᵀM⁻¹r) relative to its start. limit : of iterations.
-    Returns the iterations taken, and bool [column] where the tolerance was reached.
+    target : for √(rᵀM⁻¹r), [column]. limit : of iterations.
+    Returns the iterations taken, and bool [column] where the target was reached.
     """
     w = np.uint64(len(penalty))
     direction, applied = np.zeros_like(residual), np.zeros_like(residual)
     z_, step = np.empty_like(residual), np.zeros_like(penalty)
     size, new, curvature = np.empty(w), np.empty(w), np.empty(w)
     advance(z_, size, found, residual, direction, applied, step, inverse, average)
-    target = tolerance * tolerance * size
     direction[:] = z_
+    squared = target * target
     iteration = 0
-    while iteration < limit and (size > target).any():
+    while iteration < limit and (size > squared).any():
         apply(applied, direction, rows, penalty, average is not None)
         curvature[:] = 0.0
         for i in range(np.uint64(len(residual)) // w):
             for z in range(w):
                 curvature[z] += direction[i * w + z] * applied[i * w + z]
         for z in range(w):
-            moves = size[z] > target[z] and curvature[z] > 0.0
+            moves = size[z] > squared[z] and curvature[z] > 0.0
             step[z] = size[z] / curvature[z] if moves else 0.0
         advance(z_, new, found, residual, direction, applied, step, inverse, average)
         for z in range(w):
-            active = size[z] > target[z]
+            active = size[z] > squared[z]
             step[z] = new[z] / size[z] if active else 0.0
             size[z] = new[z] if active else size[z]
         for i in range(np.uint64(len(residual)) // w):
             for z in range(w):
                 direction[i * w + z] = step[z] * direction[i * w + z] + z_[i * w + z]
         iteration += 1
-    return iteration, size <= target
+    return iteration, size <= squared
 
 
 @compiled

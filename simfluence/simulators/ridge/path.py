@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE
+from simfluence.simulators.loops import in_threads
+from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, Design, column_blocks
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.iterative import (
     Systems,
@@ -92,6 +93,21 @@ def _solve_single(
 
 
 def _iterative_path(
+    problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
+) -> tuple[Array, BoolArray]:
+    if device.type == "cpu":
+        design = Design(problem)
+
+        def path_of(chunk: slice) -> tuple[Array, BoolArray]:
+            return Columns(problem.tests(chunk), design).path(penalties, tolerance, _PATH_ITERATIONS)
+
+        parts = in_threads(path_of, column_blocks(problem.n_tests))
+        thetas, converged = zip(*parts, strict=True)
+        return np.concatenate(thetas, axis=-1), np.concatenate(converged, axis=-1)
+    return _torch_path(problem, penalties, device, tolerance)
+
+
+def _torch_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
 ) -> tuple[Array, BoolArray]:
     products = CountProducts(problem.counts, device)
