@@ -10,13 +10,15 @@ import numpy.typing as npt
 import torch
 
 from simfluence.runs import RunSet
-from simfluence.simulators.ridge import PATH_TOLERANCE, RidgeProblem, solve_path
+from simfluence.simulators.loops import pieces
+from simfluence.simulators.ridge import PATH_TOLERANCE, RidgeProblem, solve_paths
 
 Array = npt.NDArray[np.float64]
 
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
 """The grid that penalties are chosen from."""
 
+_CLOSE = 3e-3  # relative: screened errors are good to about a part in a thousand
 _EXACT = 1e-7
 _CHUNK_BYTES = 2**27  # coefficients of all penalties held at once
 
@@ -59,9 +61,9 @@ def path_errors(
 ) -> Array:
     """Rollout error of every penalty: mean squared error over steps and scored runs, mean over folds.
 
-    All are screened with coefficients that are good to a few digits; those that come within a percent of
-    the best (of a test example's best, if ``per_test``) are computed again, exactly, so that the
-    choice does not depend on rounding.
+    All are screened with coefficients that are good to a few digits; those that come as close to the best
+    (to a test example's best, if ``per_test``) as these digits tell are computed again, exactly, so that
+    the choice does not depend on rounding.
 
     Parameters
     ----------
@@ -79,7 +81,7 @@ def path_errors(
         return errors
     means = errors if per_test else errors.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        close = np.flatnonzero((means <= 1.01 * means.min(axis=0)).any(axis=1))
+        close = np.flatnonzero((means <= (1 + _CLOSE) * means.min(axis=0)).any(axis=1))
     errors[close] = _path_errors(*common, penalties[close], weights, device, _EXACT)
     return errors
 
@@ -97,12 +99,11 @@ def _path_errors(
     losses, count = scored.loss.astype(np.float64), len(penalties)
     errors = np.zeros((count, problem.n_tests))
     size = max(1, _CHUNK_BYTES // (8 * count * problem.columns))
-    for fold in folds:
-        part = problem.rows(fold.rows)
-        true = losses[fold.scored]
-        for start in range(0, problem.n_tests, size):
-            tests = slice(start, start + size)
-            thetas = solve_path(part.tests(tests), penalties, device, tolerance)  # [λ, block, n, test]
+    rows = [fold.rows for fold in folds]
+    for tests in pieces(problem.n_tests, size):
+        paths = solve_paths(problem.tests(tests), rows, penalties, device, tolerance)
+        for fold, thetas in zip(folds, paths, strict=True):  # [λ, block, n, test]
+            true = losses[fold.scored]
             columns = np.moveaxis(thetas, 0, 2).reshape(*thetas.shape[1:3], -1)  # λ × test
             simulated = roll_out(
                 fold.scored, columns, np.tile(np.nan_to_num(true[:, 0, tests], posinf=0.0), (1, count))

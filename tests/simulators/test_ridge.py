@@ -127,7 +127,7 @@ def test_a_path_is_one_solution_a_penalty(rng, which, pooled):
 
 def test_a_path_factorizes_what_does_not_converge(rng, monkeypatch):
     problem = make_problem(rng)
-    monkeypatch.setattr(path, "_PATH_ITERATIONS", 2)
+    monkeypatch.setattr(path, "_LIMIT", 2)
     found = path.solve_path(problem, np.array([1e-2, 1.0]), CPU)
     np.testing.assert_allclose(found[0], dense_solution(problem, 1e-2), rtol=0, atol=1e-8)
 

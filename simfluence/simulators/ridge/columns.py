@@ -12,8 +12,7 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from simfluence.simulators.loops import in_fours, pieces
-from simfluence.simulators.ridge.blocks import inverse
+from simfluence.simulators.loops import in_fours, in_threads, pieces
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem
 
 SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
@@ -23,14 +22,8 @@ Preconditioner: TypeAlias = tuple[Array, Array | None]
 _COLUMNS = (16, 64)  # at once: whole vectors, and what a core's caches hold
 
 
-def column_blocks(tests: int) -> list[slice]:
-    """Test examples for the threads."""
-    share = -(-tests // (16 * torch.get_num_threads())) * 16
-    return pieces(tests, int(np.clip(share, *_COLUMNS)))
-
-
 class Design:
-    """The counts' rows as the kernels take them, in both precisions; shared by all test examples."""
+    """The counts as the kernels take them, in both precisions; shared by all test examples."""
 
     def __init__(self, problem: RidgeProblem) -> None:
         counts: sparse.csr_array = problem.counts
@@ -42,63 +35,84 @@ class Design:
         self.scaled = np.where(free, np.cumsum(free) - 1, -1)
 
 
-class Columns:
-    """The systems of a few test examples, (G + λP) θ = m for any λ [column].
-
-    moment : m, flat [example, block, column], as all vectors here. bound : of ‖G‖, [column].
-    """
+class Rows:
+    """The rows of a few test examples: their scales and targets beside the common design."""
 
     def __init__(self, problem: RidgeProblem, design: Design) -> None:
-        from simfluence.simulators.ridge import kernels
-
-        self.kernels, self.pooled = kernels, problem.pooled
-        self.blocks, self.n, self.width = problem.blocks, problem.n, problem.n_tests
+        self.pooled, self.blocks = problem.pooled, problem.blocks
+        self.n, self.width, self._design = problem.n, problem.n_tests, design
         free = np.flatnonzero(design.scaled >= 0)
         scales = np.empty((problem.counts.shape[0], len(free), self.width))
         for place, block in enumerate(free):
             scales[:, place] = problem.scales[block]
-        rows = self._kernel_rows(design, design.counts, scales)
-        single = self._kernel_rows(design, design.single_counts, scales.astype(np.float32))
-        self._rows_in = {np.dtype(np.float64): rows, np.dtype(np.float32): single}
-        long = self.n * self.blocks * self.width
-        self.moment, bound = np.zeros(long), np.zeros(long)
-        diagonal = np.zeros(long * self.blocks)
-        target = np.ascontiguousarray(problem.target).ravel()
-        kernels.statistics(self.moment, diagonal, bound, target, rows)
-        self.bound: Array = bound.reshape(-1, self.width).max(axis=0)
-        k = self.blocks
-        self._diagonal = diagonal.reshape(self.n, k, k, self.width).transpose(1, 2, 0, 3)
-        self._mean = _mean_gram(problem) if problem.pooled else None
+        self._scales, self._single_scales = scales.ravel(), scales.ravel().astype(np.float32)
+        self.target = np.ascontiguousarray(problem.target).ravel()
 
-    def _kernel_rows(self, design: Design, counts: npt.NDArray[Any], scales: npt.NDArray[Any]) -> tuple:
-        return design.indices, counts, design.bounds, scales.ravel(), design.scaled, self.width
+    def in_both_precisions(
+        self, chosen: npt.NDArray[np.int64] | None
+    ) -> dict[np.dtype[Any], tuple[Any, ...]]:
+        """``rows`` of the kernels; chosen : by their numbers, or None for all."""
+        design = self._design
+        if chosen is None:
+            chosen = np.arange(len(design.bounds) - 1)
+        pairs = (design.counts, self._scales), (design.single_counts, self._single_scales)
+        return {
+            scales.dtype: (chosen, design.indices, counts, design.bounds, scales, design.scaled, self.width)
+            for counts, scales in pairs
+        }
 
-    def unflat(self, vectors: npt.NDArray[Any]) -> Array:
+
+class Columns:
+    """The systems of a few test examples, (G + λP) θ = m for any λ [column], on all rows or the chosen ones.
+
+    moment : m, flat [example, block, column], as all vectors here.
+    """
+
+    def __init__(self, rows: Rows, chosen: npt.NDArray[np.int64] | None = None) -> None:
+        from simfluence.simulators.ridge import kernels
+
+        self.kernels, self.pooled = kernels, rows.pooled
+        self.blocks, self.n, self.width = rows.blocks, rows.n, rows.width
+        self._rows = rows.in_both_precisions(chosen)
+        self.moment = np.zeros(self.n * self.blocks * self.width)
+        self._diagonal = np.zeros(self.blocks * len(self.moment))
+        self._mean = np.zeros(self.blocks**2 * self.width)
+        doubles = self._rows[self.moment.dtype]
+        kernels.statistics(self.moment, self._diagonal, self._mean, rows.target, doubles)
+
+    def unflat(self, vectors: Vectors) -> Array:
         """[block, n, column]"""
         split = vectors.reshape(self.n, self.blocks, self.width)
         return np.ascontiguousarray(split.transpose(1, 0, 2), np.float64)
 
-    def relative_norm(self, vectors: npt.NDArray[Any], reference: Array) -> Array:
+    def relative_norm(self, vectors: Vectors, reference: Array) -> Array:
         """‖v‖ / ‖reference‖ [column]; 0 where both are."""
         pair = (values.reshape(-1, self.width).astype(np.float64) for values in (vectors, reference))
         above, below = (np.linalg.norm(values, axis=0) for values in pair)
         return np.asarray(above / np.maximum(below, 1e-300))
 
+    def norm_bound(self) -> Array:
+        """‖|X|ᵀ|X|‖_∞ ≥ ‖G‖₂ [column]"""
+        sums = np.zeros_like(self.moment)
+        self.kernels.absolute_row_sums(sums, self._rows[sums.dtype])
+        return np.asarray(sums.reshape(-1, self.width).max(axis=0))
+
     def preconditioner(self, penalty: Array) -> Preconditioner:
-        """M⁻¹ as the kernels take it, for λ [column]."""
-        own, average = inverse(
-            torch.from_numpy(self._diagonal)[None],
-            None if self._mean is None else torch.from_numpy(self._mean)[None],
-            torch.from_numpy(penalty),
-        )
-        flat = own[0].permute(2, 0, 1, 3).contiguous().view(-1).numpy()
-        return flat, None if average is None else average.contiguous().view(-1).numpy()
+        """M⁻¹ for λ [column]: inverses of (G + λP)'s blocks, an example each, and of pooled averages'."""
+        own, k = self._diagonal.copy(), self.blocks
+        self.kernels.invert_blocks(own, (1 - 1 / self.n if self.pooled else 1.0) * penalty, k)
+        if not self.pooled:
+            return own, None
+        mean = self._mean.copy()
+        mean.reshape(k * k, -1)[:: k + 1] *= 1 + 1e-10
+        self.kernels.invert_blocks(mean, np.zeros(self.width), k)
+        return own, mean
 
     def residual(
         self, side: Vectors, theta: Vectors, penalty: Array, preconditioner: Preconditioner
     ) -> tuple[Vectors, Array]:
         """r = side − (G + λP) θ in θ's precision, and its size √(rᵀM⁻¹r) [column]."""
-        applied, rows = np.empty_like(theta), self._rows_in[theta.dtype]
+        applied, rows = np.empty_like(theta), self._rows[theta.dtype]
         self.kernels.apply(applied, theta, rows, penalty.astype(theta.dtype), self.pooled)
         residual = np.subtract(side, applied, out=applied)
         return residual, self.size(residual, preconditioner)
@@ -124,7 +138,7 @@ class Columns:
         kind = theta.dtype
         inverse = as_type(preconditioner, kind)
         done: tuple[int, BoolArray] = self.kernels.conjugate_gradients(
-            theta, residual, self._rows_in[kind], penalty.astype(kind), *inverse, target, limit
+            theta, residual, self._rows[kind], penalty.astype(kind), *inverse, target, limit
         )
         return done
 
@@ -138,12 +152,21 @@ class Columns:
         return theta
 
     def solve(
-        self, penalty: Array, tolerance: float, limit: int, preconditioner: Preconditioner
+        self,
+        penalty: Array,
+        tolerance: float,
+        limit: int,
+        preconditioner: Preconditioner,
+        start: tuple[Array, Array] | None = None,
     ) -> tuple[Array, int, BoolArray, Array]:
-        """(θ, iterations, converged, residual): single precision within refinement, then double precision."""
-        theta, residual = np.zeros_like(self.moment), self.moment.copy()
+        """(θ, iterations, converged, residual): single precision within refinement, then double precision.
+
+        start : θ and its residual; None for zero.
+        """
+        theta, residual = start or (np.zeros_like(self.moment), self.moment)
         left = self.size(residual, preconditioner)
-        target, iterations, gains = tolerance * left, 0, True
+        target = tolerance * (left if start is None else self.size(self.moment, preconditioner))
+        iterations, gains = 0, True
         while gains and (left > target).any() and iterations < limit:
             unit = self.unit(residual)
             correction, scaled = np.zeros(len(theta), np.float32), (residual / unit).astype(np.float32)
@@ -158,6 +181,7 @@ class Columns:
             theta, residual = np.where(keep, trial, theta), np.where(keep, new_residual, residual)
             left = np.where(better, new, left)
         if (left > target).any() and iterations < limit:
+            theta, residual = theta.copy(), residual.copy()
             taken, done = self.iterate(theta, residual, penalty, target, limit - iterations, preconditioner)
             residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
             return theta, iterations + taken, done, residual
@@ -166,28 +190,61 @@ class Columns:
     def path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
         """(θ [λ, block, n, column], converged [λ, column]), each λ from the next larger one's θ.
 
-        In single precision, where that can reach the tolerance; converged is then where the residual
-        itself, not its recurrence, says so too.
+        In single precision, where that can reach the tolerance.
         """
-        thetas = np.empty((len(penalties), self.blocks, self.n, self.width))
-        converged = np.empty((len(penalties), self.width), bool)
+        single = tolerance >= SINGLE_TOLERANCE
         unit = self.unit(self.moment)
-        side = (self.moment / unit).astype(np.float32)
-        theta = np.zeros_like(side)
-        for number in np.argsort(-penalties):
+        side: Vectors = (self.moment / unit).astype(np.float32) if single else self.moment
+        thetas = np.empty((len(penalties), len(side)), side.dtype)
+        converged = np.empty((len(penalties), self.width), bool)
+        theta: Vectors = np.zeros_like(side)
+        residual, before = side.copy(), 0.0
+        order = np.argsort(-penalties)
+        for number in order:
             penalty = np.full(self.width, penalties[number])
             preconditioner = self.preconditioner(penalty)
-            if tolerance < SINGLE_TOLERANCE:
-                exact, _, converged[number], _ = self.solve(penalty, tolerance, limit, preconditioner)
-                thetas[number] = self.unflat(exact)
-                continue
-            target = tolerance * self.size(side, preconditioner)
-            residual, _ = self.residual(side, theta, penalty, preconditioner)
-            self.iterate(theta, residual, penalty, target, limit, preconditioner)
-            _, left = self.residual(side, theta, penalty, preconditioner)
-            converged[number] = left <= 3 * target
-            thetas[number] = self.unflat(theta * unit)
-        return thetas, converged
+            residual += side.dtype.type(before - penalties[number]) * self.penalised(theta)
+            before = penalties[number]
+            if single:
+                target = tolerance * self.size(side, preconditioner)
+                _, converged[number] = self.iterate(theta, residual, penalty, target, limit, preconditioner)
+            else:
+                start = theta, residual
+                theta, _, converged[number], residual = self.solve(
+                    penalty, tolerance, limit, preconditioner, start
+                )
+            thetas[number] = theta
+        if single:
+            self._check(thetas, converged, side, penalties, tolerance, order)
+            thetas = thetas * unit
+        return np.stack([self.unflat(theta) for theta in thetas]), converged
+
+    def _check(
+        self,
+        thetas: Vectors,
+        converged: BoolArray,
+        side: Vectors,
+        penalties: Array,
+        tolerance: float,
+        order: npt.NDArray[np.int64],
+    ) -> None:
+        """Converged is where residuals themselves say so too, not only their recurrence, which drifts from
+        them along the path: from its end to where all are as they should be."""
+        for number in order[::-1]:
+            penalty = np.full(self.width, penalties[number])
+            preconditioner = self.preconditioner(penalty)
+            _, left = self.residual(side, thetas[number], penalty, preconditioner)
+            reached = left <= 3 * tolerance * self.size(side, preconditioner)
+            converged[number] &= reached
+            if reached.all():
+                break
+
+    def penalised(self, theta: Vectors) -> Vectors:
+        """P θ"""
+        if not self.pooled:
+            return theta
+        split = theta.reshape(self.n, -1)
+        return (split - split.mean(axis=0)).ravel()
 
     def unit(self, vectors: Array) -> Array:
         """The largest number of each column, as often as there are places."""
@@ -200,9 +257,14 @@ def as_type(preconditioner: Preconditioner, kind: npt.DTypeLike) -> tuple[Vector
     return own.astype(kind, copy=False), None if average is None else average.astype(kind, copy=False)
 
 
-def _mean_gram(problem: RidgeProblem) -> Array:
-    """NᵀGN, N = I_k ⊗ 1/√n, [k, k, column]."""
-    total = np.square(np.asarray(problem.counts.sum(axis=1))) / problem.n
-    scales = problem.scales
-    mean = np.stack([np.stack([total @ (a * b) for b in scales]) for a in scales])
-    return np.broadcast_to(mean, (*mean.shape[:2], problem.n_tests)).copy()
+def column_blocks(tests: int) -> list[slice]:
+    """Test examples for the threads."""
+    share = -(-tests // (16 * torch.get_num_threads())) * 16
+    return pieces(tests, int(np.clip(share, *_COLUMNS)))
+
+
+def all_rows(problem: RidgeProblem) -> list[Rows]:
+    """The rows of all test examples, a few at a time."""
+    design = Design(problem)
+    chunks = column_blocks(problem.n_tests)
+    return list(in_threads(lambda chunk: Rows(problem.tests(chunk), design), chunks))

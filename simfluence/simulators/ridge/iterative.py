@@ -26,7 +26,7 @@ import torch
 
 from simfluence.simulators.loops import in_threads, pieces
 from simfluence.simulators.ridge.blocks import inverse
-from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, Design, column_blocks
+from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, Design, Rows, column_blocks
 from simfluence.simulators.ridge.problem import (
     Array,
     BoolArray,
@@ -270,7 +270,7 @@ def solve_iterative(
         chunks, design = column_blocks(problem.n_tests), Design(problem)
 
         def solve_part(chunk: slice) -> Part:
-            columns = Columns(problem.tests(chunk), design)
+            columns = Columns(Rows(problem.tests(chunk), design))
             return _solve_columns(columns, penalty[chunk], signs[:, chunk], tolerance, max_iterations)
 
         parts = list(in_threads(solve_part, chunks))
@@ -308,7 +308,7 @@ def _solve_columns(
     probed = columns.unflat(rough)
     free = k if columns.pooled else 0
     freedom = free + (pushed * (pushed - penalty * probed)).sum((0, 1))
-    condition = (columns.bound + penalty) * columns.relative_norm(rough, side)
+    condition = (columns.norm_bound() + penalty) * columns.relative_norm(rough, side)
     residual = float(columns.relative_norm(left, columns.moment).max())
     return columns.unflat(theta), freedom, condition, residual, converged, iterations
 

@@ -3,9 +3,10 @@
 Vectors are flat [example, block, column], a column a system: what belongs to an example lies together.
 Places are unsigned, which is what makes the compiler use whole vectors. A call's columns belong to a thread.
 
-``rows`` are the design: (indices, counts, bounds, scales, scaled, width). indices and counts are of the rows'
-entries, each row filled up to a multiple of four by zeros of example 0, and begin at ``bounds``; scales are s
-[row, scaled block, column]; scaled [block] is the place of a block among them, -1 for a block of ones.
+``rows`` are the design: (chosen, indices, counts, bounds, scales, scaled, width). chosen are the rows that
+count. indices and counts are of all rows' entries, each row filled up to a multiple of four by zeros of
+example 0, and begin at ``bounds``; scales are s [row, scaled block, column]; scaled [block] is the place of
+a block among them, -1 for a block of ones.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from simfluence.simulators.compiled import compiled
 @compiled
 def add_gram(out, vectors, rows):  # type: ignore[no-untyped-def]
     """out += G v = Σ_j Uᵀ s_j (Σ_l s_l U v_l), row by row: nothing in between is kept."""
-    indices, counts, bounds, scales, scaled, width = rows
+    chosen, indices, counts, bounds, scales, scaled, width = rows
     w, blocks = np.uint64(width), len(scaled)
     long, stride = np.uint64(blocks) * w, np.uint64((scaled >= 0).sum()) * w
     sums, total = np.empty(long, vectors.dtype), np.empty(w, vectors.dtype)
-    for row in range(len(bounds) - 1):
+    for row in chosen:
         start, stop = bounds[row], bounds[row + 1]
         sums[:] = 0
         for at in range(start, stop, 4):
@@ -73,8 +74,8 @@ def block_means(vectors, blocks, width):  # type: ignore[no-untyped-def]
 @compiled
 def apply(out, vectors, rows, penalty, pooled):  # type: ignore[no-untyped-def]
     """out = (G + λP) v; ``penalty`` is λ [column], P = I or, pooled, v less the block's mean."""
-    blocks, w = len(rows[4]), np.uint64(rows[5])
-    means = block_means(vectors, blocks, rows[5]) if pooled else np.zeros(blocks * rows[5], vectors.dtype)
+    blocks, w = len(rows[5]), np.uint64(rows[6])
+    means = block_means(vectors, blocks, rows[6]) if pooled else np.zeros(blocks * rows[6], vectors.dtype)
     for i in range(np.uint64(len(vectors)) // (np.uint64(blocks) * w)):
         for block in range(np.uint64(blocks)):
             here, mean = (i * np.uint64(blocks) + block) * w, block * w
@@ -165,36 +166,102 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
 
 
 @compiled
-def statistics(moment, diagonal, bound, target, rows):  # type: ignore[no-untyped-def]
+def statistics(moment, diagonal, mean, target, rows):  # type: ignore[no-untyped-def]
     """What one pass over the rows says, added to zeros:
 
     moment : Uᵀ s_j y, [example, block, column]. diagonal : the examples' own blocks of G,
-    [example, block, block, column]. bound : the rows' sums of |X|ᵀ|X|, [example, block, column].
+    [example, block, block, column]. mean : NᵀGN, N = I_k ⊗ 1/√n, [block, block, column].
     """
-    indices, counts, bounds, scales, scaled, width = rows
+    chosen, indices, counts, bounds, scales, scaled, width = rows
     w, k = np.uint64(width), np.uint64(len(scaled))
-    stride = np.uint64((scaled >= 0).sum()) * w
-    s, weight = np.ones(k * w), np.empty(w)
-    for row in range(np.uint64(len(bounds) - 1)):
-        weight[:] = 0.0
+    stride, n = np.uint64((scaled >= 0).sum()) * w, len(moment) / (k * w)
+    s, products = np.ones(k * w), np.empty(k * k * w)
+    for row in chosen:
+        y = np.uint64(row) * w
         for block in range(k):
             if scaled[block] >= 0:
-                here = row * stride + np.uint64(scaled[block]) * w
+                here = np.uint64(row) * stride + np.uint64(scaled[block]) * w
                 for z in range(w):
                     s[block * w + z] = scales[here + z]
-            for z in range(w):
-                weight[z] += abs(s[block * w + z])
         size = counts[bounds[row] : bounds[row + 1]].sum()
+        for a in range(k):
+            for b in range(k):
+                pair = (a * k + b) * w
+                for z in range(w):
+                    products[pair + z] = s[a * w + z] * s[b * w + z]
+                for z in range(w):
+                    mean[pair + z] += size * size / n * products[pair + z]
         for at in range(bounds[row], bounds[row + 1]):
-            c, i = counts[at], np.uint64(indices[at])
+            c, i = counts[at], np.uint64(indices[at]) * k * w
             if c == 0.0:
                 continue
             for a in range(k):
-                here = (i * k + a) * w
                 for z in range(w):
-                    moment[here + z] += c * s[a * w + z] * target[row * w + z]
+                    moment[i + a * w + z] += c * s[a * w + z] * target[y + z]
+            for z in range(k * k * w):
+                diagonal[i * k + z] += c * c * products[z]
+
+
+@compiled
+def absolute_row_sums(out, rows):  # type: ignore[no-untyped-def]
+    """|X|ᵀ|X| 1 added to zeros, [example, block, column]."""
+    chosen, indices, counts, bounds, scales, scaled, width = rows
+    w, k = np.uint64(width), np.uint64(len(scaled))
+    stride = np.uint64((scaled >= 0).sum()) * w
+    s, weight = np.ones(k * w), np.empty(w)
+    for row in chosen:
+        weight[:] = 0.0
+        for block in range(k):
+            if scaled[block] >= 0:
+                here = np.uint64(row) * stride + np.uint64(scaled[block]) * w
                 for z in range(w):
-                    bound[here + z] += c * size * abs(s[a * w + z]) * weight[z]
-                for b in range(k):
+                    s[block * w + z] = abs(scales[here + z])
+            for z in range(w):
+                weight[z] += s[block * w + z]
+        size = counts[bounds[row] : bounds[row + 1]].sum()
+        for at in range(bounds[row], bounds[row + 1]):
+            c, i = counts[at], np.uint64(indices[at]) * k * w
+            for a in range(k):
+                for z in range(w):
+                    out[i + a * w + z] += c * size * s[a * w + z] * weight[z]
+
+
+@compiled
+def invert_blocks(blocks, penalty, size):  # type: ignore[no-untyped-def]
+    """D ⪰ 0 becomes (D + λI)⁻¹, in place: k × k matrices [example, block, block, column], λ [column].
+
+    Without pivoting, but what is collinear to rounding is kept positive; what is 0 stays so.
+    """
+    w, k = np.uint64(len(penalty)), np.uint64(size)
+    pivot, floor, factor = np.empty(w), np.empty(k * w), np.empty(w)
+    accuracy = 50 * 2.0**-52
+    for i in range(np.uint64(len(blocks)) // (k * k * w)):
+        here = i * k * k * w
+        for a in range(k):
+            at = here + (a * k + a) * w
+            for z in range(w):
+                blocks[at + z] += penalty[z]
+                floor[a * w + z] = accuracy * blocks[at + z]
+        for p in range(k):
+            at = here + (p * k + p) * w
+            for z in range(w):
+                largest = max(blocks[at + z], floor[p * w + z])
+                pivot[z] = 1.0 / largest if largest > 0.0 else 0.0
+                blocks[at + z] = pivot[z]
+            for b in range(k):
+                if b != p:
+                    at = here + (p * k + b) * w
                     for z in range(w):
-                        diagonal[(here * k + b * w) + z] += c * c * s[a * w + z] * s[b * w + z]
+                        blocks[at + z] *= pivot[z]
+            for a in range(k):
+                if a == p:
+                    continue
+                at = here + (a * k + p) * w
+                for z in range(w):
+                    factor[z] = blocks[at + z]
+                    blocks[at + z] *= -pivot[z]
+                for b in range(k):
+                    if b != p:
+                        to, of = here + (a * k + b) * w, here + (p * k + b) * w
+                        for z in range(w):
+                            blocks[to + z] -= factor[z] * blocks[of + z]

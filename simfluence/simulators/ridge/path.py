@@ -7,11 +7,14 @@ that is possible.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from simfluence.simulators.loops import in_threads
-from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, Design, column_blocks
+from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, Rows, all_rows
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.iterative import (
     Systems,
@@ -25,9 +28,11 @@ from simfluence.simulators.ridge.primal import solve_primal
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem, off_mean
 from simfluence.simulators.ridge.products import CountProducts
 
+IntArray = npt.NDArray[np.int64]
+
 FACTOR_COLUMNS = 8000  # the widest system that is factorized where iterations fail
 PATH_TOLERANCE = 3e-6  # rollout errors are then good to about a part in a thousand
-_PATH_ITERATIONS = 150
+_LIMIT = 150  # of iterations
 _SHARED_COLUMNS = 5000  # wider Gram matrices cost more to diagonalise than to iterate with
 _CHUNK_COLUMNS = 128
 
@@ -36,19 +41,56 @@ def solve_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float = PATH_TOLERANCE
 ) -> Array:
     """θ [λ, block, n, test] for positive penalties [λ], to a relative ``tolerance``."""
-    if problem.shared and problem.columns <= _SHARED_COLUMNS:
-        return _shared_path(problem, penalties, device)
-    thetas, converged = _iterative_path(problem, penalties, device, tolerance)
+    everything = np.arange(problem.counts.shape[0])
+    return next(solve_paths(problem, [everything], penalties, device, tolerance))
+
+
+def solve_paths(
+    problem: RidgeProblem,
+    rows: Sequence[IntArray],
+    penalties: Array,
+    device: torch.device,
+    tolerance: float = PATH_TOLERANCE,
+) -> Iterator[Array]:
+    """The same on some of the rows, by their numbers: one answer for every choice of rows."""
+    decompose = problem.shared and problem.columns <= _SHARED_COLUMNS
+    compiled = [] if decompose or device.type != "cpu" else all_rows(problem)
+    for chosen in rows:
+        if decompose:
+            yield _shared_path(problem.rows(chosen), penalties, device)
+            continue
+        if compiled:
+            thetas, converged = _compiled_path(compiled, chosen, penalties, tolerance)
+        else:
+            thetas, converged = _torch_path(problem.rows(chosen), penalties, device, tolerance)
+        if not converged.all():
+            _factorize_others(thetas, converged, problem.rows(chosen), penalties, device)
+        yield thetas
+
+
+def _compiled_path(
+    compiled: Sequence[Rows], chosen: IntArray, penalties: Array, tolerance: float
+) -> tuple[Array, BoolArray]:
+    def path(rows: Rows) -> tuple[Array, BoolArray]:
+        return Columns(rows, chosen).path(penalties, tolerance, _LIMIT)
+
+    thetas, converged = zip(*in_threads(path, compiled), strict=True)
+    return np.concatenate(thetas, axis=-1), np.concatenate(converged, axis=-1)
+
+
+def _factorize_others(
+    thetas: Array, converged: BoolArray, problem: RidgeProblem, penalties: Array, device: torch.device
+) -> None:
+    """Replace what did not converge, where factors can be held."""
     rows, columns = problem.counts.shape[0], problem.columns
     if min(rows, columns) > FACTOR_COLUMNS:
-        return thetas
+        return
     direct = solve_dual if rows < columns else solve_primal
     for number, missing in enumerate(np.logical_not(converged)):
         if missing.any():
             tests = np.flatnonzero(missing)
             part = direct(problem.tests(tests), np.full(len(tests), penalties[number]), device)
             thetas[number][..., tests] = part.coefficients
-    return thetas
 
 
 def _shared_path(problem: RidgeProblem, penalties: Array, device: torch.device) -> Array:
@@ -87,24 +129,9 @@ def _solve_single(
     systems: Systems, moment: torch.Tensor, tolerance: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Single precision throughout; done only where the residual itself, not its recurrence, says so too."""
-    theta, done, _ = conjugate_gradients(systems, moment, tolerance, _PATH_ITERATIONS)
+    theta, done, _ = conjugate_gradients(systems, moment, tolerance, _LIMIT)
     residual = (moment - systems.apply(theta)).norm(dim=1) / moment.norm(dim=1).clamp_min(1e-30)
     return theta.double(), done & (residual <= 100 * tolerance)
-
-
-def _iterative_path(
-    problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
-) -> tuple[Array, BoolArray]:
-    if device.type == "cpu":
-        design = Design(problem)
-
-        def path_of(chunk: slice) -> tuple[Array, BoolArray]:
-            return Columns(problem.tests(chunk), design).path(penalties, tolerance, _PATH_ITERATIONS)
-
-        parts = in_threads(path_of, column_blocks(problem.n_tests))
-        thetas, converged = zip(*parts, strict=True)
-        return np.concatenate(thetas, axis=-1), np.concatenate(converged, axis=-1)
-    return _torch_path(problem, penalties, device, tolerance)
 
 
 def _torch_path(
@@ -121,7 +148,7 @@ def _torch_path(
         systems = sparse_systems(part, grid, products)
         moment = torch.from_numpy(np.tile(moments(part), (1, paths))).to(device)[None]
         if tolerance < SINGLE_TOLERANCE:
-            theta, done, *_ = solve_systems(systems, moment, tolerance, _PATH_ITERATIONS)
+            theta, done, *_ = solve_systems(systems, moment, tolerance, _LIMIT)
         else:
             theta, done = _solve_single(systems.single(), moment.float(), tolerance)
         solved = theta[0].cpu().numpy().reshape(k, problem.n, paths, -1)
