@@ -257,6 +257,11 @@ def as_type(preconditioner: Preconditioner, kind: npt.DTypeLike) -> tuple[Vector
     return own.astype(kind, copy=False), None if average is None else average.astype(kind, copy=False)
 
 
+def is_compiled_for(device: torch.device) -> bool:
+    """Whether these loops are what solves there."""
+    return device.type == "cpu"
+
+
 def column_blocks(tests: int) -> list[slice]:
     """Test examples for the threads."""
     share = -(-tests // (16 * torch.get_num_threads())) * 16

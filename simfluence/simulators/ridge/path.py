@@ -14,9 +14,9 @@ import numpy.typing as npt
 import torch
 
 from simfluence.simulators.loops import in_threads
-from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, Rows, all_rows
+from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, Rows, all_rows, is_compiled_for
 from simfluence.simulators.ridge.dual import solve_dual
-from simfluence.simulators.ridge.iterative import (
+from simfluence.simulators.ridge.gpu import (
     Systems,
     conjugate_gradients,
     moments,
@@ -54,7 +54,7 @@ def solve_paths(
 ) -> Iterator[Array]:
     """The same on some of the rows, by their numbers: one answer for every choice of rows."""
     decompose = problem.shared and problem.columns <= _SHARED_COLUMNS
-    compiled = [] if decompose or device.type != "cpu" else all_rows(problem)
+    compiled = all_rows(problem) if not decompose and is_compiled_for(device) else []
     for chosen in rows:
         if decompose:
             yield _shared_path(problem.rows(chosen), penalties, device)
