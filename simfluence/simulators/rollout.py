@@ -80,7 +80,8 @@ def simulate_linear(
     """
     from simfluence.simulators.rollout_kernel import roll_out_into  # compiles, where it is first needed
 
-    steps, tests = max(len(curriculum) for curriculum in curricula), initial_loss.shape[1]
+    lengths = np.array([len(curriculum.offsets) - 1 for curriculum in curricula])
+    steps, tests = int(lengths.max()), initial_loss.shape[1]
     losses = np.empty((len(curricula), steps + 1, tests)) if out is None else out
     tables = [None if table is None else _flat(table) for table in (slope, intercept)]
     blocks = pieces(tests, max(_VECTOR, _TABLE_BYTES // (16 * curricula[0].n_examples) // _VECTOR * _VECTOR))
@@ -88,7 +89,7 @@ def simulate_linear(
 
     def fill(runs: slice) -> None:
         losses[runs, 0] = initial_loss[runs]
-        rows = _batches(curricula[runs], batch_size, None if rates is None else rates[runs])
+        rows = _batches(curricula[runs], lengths[runs], batch_size, None if rates is None else rates[runs])
         for block in blocks:
             roll_out_into(losses[runs], (block.start, block.stop), *tables, *rows, low, high)
 
@@ -106,11 +107,10 @@ def _flat(table: Array) -> Array:
 
 
 def _batches(
-    curricula: Sequence[Curriculum], batch_size: float | None, rates: Array | None
+    curricula: Sequence[Curriculum], lengths: IntArray, batch_size: float | None, rates: Array | None
 ) -> tuple[IntArray, IntArray, IntArray, Array]:
     """examples, bounds, begins and weights, as the kernel takes them."""
-    begins = np.cumsum([0, *(len(curriculum.offsets) - 1 for curriculum in curricula)])
-    lengths = np.diff(begins)
+    begins = np.concatenate([[0], np.cumsum(lengths)])
     offsets = np.concatenate([curriculum.offsets for curriculum in curricula])
     sizes = np.delete(np.diff(offsets), begins[1:-1] + np.arange(len(curricula) - 1))  # not between runs
     examples = np.concatenate([curriculum.examples for curriculum in curricula])
