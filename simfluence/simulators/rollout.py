@@ -53,13 +53,14 @@ def simulate_linear(
     slope: Array | None,
     intercept: Array | None,
     *,
+    lags: Array | None = None,
     batch_size: float | None = None,
     rates: Array | None = None,
     clip: tuple[float, float] | None = None,
     progress: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """L_t − L_{t-1} = ρ_t Σ_{i∈c_t} (A'_i L_{t-1} + B_i) for many curricula, a few at a time.
+    """L_t − L_{t-1} = ρ_t Σ_{i∈c_t} (A'_i L_{t-1} + A_i2 L_{t-2} + … + B_i), for many curricula at once.
 
     Beside the answer, memory for a few curricula a thread is used.
 
@@ -67,6 +68,7 @@ def simulate_linear(
     ----------
     initial_loss : [run, test].
     slope, intercept : A', B [train, test]; None for 0.
+    lags : A_2, A_3, …, [order − 1, train, test]; None for none. Losses before the first are as the first.
     batch_size : every batch counts as that many examples of its composition; None counts as they are.
     rates : ρ, [run, step], factors of the effects; None for 1.
     clip : bounds that every L_t is moved into, if given.
@@ -78,12 +80,17 @@ def simulate_linear(
     [run, step + 1, test]; after a curriculum's end its last loss; inf where a rollout leaves the range
     of floats.
     """
-    from simfluence.simulators.rollout_kernel import roll_out_into  # compiles, where it is first needed
+    # compiles, where it is first needed
+    from simfluence.simulators.rollout_kernel import roll_out_into, roll_out_orders_into
 
     lengths = np.array([len(curriculum.offsets) - 1 for curriculum in curricula])
     steps, tests = int(lengths.max()), initial_loss.shape[1]
     losses = np.empty((len(curricula), steps + 1, tests)) if out is None else out
     tables = [None if table is None else _flat(table) for table in (slope, intercept)]
+    if lags is not None:
+        past = np.zeros_like(lags[:1]) if slope is None else slope[None]
+        tables[0] = np.stack([_flat(table) for table in (*past, *lags)])
+    fill_in = roll_out_into if lags is None else roll_out_orders_into
     blocks = pieces(tests, max(_VECTOR, _TABLE_BYTES // (16 * curricula[0].n_examples) // _VECTOR * _VECTOR))
     low, high = (-np.inf, np.inf) if clip is None else clip
 
@@ -91,7 +98,7 @@ def simulate_linear(
         losses[runs, 0] = initial_loss[runs]
         rows = _batches(curricula[runs], lengths[runs], batch_size, None if rates is None else rates[runs])
         for block in blocks:
-            roll_out_into(losses[runs], (block.start, block.stop), *tables, *rows, low, high)
+            fill_in(losses[runs], (block.start, block.stop), *tables, *rows, low, high)
 
     share = -(-len(curricula) // torch.get_num_threads())
     parts = pieces(len(curricula), min(share, _CHUNK_BYTES // losses[0].nbytes))
