@@ -125,6 +125,19 @@ def test_a_path_is_one_solution_a_penalty(rng, which, pooled):
         np.testing.assert_allclose(found[number], dense_solution(problem, penalty), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("kept", [0, 2**20])
+def test_paths_on_some_rows_go_on_from_what_they_found(rng, monkeypatch, kept):
+    problem = make_problem(rng, n=20, rows=150, tests=19)
+    choices = [np.arange(0, 150, 2), np.arange(40, 150)]
+    monkeypatch.setattr(path, "_KEPT_BYTES", kept)
+    paths, penalties = ridge.Paths(problem, choices, CPU), np.array([1e-2, 1e3, 1.0])
+    for number, rows in enumerate(choices):
+        expected = np.stack([dense_solution(problem.rows(rows), penalty) for penalty in penalties])
+        np.testing.assert_allclose(paths.solve(number, penalties), expected, atol=1e-4)
+        exact = paths.solve(number, penalties[[2, 0]], 1e-11)
+        np.testing.assert_allclose(exact, expected[[2, 0]], rtol=0, atol=1e-8)
+
+
 def test_a_path_factorizes_what_does_not_converge(rng, monkeypatch):
     problem = make_problem(rng)
     monkeypatch.setattr(path, "_LIMIT", 2)

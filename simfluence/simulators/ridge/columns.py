@@ -78,6 +78,7 @@ class Columns:
         self._diagonal = np.zeros(self.blocks * len(self.moment))
         self._mean = np.zeros(self.blocks**2 * self.width)
         doubles = self._rows[self.moment.dtype]
+        self._found: dict[float, Vectors] = {}  # of a rough path, in units of m's largest number
         kernels.statistics(self.moment, self._diagonal, self._mean, rows.target, doubles)
 
     def unflat(self, vectors: Vectors) -> Array:
@@ -188,36 +189,48 @@ class Columns:
         return theta, iterations, left <= target, residual
 
     def path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
-        """(θ [λ, block, n, column], converged [λ, column]), each λ from the next larger one's θ.
+        """(θ [λ, block, n, column], converged [λ, column]), each λ from the next larger one's θ, or from
+        what an earlier path found.
 
         In single precision, where that can reach the tolerance.
         """
-        single = tolerance >= SINGLE_TOLERANCE
+        solve = self._rough_path if tolerance >= SINGLE_TOLERANCE else self._exact_path
+        thetas, converged = solve(penalties, tolerance, limit)
+        return np.stack([self.unflat(theta) for theta in thetas]), converged
+
+    def _rough_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
         unit = self.unit(self.moment)
-        side: Vectors = (self.moment / unit).astype(np.float32) if single else self.moment
-        thetas = np.empty((len(penalties), len(side)), side.dtype)
+        side = (self.moment / unit).astype(np.float32)
+        thetas = np.empty((len(penalties), len(side)), np.float32)
         converged = np.empty((len(penalties), self.width), bool)
-        theta: Vectors = np.zeros_like(side)
-        residual, before = side.copy(), 0.0
+        theta, residual, before = np.zeros_like(side), side.copy(), 0.0
         order = np.argsort(-penalties)
         for number in order:
             penalty = np.full(self.width, penalties[number])
             preconditioner = self.preconditioner(penalty)
-            residual += side.dtype.type(before - penalties[number]) * self.penalised(theta)
-            before = penalties[number]
-            if single:
-                target = tolerance * self.size(side, preconditioner)
-                _, converged[number] = self.iterate(theta, residual, penalty, target, limit, preconditioner)
-            else:
-                start = theta, residual
-                theta, _, converged[number], residual = self.solve(
-                    penalty, tolerance, limit, preconditioner, start
-                )
+            residual += np.float32(before - penalties[number]) * self.penalised(theta)
+            target = tolerance * self.size(side, preconditioner)
+            _, converged[number] = self.iterate(theta, residual, penalty, target, limit, preconditioner)
+            thetas[number], before = theta, penalties[number]
+        self._check(thetas, converged, side, penalties, tolerance, order)
+        self._found = dict(zip(penalties, thetas, strict=True))
+        return thetas * unit, converged
+
+    def _exact_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
+        thetas = np.empty((len(penalties), len(self.moment)))
+        converged = np.empty((len(penalties), self.width), bool)
+        unit, theta = self.unit(self.moment), np.zeros_like(self.moment)
+        for number in np.argsort(-penalties):
+            penalty = np.full(self.width, penalties[number])
+            preconditioner = self.preconditioner(penalty)
+            if penalties[number] in self._found:
+                theta = unit * self._found[penalties[number]]
+            residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
+            theta, _, converged[number], _ = self.solve(
+                penalty, tolerance, limit, preconditioner, (theta, residual)
+            )
             thetas[number] = theta
-        if single:
-            self._check(thetas, converged, side, penalties, tolerance, order)
-            thetas = thetas * unit
-        return np.stack([self.unflat(theta) for theta in thetas]), converged
+        return thetas, converged
 
     def _check(
         self,

@@ -7,14 +7,14 @@ that is possible.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from simfluence.simulators.loops import in_threads
-from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, Rows, all_rows, is_compiled_for
+from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, all_rows, is_compiled_for
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.gpu import (
     Systems,
@@ -35,47 +35,59 @@ PATH_TOLERANCE = 3e-6  # rollout errors are then good to about a part in a thous
 _LIMIT = 150  # of iterations
 _SHARED_COLUMNS = 5000  # wider Gram matrices cost more to diagonalise than to iterate with
 _CHUNK_COLUMNS = 128
+_KEPT_BYTES = 2**28  # of coefficients
+
+
+class Paths:
+    """θ(λ) of a problem on several choices of its rows.
+
+    Parameters
+    ----------
+    rows : for each choice, the rows' numbers.
+    """
+
+    def __init__(self, problem: RidgeProblem, rows: Sequence[IntArray], device: torch.device) -> None:
+        self._problem, self._rows, self._device = problem, rows, device
+        self._decompose = problem.shared and problem.columns <= _SHARED_COLUMNS
+        compiled = not self._decompose and is_compiled_for(device)
+        self._compiled = all_rows(problem) if compiled else []
+        self._kept: dict[int, list[Columns]] = {}
+
+    def solve(self, choice: int, penalties: Array, tolerance: float = PATH_TOLERANCE) -> Array:
+        """θ [λ, block, n, test] on a choice of rows for positive penalties [λ], to a relative ``tolerance``.
+
+        What is asked for again, to more digits, begins where it ended, if there was room to keep that.
+        """
+        if self._compiled:
+            thetas, converged = self._compiled_path(choice, penalties, tolerance)
+            if converged.all():
+                return thetas
+        problem = self._problem.rows(self._rows[choice])
+        if self._decompose:
+            return _shared_path(problem, penalties, self._device)
+        if not self._compiled:
+            thetas, converged = _torch_path(problem, penalties, self._device, tolerance)
+        _factorize_others(thetas, converged, problem, penalties, self._device)
+        return thetas
+
+    def _compiled_path(self, choice: int, penalties: Array, tolerance: float) -> tuple[Array, BoolArray]:
+        columns = self._kept.get(choice)
+        if columns is None:
+            rows = self._rows[choice]
+            columns = list(in_threads(lambda part: Columns(part, rows), self._compiled))
+            size = 4 * len(penalties) * self._problem.columns * self._problem.n_tests
+            if size * len(self._rows) <= _KEPT_BYTES:
+                self._kept[choice] = columns
+        parts = in_threads(lambda part: part.path(penalties, tolerance, _LIMIT), columns)
+        thetas, converged = zip(*parts, strict=True)
+        return np.concatenate(thetas, axis=-1), np.concatenate(converged, axis=-1)
 
 
 def solve_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float = PATH_TOLERANCE
 ) -> Array:
-    """θ [λ, block, n, test] for positive penalties [λ], to a relative ``tolerance``."""
-    everything = np.arange(problem.counts.shape[0])
-    return next(solve_paths(problem, [everything], penalties, device, tolerance))
-
-
-def solve_paths(
-    problem: RidgeProblem,
-    rows: Sequence[IntArray],
-    penalties: Array,
-    device: torch.device,
-    tolerance: float = PATH_TOLERANCE,
-) -> Iterator[Array]:
-    """The same on some of the rows, by their numbers: one answer for every choice of rows."""
-    decompose = problem.shared and problem.columns <= _SHARED_COLUMNS
-    compiled = all_rows(problem) if not decompose and is_compiled_for(device) else []
-    for chosen in rows:
-        if decompose:
-            yield _shared_path(problem.rows(chosen), penalties, device)
-            continue
-        if compiled:
-            thetas, converged = _compiled_path(compiled, chosen, penalties, tolerance)
-        else:
-            thetas, converged = _torch_path(problem.rows(chosen), penalties, device, tolerance)
-        if not converged.all():
-            _factorize_others(thetas, converged, problem.rows(chosen), penalties, device)
-        yield thetas
-
-
-def _compiled_path(
-    compiled: Sequence[Rows], chosen: IntArray, penalties: Array, tolerance: float
-) -> tuple[Array, BoolArray]:
-    def path(rows: Rows) -> tuple[Array, BoolArray]:
-        return Columns(rows, chosen).path(penalties, tolerance, _LIMIT)
-
-    thetas, converged = zip(*in_threads(path, compiled), strict=True)
-    return np.concatenate(thetas, axis=-1), np.concatenate(converged, axis=-1)
+    """The same on all rows."""
+    return Paths(problem, [np.arange(problem.counts.shape[0])], device).solve(0, penalties, tolerance)
 
 
 def _factorize_others(
