@@ -9,12 +9,14 @@ from typing import Any, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from simfluence.curriculum import Curriculum
 from simfluence.simulators.ridge import RidgeSolution
+from simfluence.simulators.rollout import simulate_linear
 
 Array = npt.NDArray[np.float64]
 
 GROWTH = 10.0
-"""A product of |α| beyond this, along a recorded curriculum, counts as unstable."""
+"""More than this, along a recorded curriculum, counts as unstable."""
 
 
 class FitDiagnostics(TypedDict):
@@ -27,8 +29,8 @@ class FitDiagnostics(TypedDict):
     singular : test examples without a unique solution.
     degrees_of_freedom : effective, tr((G + λP)⁻¹G), mean over test examples (estimated, see ridge).
     condition : of G + λP, estimate from below, median and largest over test examples.
-    growth : the largest product |α_1 ⋯ α_t| from the start of a recorded run, median and largest over test
-        examples (each its largest over runs); 1 where errors never grow.
+    growth : the largest |∂L_t / ∂L_0| along recorded runs, for order 1 |α_1 ⋯ α_t|, median and largest over
+        test examples (each its largest over runs); 1 where errors never grow.
     unstable : share of test examples whose growth is beyond ``GROWTH``.
     """
 
@@ -60,10 +62,18 @@ def fit_diagnostics(solution: RidgeSolution, growth: Array, rows_used: int, left
     )
 
 
-def largest_growth(alphas: Sequence[Array]) -> Array:
-    """max over runs and t of |α_1 ⋯ α_t|, at least 1; α of each run [step, test] → [test]."""
-    largest = np.zeros(alphas[0].shape[1])
-    with np.errstate(divide="ignore"):
-        for alpha in alphas:
-            np.maximum(largest, np.cumsum(np.log(np.abs(alpha)), axis=0).max(axis=0), out=largest)
-    return np.exp(np.minimum(largest, 700.0))
+def largest_growth(
+    curricula: Sequence[Curriculum],
+    slope: Array,
+    lags: Array | None,
+    batch_size: float,
+    rates: Array | None,
+) -> Array:
+    """The largest |∂L_t / ∂L_0| over runs and t, at least 1, [test]: rollouts from 1 without B.
+
+    Arguments are as those of :func:`~simfluence.simulators.rollout.simulate_linear`.
+    """
+    ones = np.ones((len(curricula), slope.shape[1]))
+    response = simulate_linear(curricula, ones, slope, None, lags=lags, batch_size=batch_size, rates=rates)
+    np.nan_to_num(np.abs(response, out=response), copy=False, nan=np.inf)
+    return np.clip(response.max(axis=(0, 1)), 1.0, np.exp(700.0))

@@ -18,6 +18,13 @@ batch (METHODS: α is then still about 1); with batches of one size this changes
 Sign: B_i(z) < 0 means that training on i lowers the loss of z. Arrays are [train, test].
 
 With ``rate_scaled`` the right side is multiplied by the step's learning rate relative to the usual one.
+
+With ``order`` J the losses of the last J steps matter (Chai et al. 2024, arXiv 2404.07840),
+
+    L_t(z) = Σ_j α_j(c_t) L_{t-j}(z) + β(c_t),    α_j(c) = Σ_{i∈c} A_ij(z),    j = 1 .. J,
+
+losses before the first being as the first; A above is then A_1, and the further A_j shrink to 0 (pooled: to
+their average) in the same regression.
 """
 
 from __future__ import annotations
@@ -37,6 +44,7 @@ from simfluence.runs import RunSet, Transitions, transitions
 from simfluence.simulators import ridge
 from simfluence.simulators.base import Array, Simulator
 from simfluence.simulators.diagnostics import FitDiagnostics, fit_diagnostics, largest_growth
+from simfluence.simulators.lags import earlier_losses
 from simfluence.simulators.rollout import simulate_linear
 from simfluence.simulators.selection import (
     PENALTIES,
@@ -77,10 +85,12 @@ class MarkovSimulator(Simulator):
         that should be fastest.
     device : where to solve, as torch names it; None is the GPU if torch finds one.
     penalties : what to choose from, all > 0; None is ``PENALTIES``, 1e-4 to 1e4.
+    order : J ≥ 1, of how many steps before the losses matter; beyond 1 it takes runs with losses of every
+        step, and a model with A.
 
     Attributes
     ----------
-    A_, B_ : float [train, test]
+    A_, B_ : float [train, test]. A_lags_ : A_2, A_3, …, [order − 1, train, test], if the order is above 1.
     penalty_ : the λ used, a number, or [test] with ``per_test``. penalty_errors_ : λ → rollout error,
         where it was chosen.
     batch_size_ : b. rows_used_, left_out_ : transitions × test examples used, and not finite.
@@ -104,6 +114,7 @@ class MarkovSimulator(Simulator):
         solver: Solver = "auto",
         device: str | None = None,
         penalties: Sequence[float] | None = None,
+        order: int = 1,
     ) -> None:
         if penalty is not None and not (np.isfinite(penalty) and penalty >= 0):
             raise ValueError(f"penalty must be a number ≥ 0, or None to choose it; got {penalty}")
@@ -117,6 +128,10 @@ class MarkovSimulator(Simulator):
             raise ValueError(f"clip must be 'range' or None, got {clip!r}")
         if solver not in SOLVERS:
             raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
+        if order < 1 or int(order) != order:
+            raise ValueError(f"order must be a whole number ≥ 1, got {order!r}")
+        if order > 1 and not self.free_slope:
+            raise ValueError(f"{self.name!r} does not depend on earlier losses: order must be 1, got {order}")
         self.penalty = penalty
         self.center = center
         self.folds = folds
@@ -126,6 +141,7 @@ class MarkovSimulator(Simulator):
         self.solver = solver
         self.device = device
         self.penalties = None if penalties is None else [float(value) for value in penalties]
+        self.order = int(order)
 
     # ------------------------------------------------------------------------------------ fitting
 
@@ -146,11 +162,12 @@ class MarkovSimulator(Simulator):
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         self._measure(train)
         rows = transitions(train.runs, self.batch_size_, self._factors(train))
+        rows, lags = earlier_losses(train, rows, self.order)
         if not rows.observed.any():
             raise ValueError("no recorded transition has finite losses on both sides: nothing to fit")
         self.rows_used_ = int(rows.observed.sum())
         self.left_out_ = rows.n_left_out
-        problem = self._problem(rows)
+        problem = self._problem(rows, lags)
         self.penalty_errors_: dict[str, float] = {}
         self.penalty_: float | Array = (
             self.penalty if self.penalty is not None else self._choose(train, problem, rows, validation)
@@ -158,10 +175,7 @@ class MarkovSimulator(Simulator):
         solver = None if self.solver == "auto" else self.solver
         solution = ridge.solve_ridge(problem, self.penalty_, solver, self._device())
         self._set_coefficients(solution.coefficients)
-        slope, growth = self._split(solution.coefficients)[0], np.ones(self.n_test_)
-        if slope is not None:
-            alphas = np.split(1 + rows.counts @ slope, np.flatnonzero(np.diff(rows.run)) + 1)
-            growth = largest_growth(alphas)
+        growth = self._growth(train, *self._split(solution.coefficients)[:2])
         self.diagnostics_: FitDiagnostics = fit_diagnostics(solution, growth, self.rows_used_, self.left_out_)
         self.singular_ = self.diagnostics_["singular"]
         self._warn_of(solution)
@@ -205,10 +219,10 @@ class MarkovSimulator(Simulator):
             else None
         )
 
-    def _problem(self, rows: Transitions) -> ridge.RidgeProblem:
+    def _problem(self, rows: Transitions, lags: list[Array]) -> ridge.RidgeProblem:
         """Regressions of the distance from what coefficients shrink towards, θ₀:
 
-        L_t − L_{t-1} − design θ₀ = design (θ − θ₀),    design = [diag(L_{t-1}) U, U]
+        L_t − L_{t-1} − design θ₀ = design (θ − θ₀),    design = [diag(L_{t-1}) U, diag(L_{t-2}) U, …, U]
         """
         weighted = bool((self._weights != 1).any())
         weight = np.sqrt(self._weights[rows.run])[:, None]
@@ -216,8 +230,8 @@ class MarkovSimulator(Simulator):
         if self.center == "zero" and self.free_slope:  # A' = −1/b
             target += np.asarray(rows.counts.sum(axis=1)).reshape(-1, 1) / self.batch_size_ * rows.previous
         scales = []
-        if self.free_slope:
-            scales.append(weight * rows.previous if weighted else rows.previous)  # 0 where unknown
+        if self.free_slope:  # 0 where unknown
+            scales += [weight * past if weighted else past for past in (rows.previous, *lags)]
         if self.free_intercept:
             scales.append(weight * rows.observed)
         if not self.free_slope and rows.observed.all():
@@ -225,6 +239,14 @@ class MarkovSimulator(Simulator):
         if weighted:
             target *= weight
         return ridge.RidgeProblem(rows.counts, np.stack(scales), target, self.center == "pooled")
+
+    def _growth(self, train: RunSet, slope: Array | None, lags: Array | None) -> Array:
+        """How far a difference in the initial losses grows along recorded runs, [test]."""
+        if slope is None:
+            return np.ones(self.n_test_)
+        factors = self._factors(train)
+        rates = None if factors is None else _padded(factors)
+        return largest_growth(train.curricula, slope, lags, self.batch_size_, rates)
 
     def _choose(
         self, train: RunSet, problem: ridge.RidgeProblem, rows: Transitions, validation: RunSet | None
@@ -239,12 +261,13 @@ class MarkovSimulator(Simulator):
         factors = self._factors(scored)
 
         def roll_out(runs: npt.NDArray[np.int64], coefficients: Array, initial_loss: Array) -> Array:
-            slope, intercept = self._split(coefficients)
+            slope, lags, intercept = self._split(coefficients)
             return simulate_linear(
                 [scored.runs[run].curriculum for run in runs],
                 initial_loss,
                 slope,
                 intercept,
+                lags=lags,
                 batch_size=self.batch_size_,
                 rates=None if factors is None else _padded([factors[run] for run in runs]),
             )
@@ -255,18 +278,22 @@ class MarkovSimulator(Simulator):
         chosen = choose_penalty(errors, grid, self.per_test)
         return chosen if self.per_test else float(chosen)
 
-    def _split(self, coefficients: Array) -> tuple[Array | None, Array | None]:
-        """Distances from the center [block, n, column] → A' and B [n, column]; None for a missing one."""
+    def _split(self, coefficients: Array) -> tuple[Array | None, Array | None, Array | None]:
+        """Distances from the center [block, n, column] → A' [n, column], A_2 … [order − 1, n, column], and
+        B [n, column]; None for what is missing."""
         slope = coefficients[0] if self.free_slope else None
         if slope is not None and self.center == "zero":
             slope = slope - 1 / self.batch_size_
-        return slope, (coefficients[-1] if self.free_intercept else None)
+        lags = coefficients[1 : self.order] if self.order > 1 else None
+        return slope, lags, (coefficients[-1] if self.free_intercept else None)
 
     def _set_coefficients(self, coefficients: Array) -> None:
-        slope, intercept = self._split(coefficients)
+        slope, lags, intercept = self._split(coefficients)
         shape = (self.n_train_, self.n_test_)
         self.A_ = 1 / self.batch_size_ + (np.zeros(shape) if slope is None else slope)
         self.B_ = np.zeros(shape) if intercept is None else np.ascontiguousarray(intercept)
+        if lags is not None:
+            self.A_lags_ = np.ascontiguousarray(lags)
 
     def _device(self) -> torch.device:
         return ridge.default_device() if self.device is None else torch.device(self.device)
@@ -306,6 +333,7 @@ class MarkovSimulator(Simulator):
             initial_loss,
             slope,
             self.B_ if self.free_intercept else None,
+            lags=self.A_lags_ if self.order > 1 else None,
             batch_size=self.batch_size_,
             rates=self._rates(curricula, learning_rate),
             clip=None if self.clip is None else self._widened_range(0.1),

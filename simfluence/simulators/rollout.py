@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
-from simfluence.simulators.threads import in_threads, pieces
+from simfluence.simulators.loops import in_fours, in_threads, pieces
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -53,13 +53,14 @@ def simulate_linear(
     slope: Array | None,
     intercept: Array | None,
     *,
+    lags: Array | None = None,
     batch_size: float | None = None,
     rates: Array | None = None,
     clip: tuple[float, float] | None = None,
     progress: bool = False,
     out: Array | None = None,
 ) -> Array:
-    """L_t − L_{t-1} = ρ_t Σ_{i∈c_t} (A'_i L_{t-1} + B_i) for many curricula, a few at a time.
+    """L_t − L_{t-1} = ρ_t Σ_{i∈c_t} (A'_i L_{t-1} + A_i2 L_{t-2} + … + B_i), for many curricula at once.
 
     Beside the answer, memory for a few curricula a thread is used.
 
@@ -67,6 +68,7 @@ def simulate_linear(
     ----------
     initial_loss : [run, test].
     slope, intercept : A', B [train, test]; None for 0.
+    lags : A_2, A_3, …, [order − 1, train, test]; None for none. Losses before the first are as the first.
     batch_size : every batch counts as that many examples of its composition; None counts as they are.
     rates : ρ, [run, step], factors of the effects; None for 1.
     clip : bounds that every L_t is moved into, if given.
@@ -78,19 +80,25 @@ def simulate_linear(
     [run, step + 1, test]; after a curriculum's end its last loss; inf where a rollout leaves the range
     of floats.
     """
-    from simfluence.simulators.rollout_kernel import roll_out_into  # compiles, where it is first needed
+    # compiles, where it is first needed
+    from simfluence.simulators.rollout_kernel import roll_out_into, roll_out_orders_into
 
-    steps, tests = max(len(curriculum) for curriculum in curricula), initial_loss.shape[1]
+    lengths = np.array([len(curriculum.offsets) - 1 for curriculum in curricula])
+    steps, tests = int(lengths.max()), initial_loss.shape[1]
     losses = np.empty((len(curricula), steps + 1, tests)) if out is None else out
     tables = [None if table is None else _flat(table) for table in (slope, intercept)]
+    if lags is not None:
+        past = np.zeros_like(lags[:1]) if slope is None else slope[None]
+        tables[0] = np.stack([_flat(table) for table in (*past, *lags)])
+    fill_in = roll_out_into if lags is None else roll_out_orders_into
     blocks = pieces(tests, max(_VECTOR, _TABLE_BYTES // (16 * curricula[0].n_examples) // _VECTOR * _VECTOR))
     low, high = (-np.inf, np.inf) if clip is None else clip
 
     def fill(runs: slice) -> None:
         losses[runs, 0] = initial_loss[runs]
-        rows = _batches(curricula[runs], batch_size, None if rates is None else rates[runs])
+        rows = _batches(curricula[runs], lengths[runs], batch_size, None if rates is None else rates[runs])
         for block in blocks:
-            roll_out_into(losses[runs], (block.start, block.stop), *tables, *rows, low, high)
+            fill_in(losses[runs], (block.start, block.stop), *tables, *rows, low, high)
 
     share = -(-len(curricula) // torch.get_num_threads())
     parts = pieces(len(curricula), min(share, _CHUNK_BYTES // losses[0].nbytes))
@@ -106,20 +114,14 @@ def _flat(table: Array) -> Array:
 
 
 def _batches(
-    curricula: Sequence[Curriculum], batch_size: float | None, rates: Array | None
+    curricula: Sequence[Curriculum], lengths: IntArray, batch_size: float | None, rates: Array | None
 ) -> tuple[IntArray, IntArray, IntArray, Array]:
     """examples, bounds, begins and weights, as the kernel takes them."""
-    begins = np.cumsum([0, *(len(curriculum.offsets) - 1 for curriculum in curricula)])
-    lengths = np.diff(begins)
+    begins = np.concatenate([[0], np.cumsum(lengths)])
     offsets = np.concatenate([curriculum.offsets for curriculum in curricula])
     sizes = np.delete(np.diff(offsets), begins[1:-1] + np.arange(len(curricula) - 1))  # not between runs
     examples = np.concatenate([curriculum.examples for curriculum in curricula])
-    bounds = np.concatenate([[0], np.cumsum(-(-sizes // 4) * 4)])
-    if bounds[-1] > len(examples):
-        filled = np.full(bounds[-1], curricula[0].n_examples)
-        shift = bounds[:-1] - np.concatenate([[0], np.cumsum(sizes)[:-1]])
-        filled[np.arange(len(examples)) + np.repeat(shift, sizes)] = examples
-        examples = filled
+    examples, bounds = in_fours(examples, sizes, curricula[0].n_examples)
     weights = np.ones(len(sizes)) if batch_size is None else batch_size / sizes
     if rates is not None:
         weights = weights * rates[:, : lengths.max()][np.arange(lengths.max()) < lengths[:, None]]

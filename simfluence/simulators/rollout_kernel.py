@@ -81,3 +81,43 @@ def roll_out_into(  # type: ignore[no-untyped-def]
             out += total
             for z in range(width):
                 flat[out + z] = now[z]
+
+
+@compiled
+def roll_out_orders_into(  # type: ignore[no-untyped-def]
+    losses, columns, slopes, intercept, examples, bounds, begins, weights, low, high
+):
+    """L_t = L_{t-1} + w_t Σ_{i∈c_t} (Σ_j A_ij L_{t-j} + B_i), in a range of columns; L before L_0 is L_0.
+
+    slopes : A_j, [order, table], a table as above; those of L_{t-1} are A'. The others are as above.
+    """
+    orders, points, total = len(slopes), losses.shape[1], np.uint64(losses.shape[2])
+    left, width = np.uint64(columns[0]), np.uint64(columns[1] - columns[0])
+    flat = losses.reshape(-1)
+    change, alpha = np.empty(width), np.empty(width)
+    for run in range(losses.shape[0]):
+        first = np.uint64(run * points) * total + left
+        for step in range(points - 1):
+            here = first + np.uint64(step) * total
+            change[:] = 0.0
+            if begins[run] + step < begins[run + 1]:
+                at = begins[run] + step
+                start, stop, weight = bounds[at], bounds[at + 1], weights[at]
+                for order in range(orders):
+                    past = first + np.uint64(max(step - order, 0)) * total
+                    alpha[:] = 0.0
+                    for place in range(start, stop):
+                        i = np.uint64(examples[place]) * total + left
+                        for z in range(width):
+                            alpha[z] += slopes[order, i + z]
+                    for z in range(width):
+                        change[z] += weight * alpha[z] * flat[past + z]
+                if intercept is not None:
+                    for place in range(start, stop):
+                        i = np.uint64(examples[place]) * total + left
+                        for z in range(width):
+                            change[z] += weight * intercept[i + z]
+            for z in range(width):
+                value = flat[here + z] + change[z]
+                value = low if value < low else value
+                flat[here + total + z] = high if value > high else value

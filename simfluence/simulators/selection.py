@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,15 @@ import numpy.typing as npt
 import torch
 
 from simfluence.runs import RunSet
-from simfluence.simulators.ridge import PATH_TOLERANCE, RidgeProblem, solve_path
+from simfluence.simulators.loops import pieces
+from simfluence.simulators.ridge import PATH_TOLERANCE, Paths, RidgeProblem
 
 Array = npt.NDArray[np.float64]
 
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
 """The grid that penalties are chosen from."""
 
+_CLOSE = 3e-3  # relative: screened errors are good to about a part in a thousand
 _EXACT = 1e-7
 _CHUNK_BYTES = 2**27  # coefficients of all penalties held at once
 
@@ -59,9 +62,9 @@ def path_errors(
 ) -> Array:
     """Rollout error of every penalty: mean squared error over steps and scored runs, mean over folds.
 
-    All are screened with coefficients that are good to a few digits; those that come within a percent of
-    the best (of a test example's best, if ``per_test``) are computed again, exactly, so that the
-    choice does not depend on rounding.
+    All are screened with coefficients that are good to a few digits; where more than one comes as close to
+    the best (to a test example's best, if ``per_test``) as these digits tell, these are computed again,
+    exactly, so that the choice does not depend on rounding.
 
     Parameters
     ----------
@@ -73,41 +76,39 @@ def path_errors(
     -------
     [λ, test]; inf where rollouts leave the range of floats.
     """
-    common = (problem, folds, scored, roll_out)
-    errors = _path_errors(*common, penalties, weights, device, PATH_TOLERANCE)
+    size = max(1, _CHUNK_BYTES // (8 * len(penalties) * problem.columns))
+    rows, chunks = [fold.rows for fold in folds], pieces(problem.n_tests, size)
+    common = [(tests, Paths(problem.tests(tests), rows, device)) for tests in chunks], folds, scored, roll_out
+    errors = _path_errors(*common, weights, penalties, PATH_TOLERANCE)
     if problem.shared:  # exact at once
         return errors
     means = errors if per_test else errors.mean(axis=1, keepdims=True)
     with np.errstate(invalid="ignore"):
-        close = np.flatnonzero((means <= 1.01 * means.min(axis=0)).any(axis=1))
-    errors[close] = _path_errors(*common, penalties[close], weights, device, _EXACT)
+        close = means <= (1 + _CLOSE) * means.min(axis=0)
+    in_doubt = np.flatnonzero((close & (close.sum(axis=0) > 1)).any(axis=1))
+    if len(in_doubt):
+        errors[in_doubt] = _path_errors(*common, weights, penalties[in_doubt], _EXACT)
     return errors
 
 
 def _path_errors(
-    problem: RidgeProblem,
+    parts: Sequence[tuple[slice, Paths]],
     folds: Sequence[Fold],
     scored: RunSet,
     roll_out: Rollout,
-    penalties: Array,
     weights: Array,
-    device: torch.device,
+    penalties: Array,
     tolerance: float,
 ) -> Array:
+    """[λ, test], from the paths of some of the test examples after the other."""
     losses, count = scored.loss.astype(np.float64), len(penalties)
-    errors = np.zeros((count, problem.n_tests))
-    size = max(1, _CHUNK_BYTES // (8 * count * problem.columns))
-    for fold in folds:
-        part = problem.rows(fold.rows)
-        true = losses[fold.scored]
-        for start in range(0, problem.n_tests, size):
-            tests = slice(start, start + size)
-            thetas = solve_path(part.tests(tests), penalties, device, tolerance)  # [λ, block, n, test]
-            columns = np.moveaxis(thetas, 0, 2).reshape(*thetas.shape[1:3], -1)  # λ × test
-            simulated = roll_out(
-                fold.scored, columns, np.tile(np.nan_to_num(true[:, 0, tests], posinf=0.0), (1, count))
-            )
-            errors[:, tests] += _errors(true[..., tests], simulated, weights[fold.scored])
+    errors = np.zeros((count, losses.shape[2]))
+    for (tests, paths), (number, fold) in itertools.product(parts, enumerate(folds)):
+        thetas, true = paths.solve(number, penalties, tolerance), losses[fold.scored][..., tests]
+        columns = np.moveaxis(thetas, 0, 2).reshape(*thetas.shape[1:3], -1)  # λ × test
+        start = np.tile(np.nan_to_num(true[:, 0], posinf=0.0), (1, count))
+        simulated = roll_out(fold.scored, columns, start)
+        errors[:, tests] += _errors(true, simulated, weights[fold.scored])
     errors[~np.isfinite(errors)] = np.inf
     return errors / len(folds)
 

@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 
 from simfluence.simulators import ridge
 from simfluence.simulators.ridge import path
-from simfluence.simulators.ridge.products import CountProducts, _torch_csr
+from simfluence.simulators.ridge.products import CountProducts
 
 CPU = torch.device("cpu")
 SOLVERS = ("primal", "dual", "iterative")
@@ -125,9 +125,22 @@ def test_a_path_is_one_solution_a_penalty(rng, which, pooled):
         np.testing.assert_allclose(found[number], dense_solution(problem, penalty), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("kept", [0, 2**20])
+def test_paths_on_some_rows_go_on_from_what_they_found(rng, monkeypatch, kept):
+    problem = make_problem(rng, n=20, rows=150, tests=19)
+    choices = [np.arange(0, 150, 2), np.arange(40, 150)]
+    monkeypatch.setattr(path, "_KEPT_BYTES", kept)
+    paths, penalties = ridge.Paths(problem, choices, CPU), np.array([1e-2, 1e3, 1.0])
+    for number, rows in enumerate(choices):
+        expected = np.stack([dense_solution(problem.rows(rows), penalty) for penalty in penalties])
+        np.testing.assert_allclose(paths.solve(number, penalties), expected, atol=1e-4)
+        exact = paths.solve(number, penalties[[2, 0]], 1e-11)
+        np.testing.assert_allclose(exact, expected[[2, 0]], rtol=0, atol=1e-8)
+
+
 def test_a_path_factorizes_what_does_not_converge(rng, monkeypatch):
     problem = make_problem(rng)
-    monkeypatch.setattr(path, "_PATH_ITERATIONS", 2)
+    monkeypatch.setattr(path, "_LIMIT", 2)
     found = path.solve_path(problem, np.array([1e-2, 1.0]), CPU)
     np.testing.assert_allclose(found[0], dense_solution(problem, 1e-2), rtol=0, atol=1e-8)
 
@@ -228,14 +241,37 @@ def test_normal_equations_with_any_metric_and_center(rng):
         np.testing.assert_allclose(found[z], np.linalg.solve(left, right), atol=1e-10)
 
 
-def test_torch_and_scipy_products_are_the_same(rng):
+def test_products_are_those_of_the_sparse_matrix(rng):
     problem = make_problem(rng)
-    vectors, rows = torch.from_numpy(rng.normal(size=(12, 2))), torch.from_numpy(rng.normal(size=(60, 2)))
+    vectors, rows = rng.normal(size=(12, 2)), rng.normal(size=(60, 2))
     products = CountProducts(problem.counts, CPU)
-    forward = _torch_csr(problem.counts, CPU)
-    backward = _torch_csr(problem.counts.T.tocsr(), CPU)
-    torch.testing.assert_close(products.forward(vectors), forward @ vectors)
-    torch.testing.assert_close(products.backward(rows), backward @ rows)
+    forward = products.forward(torch.from_numpy(vectors)).numpy()
+    np.testing.assert_allclose(forward, problem.counts @ vectors, rtol=1e-12)
+    backward = products.backward(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(backward, problem.counts.T @ rows, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("pooled", [False, True])
+def test_what_gpus_do_is_what_compiled_loops_do(rng, monkeypatch, pooled, shared):
+    """The solver for GPUs, run without one."""
+    problem = make_problem(rng, n=20, rows=150, tests=7, blocks=1 if shared else 2, pooled=pooled)
+    if shared:
+        problem = ridge.RidgeProblem(problem.counts, problem.scales[:, :, :1], problem.target, pooled)
+    compiled = ridge.solve_ridge(problem, 2.0, "iterative", CPU)
+    penalties = np.array([1e-2, 1.0, 1e3])
+    monkeypatch.setattr(path, "_SHARED_COLUMNS", 0)
+    paths = [path.solve_path(problem, penalties, CPU, tolerance) for tolerance in (1e-5, 1e-11)]
+    for module in (ridge.iterative, path):
+        monkeypatch.setattr(module, "is_compiled_for", lambda device: False)
+    found = ridge.solve_ridge(problem, 2.0, "iterative", CPU)
+    assert found.convergence.failed == 0
+    np.testing.assert_allclose(found.coefficients, compiled.coefficients, atol=1e-9)
+    np.testing.assert_allclose(found.degrees_of_freedom, compiled.degrees_of_freedom, rtol=1e-2)
+    np.testing.assert_allclose(found.condition, compiled.condition, rtol=1e-2)
+    for tolerance, expected in zip((1e-5, 1e-11), paths, strict=True):
+        again = path.solve_path(problem, penalties, CPU, tolerance)
+        np.testing.assert_allclose(again, expected, atol=20 * tolerance)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from simfluence import Curriculum
 from simfluence.simulators import rollout
 from simfluence.simulators.compiled import compiled
+from simfluence.simulators.loops import in_threads, pieces
 from simfluence.simulators.rollout import simulate_linear
-from simfluence.simulators.threads import in_threads, pieces
 
 N = 7
 

@@ -15,7 +15,7 @@ import torch
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.iterative import TOLERANCE, solve_iterative
 from simfluence.simulators.ridge.normal import NormalEquations, OuterProducts, normal_equations
-from simfluence.simulators.ridge.path import FACTOR_COLUMNS, PATH_TOLERANCE, solve_path
+from simfluence.simulators.ridge.path import FACTOR_COLUMNS, PATH_TOLERANCE, Paths, solve_path
 from simfluence.simulators.ridge.primal import Solution, solve, solve_primal
 from simfluence.simulators.ridge.problem import (
     Array,
@@ -84,6 +84,7 @@ __all__ = [
     "Convergence",
     "NormalEquations",
     "OuterProducts",
+    "Paths",
     "RidgeProblem",
     "RidgeSolution",
     "Solution",

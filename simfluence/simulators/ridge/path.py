@@ -7,12 +7,16 @@ that is possible.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from simfluence.simulators.loops import in_threads
+from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, all_rows, is_compiled_for
 from simfluence.simulators.ridge.dual import solve_dual
-from simfluence.simulators.ridge.iterative import (
-    _SINGLE_TOLERANCE,
+from simfluence.simulators.ridge.gpu import (
     Systems,
     conjugate_gradients,
     moments,
@@ -24,30 +28,81 @@ from simfluence.simulators.ridge.primal import solve_primal
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem, off_mean
 from simfluence.simulators.ridge.products import CountProducts
 
+IntArray = npt.NDArray[np.int64]
+
 FACTOR_COLUMNS = 8000  # the widest system that is factorized where iterations fail
 PATH_TOLERANCE = 3e-6  # rollout errors are then good to about a part in a thousand
-_PATH_ITERATIONS = 150
+_LIMIT = 150  # of iterations
 _SHARED_COLUMNS = 5000  # wider Gram matrices cost more to diagonalise than to iterate with
 _CHUNK_COLUMNS = 128
+_KEPT_BYTES = 2**28  # of coefficients
+
+
+class Paths:
+    """θ(λ) of a problem on several choices of its rows.
+
+    Parameters
+    ----------
+    rows : for each choice, the rows' numbers.
+    """
+
+    def __init__(self, problem: RidgeProblem, rows: Sequence[IntArray], device: torch.device) -> None:
+        self._problem, self._rows, self._device = problem, rows, device
+        self._decompose = problem.shared and problem.columns <= _SHARED_COLUMNS
+        compiled = not self._decompose and is_compiled_for(device)
+        self._compiled = all_rows(problem) if compiled else []
+        self._kept: dict[int, list[Columns]] = {}
+
+    def solve(self, choice: int, penalties: Array, tolerance: float = PATH_TOLERANCE) -> Array:
+        """θ [λ, block, n, test] on a choice of rows for positive penalties [λ], to a relative ``tolerance``.
+
+        What is asked for again, to more digits, begins where it ended, if there was room to keep that.
+        """
+        if self._compiled:
+            thetas, converged = self._compiled_path(choice, penalties, tolerance)
+            if converged.all():
+                return thetas
+        problem = self._problem.rows(self._rows[choice])
+        if self._decompose:
+            return _shared_path(problem, penalties, self._device)
+        if not self._compiled:
+            thetas, converged = _torch_path(problem, penalties, self._device, tolerance)
+        _factorize_others(thetas, converged, problem, penalties, self._device)
+        return thetas
+
+    def _compiled_path(self, choice: int, penalties: Array, tolerance: float) -> tuple[Array, BoolArray]:
+        columns = self._kept.get(choice)
+        if columns is None:
+            rows = self._rows[choice]
+            columns = list(in_threads(lambda part: Columns(part, rows), self._compiled))
+            size = 4 * len(penalties) * self._problem.columns * self._problem.n_tests
+            if size * len(self._rows) <= _KEPT_BYTES:
+                self._kept[choice] = columns
+        parts = in_threads(lambda part: part.path(penalties, tolerance, _LIMIT), columns)
+        thetas, converged = zip(*parts, strict=True)
+        return np.concatenate(thetas, axis=-1), np.concatenate(converged, axis=-1)
 
 
 def solve_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float = PATH_TOLERANCE
 ) -> Array:
-    """θ [λ, block, n, test] for positive penalties [λ], to a relative ``tolerance``."""
-    if problem.shared and problem.columns <= _SHARED_COLUMNS:
-        return _shared_path(problem, penalties, device)
-    thetas, converged = _iterative_path(problem, penalties, device, tolerance)
+    """The same on all rows."""
+    return Paths(problem, [np.arange(problem.counts.shape[0])], device).solve(0, penalties, tolerance)
+
+
+def _factorize_others(
+    thetas: Array, converged: BoolArray, problem: RidgeProblem, penalties: Array, device: torch.device
+) -> None:
+    """Replace what did not converge, where factors can be held."""
     rows, columns = problem.counts.shape[0], problem.columns
     if min(rows, columns) > FACTOR_COLUMNS:
-        return thetas
+        return
     direct = solve_dual if rows < columns else solve_primal
     for number, missing in enumerate(np.logical_not(converged)):
         if missing.any():
             tests = np.flatnonzero(missing)
             part = direct(problem.tests(tests), np.full(len(tests), penalties[number]), device)
             thetas[number][..., tests] = part.coefficients
-    return thetas
 
 
 def _shared_path(problem: RidgeProblem, penalties: Array, device: torch.device) -> Array:
@@ -86,12 +141,12 @@ def _solve_single(
     systems: Systems, moment: torch.Tensor, tolerance: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Single precision throughout; done only where the residual itself, not its recurrence, says so too."""
-    theta, done, _ = conjugate_gradients(systems, moment, tolerance, _PATH_ITERATIONS)
+    theta, done, _ = conjugate_gradients(systems, moment, tolerance, _LIMIT)
     residual = (moment - systems.apply(theta)).norm(dim=1) / moment.norm(dim=1).clamp_min(1e-30)
     return theta.double(), done & (residual <= 100 * tolerance)
 
 
-def _iterative_path(
+def _torch_path(
     problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
 ) -> tuple[Array, BoolArray]:
     products = CountProducts(problem.counts, device)
@@ -104,8 +159,8 @@ def _iterative_path(
         grid = np.repeat(penalties[:, None], part.n_tests, axis=1)
         systems = sparse_systems(part, grid, products)
         moment = torch.from_numpy(np.tile(moments(part), (1, paths))).to(device)[None]
-        if tolerance < _SINGLE_TOLERANCE:
-            theta, done, *_ = solve_systems(systems, moment, tolerance, _PATH_ITERATIONS)
+        if tolerance < SINGLE_TOLERANCE:
+            theta, done, *_ = solve_systems(systems, moment, tolerance, _LIMIT)
         else:
             theta, done = _solve_single(systems.single(), moment.float(), tolerance)
         solved = theta[0].cpu().numpy().reshape(k, problem.n, paths, -1)

@@ -1,4 +1,4 @@
-"""Work in as many threads as torch uses: for loops that release the interpreter's lock."""
+"""What compiled loops are given: threads (as many as torch uses), pieces of the work, entries in fours."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 Task = TypeVar("Task")
@@ -27,3 +29,16 @@ def pieces(length: int, size: int) -> list[slice]:
     """0 .. length cut into slices of at most ``size`` (at least 1)."""
     edges = [*range(0, length, max(size, 1)), length]
     return [slice(a, b) for a, b in itertools.pairwise(edges)]
+
+
+def in_fours(
+    values: npt.NDArray[Any], sizes: npt.NDArray[np.int64], filler: float
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Ragged rows of these sizes, each filled up to a multiple of four; and where they begin, and the end."""
+    bounds = np.concatenate([[0], np.cumsum(-(-sizes // 4) * 4)])
+    if bounds[-1] == len(values):
+        return values, bounds
+    filled = np.full(bounds[-1], filler, values.dtype)
+    shift = bounds[:-1] - np.concatenate([[0], np.cumsum(sizes)[:-1]])
+    filled[np.arange(len(values)) + np.repeat(shift, sizes)] = values
+    return filled, bounds

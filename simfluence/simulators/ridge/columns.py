@@ -1,0 +1,288 @@
+"""The iterative solver on a CPU: a few test examples at a time, a thread each (the loops are kernels.py's).
+
+What is solved, how it is preconditioned and refined is what iterative.py does for GPUs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import sparse
+
+from simfluence.simulators.loops import in_fours, in_threads, pieces
+from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem
+
+SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
+Vectors: TypeAlias = npt.NDArray[Any]
+Preconditioner: TypeAlias = tuple[Array, Array | None]
+
+_COLUMNS = (16, 64)  # at once: whole vectors, and what a core's caches hold
+
+
+class Design:
+    """The counts as the kernels take them, in both precisions; shared by all test examples."""
+
+    def __init__(self, problem: RidgeProblem) -> None:
+        counts: sparse.csr_array = problem.counts
+        sizes = np.diff(counts.indptr).astype(np.int64)
+        self.indices, self.bounds = in_fours(counts.indices, sizes, 0)
+        self.counts = in_fours(counts.data, sizes, 0.0)[0]
+        self.single_counts = self.counts.astype(np.float32)
+        free = [not (scale == 1).all() for scale in problem.scales]
+        self.scaled = np.where(free, np.cumsum(free) - 1, -1)
+
+
+class Rows:
+    """The rows of a few test examples: their scales and targets beside the common design."""
+
+    def __init__(self, problem: RidgeProblem, design: Design) -> None:
+        self.pooled, self.blocks = problem.pooled, problem.blocks
+        self.n, self.width, self._design = problem.n, problem.n_tests, design
+        free = np.flatnonzero(design.scaled >= 0)
+        scales = np.empty((problem.counts.shape[0], len(free), self.width))
+        for place, block in enumerate(free):
+            scales[:, place] = problem.scales[block]
+        self._scales, self._single_scales = scales.ravel(), scales.ravel().astype(np.float32)
+        self.target = np.ascontiguousarray(problem.target).ravel()
+
+    def in_both_precisions(
+        self, chosen: npt.NDArray[np.int64] | None
+    ) -> dict[np.dtype[Any], tuple[Any, ...]]:
+        """``rows`` of the kernels; chosen : by their numbers, or None for all."""
+        design = self._design
+        if chosen is None:
+            chosen = np.arange(len(design.bounds) - 1)
+        pairs = (design.counts, self._scales), (design.single_counts, self._single_scales)
+        return {
+            scales.dtype: (chosen, design.indices, counts, design.bounds, scales, design.scaled, self.width)
+            for counts, scales in pairs
+        }
+
+
+class Columns:
+    """The systems of a few test examples, (G + λP) θ = m for any λ [column], on all rows or the chosen ones.
+
+    moment : m, flat [example, block, column], as all vectors here.
+    """
+
+    def __init__(self, rows: Rows, chosen: npt.NDArray[np.int64] | None = None) -> None:
+        from simfluence.simulators.ridge import kernels
+
+        self.kernels, self.pooled = kernels, rows.pooled
+        self.blocks, self.n, self.width = rows.blocks, rows.n, rows.width
+        self._rows = rows.in_both_precisions(chosen)
+        self.moment = np.zeros(self.n * self.blocks * self.width)
+        self._diagonal = np.zeros(self.blocks * len(self.moment))
+        self._mean = np.zeros(self.blocks**2 * self.width)
+        doubles = self._rows[self.moment.dtype]
+        self._found: dict[float, Vectors] = {}  # of a rough path, in units of m's largest number
+        kernels.statistics(self.moment, self._diagonal, self._mean, rows.target, doubles)
+
+    def unflat(self, vectors: Vectors) -> Array:
+        """[block, n, column]"""
+        split = vectors.reshape(self.n, self.blocks, self.width)
+        return np.ascontiguousarray(split.transpose(1, 0, 2), np.float64)
+
+    def relative_norm(self, vectors: Vectors, reference: Array) -> Array:
+        """‖v‖ / ‖reference‖ [column]; 0 where both are."""
+        pair = (values.reshape(-1, self.width).astype(np.float64) for values in (vectors, reference))
+        above, below = (np.linalg.norm(values, axis=0) for values in pair)
+        return np.asarray(above / np.maximum(below, 1e-300))
+
+    def norm_bound(self) -> Array:
+        """‖|X|ᵀ|X|‖_∞ ≥ ‖G‖₂ [column]"""
+        sums = np.zeros_like(self.moment)
+        self.kernels.absolute_row_sums(sums, self._rows[sums.dtype])
+        return np.asarray(sums.reshape(-1, self.width).max(axis=0))
+
+    def preconditioner(self, penalty: Array) -> Preconditioner:
+        """M⁻¹ for λ [column]: inverses of (G + λP)'s blocks, an example each, and of pooled averages'."""
+        own, k = self._diagonal.copy(), self.blocks
+        self.kernels.invert_blocks(own, (1 - 1 / self.n if self.pooled else 1.0) * penalty, k)
+        if not self.pooled:
+            return own, None
+        mean = self._mean.copy()
+        mean.reshape(k * k, -1)[:: k + 1] *= 1 + 1e-10
+        self.kernels.invert_blocks(mean, np.zeros(self.width), k)
+        return own, mean
+
+    def residual(
+        self, side: Vectors, theta: Vectors, penalty: Array, preconditioner: Preconditioner
+    ) -> tuple[Vectors, Array]:
+        """r = side − (G + λP) θ in θ's precision, and its size √(rᵀM⁻¹r) [column]."""
+        applied, rows = np.empty_like(theta), self._rows[theta.dtype]
+        self.kernels.apply(applied, theta, rows, penalty.astype(theta.dtype), self.pooled)
+        residual = np.subtract(side, applied, out=applied)
+        return residual, self.size(residual, preconditioner)
+
+    def size(self, residual: Vectors, preconditioner: Preconditioner) -> Array:
+        """√(rᵀM⁻¹r) [column]"""
+        still, size = np.zeros_like(residual), np.empty(self.width)
+        none = np.zeros(self.width, residual.dtype)
+        inverse = as_type(preconditioner, residual.dtype)
+        self.kernels.advance(np.empty_like(residual), size, still, residual, still, still, none, *inverse)
+        return np.sqrt(np.maximum(size, 0.0))
+
+    def iterate(
+        self,
+        theta: Vectors,
+        residual: Vectors,
+        penalty: Array,
+        target: Array,
+        limit: int,
+        preconditioner: Preconditioner,
+    ) -> tuple[int, BoolArray]:
+        """Move θ until the residual's size is ``target`` [column]; (iterations, where it is)."""
+        kind = theta.dtype
+        inverse = as_type(preconditioner, kind)
+        done: tuple[int, BoolArray] = self.kernels.conjugate_gradients(
+            theta, residual, self._rows[kind], penalty.astype(kind), *inverse, target, limit
+        )
+        return done
+
+    def solve_single(
+        self, side: Vectors, penalty: Array, tolerance: float, limit: int, preconditioner: Preconditioner
+    ) -> Vectors:
+        """θ for another right side, in single precision."""
+        theta, residual = np.zeros(len(side), np.float32), side.astype(np.float32)
+        target = tolerance * self.size(residual, preconditioner)
+        self.iterate(theta, residual, penalty, target, limit, preconditioner)
+        return theta
+
+    def solve(
+        self,
+        penalty: Array,
+        tolerance: float,
+        limit: int,
+        preconditioner: Preconditioner,
+        start: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, int, BoolArray, Array]:
+        """(θ, iterations, converged, residual): single precision within refinement, then double precision.
+
+        start : θ and its residual; None for zero.
+        """
+        theta, residual = start or (np.zeros_like(self.moment), self.moment)
+        left = self.size(residual, preconditioner)
+        target = tolerance * (left if start is None else self.size(self.moment, preconditioner))
+        iterations, gains = 0, True
+        while gains and (left > target).any() and iterations < limit:
+            unit = self.unit(residual)
+            correction, scaled = np.zeros(len(theta), np.float32), (residual / unit).astype(np.float32)
+            wanted = np.maximum(0.5 * target, SINGLE_TOLERANCE * left) / unit[: self.width]
+            taken, _ = self.iterate(correction, scaled, penalty, wanted, limit - iterations, preconditioner)
+            iterations += taken
+            trial = theta + unit * correction
+            new_residual, new = self.residual(self.moment, trial, penalty, preconditioner)
+            better = (new < left) | (left == 0)
+            gains = bool(((new < 0.1 * left) | (new <= target)).all())
+            keep = np.resize(better, len(theta))
+            theta, residual = np.where(keep, trial, theta), np.where(keep, new_residual, residual)
+            left = np.where(better, new, left)
+        if (left > target).any() and iterations < limit:
+            theta, residual = theta.copy(), residual.copy()
+            taken, done = self.iterate(theta, residual, penalty, target, limit - iterations, preconditioner)
+            residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
+            return theta, iterations + taken, done, residual
+        return theta, iterations, left <= target, residual
+
+    def path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
+        """(θ [λ, block, n, column], converged [λ, column]), each λ from the next larger one's θ, or from
+        what an earlier path found.
+
+        In single precision, where that can reach the tolerance.
+        """
+        solve = self._rough_path if tolerance >= SINGLE_TOLERANCE else self._exact_path
+        thetas, converged = solve(penalties, tolerance, limit)
+        return np.stack([self.unflat(theta) for theta in thetas]), converged
+
+    def _rough_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
+        unit = self.unit(self.moment)
+        side = (self.moment / unit).astype(np.float32)
+        thetas = np.empty((len(penalties), len(side)), np.float32)
+        converged = np.empty((len(penalties), self.width), bool)
+        theta, residual, before = np.zeros_like(side), side.copy(), 0.0
+        order = np.argsort(-penalties)
+        for number in order:
+            penalty = np.full(self.width, penalties[number])
+            preconditioner = self.preconditioner(penalty)
+            residual += np.float32(before - penalties[number]) * self.penalised(theta)
+            target = tolerance * self.size(side, preconditioner)
+            _, converged[number] = self.iterate(theta, residual, penalty, target, limit, preconditioner)
+            thetas[number], before = theta, penalties[number]
+        self._check(thetas, converged, side, penalties, tolerance, order)
+        self._found = dict(zip(penalties, thetas, strict=True))
+        return thetas * unit, converged
+
+    def _exact_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
+        thetas = np.empty((len(penalties), len(self.moment)))
+        converged = np.empty((len(penalties), self.width), bool)
+        unit, theta = self.unit(self.moment), np.zeros_like(self.moment)
+        for number in np.argsort(-penalties):
+            penalty = np.full(self.width, penalties[number])
+            preconditioner = self.preconditioner(penalty)
+            if penalties[number] in self._found:
+                theta = unit * self._found[penalties[number]]
+            residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
+            theta, _, converged[number], _ = self.solve(
+                penalty, tolerance, limit, preconditioner, (theta, residual)
+            )
+            thetas[number] = theta
+        return thetas, converged
+
+    def _check(
+        self,
+        thetas: Vectors,
+        converged: BoolArray,
+        side: Vectors,
+        penalties: Array,
+        tolerance: float,
+        order: npt.NDArray[np.int64],
+    ) -> None:
+        """Converged is where residuals themselves say so too, not only their recurrence, which drifts from
+        them along the path: from its end to where all are as they should be."""
+        for number in order[::-1]:
+            penalty = np.full(self.width, penalties[number])
+            preconditioner = self.preconditioner(penalty)
+            _, left = self.residual(side, thetas[number], penalty, preconditioner)
+            reached = left <= 3 * tolerance * self.size(side, preconditioner)
+            converged[number] &= reached
+            if reached.all():
+                break
+
+    def penalised(self, theta: Vectors) -> Vectors:
+        """P θ"""
+        if not self.pooled:
+            return theta
+        split = theta.reshape(self.n, -1)
+        return (split - split.mean(axis=0)).ravel()
+
+    def unit(self, vectors: Array) -> Array:
+        """The largest number of each column, as often as there are places."""
+        largest = np.abs(vectors.reshape(-1, self.width)).max(axis=0)
+        return np.resize(np.maximum(largest, 1e-300), len(vectors))
+
+
+def as_type(preconditioner: Preconditioner, kind: npt.DTypeLike) -> tuple[Vectors, Vectors | None]:
+    own, average = preconditioner
+    return own.astype(kind, copy=False), None if average is None else average.astype(kind, copy=False)
+
+
+def is_compiled_for(device: torch.device) -> bool:
+    """Whether these loops are what solves there."""
+    return device.type == "cpu"
+
+
+def column_blocks(tests: int) -> list[slice]:
+    """Test examples for the threads."""
+    share = -(-tests // (16 * torch.get_num_threads())) * 16
+    return pieces(tests, int(np.clip(share, *_COLUMNS)))
+
+
+def all_rows(problem: RidgeProblem) -> list[Rows]:
+    """The rows of all test examples, a few at a time."""
+    design = Design(problem)
+    chunks = column_blocks(problem.n_tests)
+    return list(in_threads(lambda chunk: Rows(problem.tests(chunk), design), chunks))

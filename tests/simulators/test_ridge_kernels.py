@@ -1,0 +1,145 @@
+"""The compiled loops of the iterative solver against dense matrices."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import sparse
+
+from simfluence.simulators import ridge
+from simfluence.simulators.loops import in_fours
+from simfluence.simulators.ridge import columns, kernels
+from simfluence.simulators.ridge.columns import Columns, Design, Rows
+
+CPU = torch.device("cpu")
+
+
+def made(seed, n, rows, tests, blocks, pooled=False, shared=False):
+    """Ragged rows, some empty, with repetitions that are stored as such; scales of either sign, or ones."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(0, 7, rows)
+    indices, data = rng.integers(0, n, sizes.sum()), rng.uniform(0.5, 2, sizes.sum())
+    counts = sparse.csr_array((data, indices, np.concatenate([[0], np.cumsum(sizes)])), shape=(rows, n))
+    scales = rng.normal(size=(blocks, rows, 1 if shared else tests))
+    scales[rng.random(blocks) < 0.4] = 1.0
+    return ridge.RidgeProblem(counts, scales, rng.normal(size=(rows, tests)), pooled)
+
+
+def dense(problem, z):
+    """X of a test example, columns ordered as the kernels' vectors: [example, block]."""
+    counts = problem.counts.toarray()
+    scales = np.broadcast_to(problem.scales, (problem.blocks, *problem.target.shape))
+    parts = np.stack([scale[:, z, None] * counts for scale in scales], axis=-1)
+    return parts.reshape(len(counts), -1)
+
+
+def metric(problem):
+    n, k = problem.n, problem.blocks
+    return np.kron(np.eye(n) - (1.0 / n if problem.pooled else 0.0), np.eye(k))
+
+
+problems = st.builds(
+    made,
+    seed=st.integers(0, 10**6),
+    n=st.integers(1, 9),
+    rows=st.integers(1, 30),
+    tests=st.sampled_from([1, 2, 5, 16, 19]),
+    blocks=st.integers(1, 3),
+    pooled=st.booleans(),
+    shared=st.booleans(),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems, single=st.booleans())
+def test_products_and_statistics(problem, single):
+    found = Columns(Rows(problem, Design(problem)))
+    bounds = found.norm_bound()
+    rng = np.random.default_rng(0)
+    kind = np.dtype(np.float32 if single else np.float64)
+    rows = found._rows[kind]
+    vectors = rng.normal(size=(problem.columns, problem.n_tests)).astype(kind)
+    penalty = rng.uniform(0, 2, problem.n_tests).astype(kind)
+    out = np.empty(vectors.size, kind)
+    kernels.apply(out, vectors.ravel(), rows, penalty, problem.pooled)
+    for z in range(problem.n_tests):
+        x = dense(problem, z)
+        expected = x.T @ (x @ vectors[:, z]) + penalty[z] * metric(problem) @ vectors[:, z]
+        close = {"rtol": 0, "atol": (3e-6 if single else 1e-13) * (1 + np.square(x).sum())}
+        np.testing.assert_allclose(out.reshape(vectors.shape)[:, z], expected, **close)
+        moment = found.moment.reshape(vectors.shape)[:, z]
+        np.testing.assert_allclose(moment, x.T @ problem.target[:, z], atol=1e-11)
+        bound = (np.abs(x).T @ np.abs(x).sum(axis=1)).max()
+        assert bound == pytest.approx(bounds[z])
+
+
+@settings(max_examples=60, deadline=None)
+@given(problem=problems, penalty=st.floats(0.1, 1e3))
+def test_solutions(problem, penalty):
+    found = Columns(Rows(problem, Design(problem)))
+    weights = np.full(problem.n_tests, penalty)
+    if problem.pooled:  # averages are not penalised: they need rows
+        systems = [dense(problem, z).T @ dense(problem, z) for z in range(problem.n_tests)]
+        if max(np.linalg.cond(g + penalty * metric(problem)) for g in systems) > 1e6:
+            return
+    theta, _, converged, residual = found.solve(weights, 1e-12, 400, found.preconditioner(weights))
+    assert converged.all()
+    split = theta.reshape(problem.columns, -1)
+    for z in range(problem.n_tests):
+        x = dense(problem, z)
+        system = x.T @ x + penalty * metric(problem)
+        np.testing.assert_allclose(
+            split[:, z], np.linalg.solve(system, x.T @ problem.target[:, z]), atol=1e-8
+        )
+        left = x.T @ problem.target[:, z] - system @ split[:, z]
+        np.testing.assert_allclose(residual.reshape(split.shape)[:, z], left, atol=1e-10)
+    np.testing.assert_array_equal(
+        found.unflat(theta), split.reshape(problem.n, -1, problem.n_tests).swapaxes(0, 1)
+    )
+
+
+def test_nothing_to_explain_is_zero_at_once():
+    problem = made(0, 5, 20, 3, 2)
+    target = problem.target.copy()
+    target[:, 1] = 0
+    found = ridge.solve_ridge(
+        ridge.RidgeProblem(problem.counts, problem.scales, target), 1.0, "iterative", CPU
+    )
+    assert (found.coefficients[..., 1] == 0).all()
+    assert found.convergence.failed == 0
+
+
+def test_losses_of_any_size_are_solved_to_the_same_digits():
+    """Single precision sees neither 1e-30 nor 1e30: corrections are scaled."""
+    problem = made(1, 6, 40, 4, 1)
+    reference = ridge.solve_ridge(problem, 1.0, "iterative", CPU).coefficients
+    for factor in (1e-150, 1e-30, 1e30, 1e150):
+        other = ridge.RidgeProblem(problem.counts, problem.scales, factor * problem.target)
+        found = ridge.solve_ridge(other, 1.0, "iterative", CPU).coefficients
+        np.testing.assert_allclose(found / factor, reference, rtol=1e-9)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_share_the_test_examples(threads):
+    problem = made(2, 8, 60, 37, 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert len(columns.column_blocks(37)) == (1 if threads == 1 else 2)
+        found = ridge.solve_ridge(problem, 1.0, "iterative", CPU).coefficients
+    finally:
+        torch.set_num_threads(before)
+    for z in (0, 20, 36):
+        alone = ridge.solve_ridge(problem.tests(slice(z, z + 1)), 1.0, "iterative", CPU).coefficients
+        np.testing.assert_allclose(found[..., z], alone[..., 0], atol=1e-9)
+
+
+def test_rows_in_fours():
+    filled, bounds = in_fours(np.arange(6), np.array([1, 0, 5]), -1)
+    assert filled.tolist() == [0, -1, -1, -1, 1, 2, 3, 4, 5, -1, -1, -1]
+    assert bounds.tolist() == [0, 4, 4, 12]
+    whole = np.arange(8)
+    assert in_fours(whole, np.array([4, 4]), -1)[0] is whole
