@@ -307,9 +307,9 @@ def test_kept_batches() -> None:
     batch = Traced(torch.zeros(2), {"a": [Outer(shared, shared)], "b": [Summed(shared)]})
     kept, too_many = Kept(4, 4 * 24 * 2), Kept(4, 4 * 24 * 2 - 1)
     for each in (kept, too_many):
-        each.add(batch)
+        each.add(batch, copy=True)
         assert not each.complete
-        each.add(batch)
+        each.add(batch, copy=True)
     assert (kept.complete, too_many.complete) == (True, False)
     shared.zero_()
     assert [float(found.pieces["b"][0].values.sum()) for found in kept.taken()] == [24, 24]

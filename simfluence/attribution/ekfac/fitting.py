@@ -27,6 +27,8 @@ from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.moments import MOMENTS, Squares, vanishes
 from simfluence.attribution.ekfac.rotation import add_squares, in_eigenbases
 from simfluence.attribution.gradients import followed
+from simfluence.attribution.layers import wide_type
+from simfluence.attribution.memory import fresh
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.pieces import merged
 from simfluence.attribution.tracing import Traced, Tracer, tracer
@@ -96,15 +98,15 @@ def fitted(
         for name, pieces in parts.items():
             if pieces:
                 moments[name].add(pieces, squares)
-        kept.add(traced)
+        kept.add(traced, copy=True)
     factors = _eigenbases(blocks, moments, trace, len(train))
-    sums = {block.name: _zeros(block, trace) for block in blocks if block.treatment == "kronecker"}
+    sums = {block.name: _zeros(block.shape, trace) for block in blocks if block.treatment == "kronecker"}
     for traced in kept.taken() if kept.complete else follow("eigenvalues"):
         in_bases = in_eigenbases(traced, blocks, factors)
         for name in sums.keys() & in_bases.pieces.keys():
             add_squares(sums[name], in_bases.pieces[name])
         if rotated is not None:
-            rotated.add(in_bases)
+            rotated.add(in_bases, copy=False)
     for name, total in sums.items():
         factors[name] = replace(factors[name], eigenvalues=total / len(train))
         if vanishes(total.sum(), moments[name].size):
@@ -150,21 +152,20 @@ def _eigenbases(
     """Factors, of Kronecker blocks still without Λ."""
     matrices: dict[tuple[str, str], Tensor] = {}
     for block in blocks:
-        moment, zeros = moments[block.name], _zeros(block, trace)
+        moment = moments[block.name]
         if block.treatment == "dense":
-            total = zeros.new_zeros(block.size, block.size) if moment.total is None else moment.total
+            total = _zeros((block.size, block.size), trace) if moment.total is None else moment.total
             total = torch.zeros_like(total) if vanishes(total.trace(), moment.size) else total
             matrices[block.name, "out"] = _finite(total / examples, block)
         elif block.treatment == "kronecker":
-            for side, total, length in zip(
-                ("out", "in"), (moment.out, moment.inputs), block.shape, strict=True
-            ):
-                total = zeros.new_zeros(length, length) if total is None else _mirrored(total)
+            sides = zip(("out", "in"), (moment.out, moment.inputs), block.shape, strict=True)
+            for side, total, length in sides:
+                total = _zeros((length, length), trace) if total is None else _mirrored(total)
                 matrices[block.name, side] = _finite(total / max(moment.tokens, 1), block)
             moment.out = moment.inputs = None
     solved, found = _eigen(matrices), {}
     for block in blocks:
-        moment, zeros = moments[block.name], _zeros(block, trace)
+        moment = moments[block.name]
         if block.treatment == "dense":
             found[block.name] = Factors(*solved[block.name, "out"])
         elif block.treatment == "kronecker":
@@ -172,10 +173,10 @@ def _eigenbases(
                 solved[block.name, "out"],
                 solved[block.name, "in"],
             )
-            share = moment.tokens / examples
-            found[block.name] = Factors(zeros, out_basis, in_basis, out_values, in_values, share)
+            nothing, share = out_values.new_zeros(0), moment.tokens / examples
+            found[block.name] = Factors(nothing, out_basis, in_basis, out_values, in_values, share)
         else:
-            total = zeros if moment.total is None else moment.total
+            total = _zeros(block.shape, trace) if moment.total is None else moment.total
             found[block.name] = Factors(_finite(total / examples, block))
     return found
 
@@ -213,7 +214,7 @@ def _finite(values: Tensor, block: Block) -> Tensor:
     return values
 
 
-def _zeros(block: Block, trace: Tracer) -> Tensor:
-    parameter = trace.parameters[block.parameters[0]]
-    wide = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.zeros(block.shape, dtype=wide, device=parameter.device)
+def _zeros(shape: tuple[int, ...], trace: Tracer) -> Tensor:
+    """Of the type that gradients have."""
+    parameter = next(iter(trace.parameters.values()))
+    return fresh(parameter.new_empty(0, dtype=wide_type(parameter)), *shape).zero_()

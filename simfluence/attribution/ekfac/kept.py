@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor
 
+from simfluence.attribution.memory import fresh
 from simfluence.attribution.pieces import Piece, place
 from simfluence.attribution.tracing import Traced
 
@@ -24,8 +22,8 @@ class Kept:
         self._seen = self._bytes = 0
         self._batches: list[Traced] | None = []
 
-    def add(self, traced: Traced) -> None:
-        """Copies it."""
+    def add(self, traced: Traced, *, copy: bool) -> None:
+        """copy : into :func:`.memory.fresh` memory, if it is not there."""
         if self._batches is None:
             return
         self._seen += len(traced.losses)
@@ -33,7 +31,7 @@ class Kept:
         if self._bytes * self._examples > self._memory * self._seen:
             self._batches = None
         else:
-            self._batches.append(_copied(traced))
+            self._batches.append(_copied(traced) if copy else traced)
 
     @property
     def complete(self) -> bool:
@@ -51,18 +49,6 @@ def size(traced: Traced) -> int:
     """Bytes of its pieces."""
     tensors = {place(values): values for pieces in traced.pieces.values() for values in _tensors(pieces)}
     return sum(values.numel() * values.element_size() for values in tensors.values())
-
-
-def fresh(like: Tensor, *shape: int) -> Tensor:
-    """Memory for numbers of the same type; on a CPU from numpy, which asks for large pages: the first use of
-    memory that torch allocates can take longer than what is computed there."""
-    if like.device.type != "cpu":
-        return like.new_empty(shape)
-    return (
-        torch.from_numpy(np.empty(math.prod(shape) * like.element_size(), np.uint8))
-        .view(like.dtype)
-        .view(shape)
-    )
 
 
 def _copied(traced: Traced) -> Traced:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from simfluence.attribution.ekfac.blocks import Block
 from simfluence.attribution.ekfac.factors import RELATIVE_DAMPING, EKFACFactors, Factors
-from simfluence.attribution.ekfac.kept import fresh
 from simfluence.attribution.ekfac.rotation import Rotation
 from simfluence.attribution.layers import wide_type
+from simfluence.attribution.memory import fresh
 from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense
 from simfluence.attribution.products import Queries, by_token, inner_products
 from simfluence.attribution.tracing import Traced

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from simfluence.attribution.ekfac.blocks import Block
 from simfluence.attribution.ekfac.factors import Factors
+from simfluence.attribution.memory import fresh
 from simfluence.attribution.pieces import Outer, Piece, merged, place
 from simfluence.attribution.tracing import Traced
 
@@ -36,7 +37,11 @@ class Rotation:
         key = place(values), id(basis)
         if key not in self._known:  # kept with the values, so that no others come to lie where they lay
             flat = values.flatten(0, 1)
-            rotated = torch.addmm(basis[-1], flat, basis[:-1]) if ones else flat @ basis
+            rotated = fresh(flat, len(flat), basis.shape[1])
+            if ones:
+                torch.addmm(basis[-1], flat, basis[:-1], out=rotated)
+            else:
+                torch.mm(flat, basis, out=rotated)
             self._known[key] = values, rotated.unflatten(0, values.shape[:2])
         return self._known[key][1]
 
