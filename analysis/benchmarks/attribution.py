@@ -1,11 +1,11 @@
-"""EK-FAC and TracIn: how many forward and backward passes they take, here and in kronfluence.
+"""EK-FAC and TracIn: how many forward and backward passes they take, here, in kronfluence and in captum.
 
     python analysis/benchmarks/attribution.py [--train 200] [--test 40]
 
 MiniLM with a head of two classes, all layers trained; made-up texts of 64 tokens. Compared are the linear
-layers, which are what kronfluence treats; the answers must be the same. A pass is a forward and backward
-pass over the same examples with the gradients of the same weights. kronfluence is imported here only
-(pip install --no-deps kronfluence einconv einops opt-einsum).
+layers, which are what kronfluence treats (and captum's gradients by sample); the answers must be the same. A
+pass is a forward and backward pass over the same examples with the gradients of the same weights. kronfluence
+and captum are imported here only (pip install --no-deps captum kronfluence einconv einops opt-einsum).
 """
 
 from __future__ import annotations
@@ -148,76 +148,161 @@ class Peer:
 # ------------------------------------------------------------------------------------- sections
 
 
-def against_kronfluence(n_train: int, n_test: int) -> pd.DataFrame:
+class Table:
+    """Rows of seconds, of which some are the unit: the machine may be shared, so that it is measured between
+    the others, and its median taken."""
+
+    def __init__(self, what: str, unit: Callable[[], Any]) -> None:
+        self.what, self._unit = what, unit
+        self._units: list[Measured] = []
+        self._rows: list[tuple[str, float, float, float, str]] = []
+        unit()
+        self.unit()
+
+    def unit(self) -> None:
+        self._units.append(measured(self._unit)[1])
+
+    def add(self, what: str, *found: Measured, note: str = "") -> float:
+        """Seconds; of several, the sum."""
+        wall, cpu = sum(f.wall for f in found), sum(f.cpu for f in found)
+        self._rows.append((what, wall, cpu, max(f.memory for f in found), note))
+        print(self._rows[-1], flush=True)
+        return wall
+
+    def frame(self) -> pd.DataFrame:
+        base = sorted(self._units, key=lambda found: found.wall)[len(self._units) // 2]
+        first = (self.what, base.wall, base.cpu, base.memory, f"median of {len(self._units)}")
+        return pd.DataFrame(
+            {
+                "what": what,
+                "seconds": wall,
+                "passes": wall / base.wall,
+                "passes by CPU time": cpu / base.cpu,
+                "memory MB": memory,
+                "note": note,
+            }
+            for what, wall, cpu, memory, note in (first, *self._rows)
+        )
+
+
+def minilm(n_train: int, n_test: int) -> tuple[TextClassifier, list[TextExample], list[TextExample]]:
     model = load_model("minilm", SimpleNamespace(n_labels=2), max_length=64)
     examples = made_up_texts(n_train + n_test, words=80)
     assert {model.length(example) for example in examples} == {64}
-    train, test, names = examples[:n_train], examples[n_train:], linear_layers(model)
-    passes(model, examples, names)
-    rows: list[dict[str, Any]] = []
+    return model, examples[:n_train], examples[n_train:]
 
-    def add(what: str, found: Measured, note: str = "") -> None:
-        rows.append(
-            {
-                "what": what,
-                "seconds": found.wall,
-                "passes": found.wall / base.wall,
-                "passes by CPU time": found.cpu / base.cpu,
-                "memory MB": found.memory,
-                "note": note,
-            }
-        )
-        print(rows[-1], flush=True)
 
-    # the machine is shared: the unit is measured between the others, and its median taken
-    bases = [measured(lambda: passes(model, examples, names))[1] for _ in range(2)]
+def against_kronfluence(n_train: int, n_test: int) -> pd.DataFrame:
+    model, train, test = minilm(n_train, n_test)
+    names = linear_layers(model)
+    table = Table("a forward and backward pass", lambda: passes(model, [*train, *test], names))
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(model, names, train, test, folder)
-        _, peer_factors = measured(peer.factors)
-        bases.append(measured(lambda: passes(model, examples, names))[1])
-        expected, peer_scores = measured(peer.scores)
+        _, their_factors = measured(peer.factors)
+        table.unit()
+        expected, their_scores = measured(peer.scores)
         del peer
-    bases.append(measured(lambda: passes(model, examples, names))[1])
+    table.unit()
     options: dict[str, Any] = {"batch_size": BATCH}
-    factors, our_factors = measured(
-        lambda: ekfac_factors(model, train, parameters=names, fisher="empirical", **options)
-    )
+    made: dict[str, Any] = {"parameters": names, **options}
+    factors, our_factors = measured(lambda: ekfac_factors(model, train, fisher="empirical", **made))
     exact, our_scores = measured(lambda: ekfac(model, train, test, factors=factors, **options).scores)
-    bases.append(measured(lambda: passes(model, examples, names))[1])
-    low, rank_scores = measured(lambda: ekfac(model, train, test, factors=factors, rank=32, **options).scores)
-    base = sorted(bases, key=lambda found: found.wall)[len(bases) // 2]
-    same = _agreement(exact, expected)
-    assert same["correlation"] > 0.999, same
-    assert abs(same["scale"] - 1) < 0.01, same
-    add("a forward and backward pass", base, f"median of {len(bases)}")
-    add("kronfluence: factors", peer_factors)
-    add("kronfluence: scores", peer_scores)
-    add("ours: factors", our_factors)
-    add("ours: scores", our_scores, _said(same) + " with kronfluence's")
-    add("ours: scores, rank 32", rank_scores, _said(_agreement(low, exact)) + " with the exact ones")
-    total = {
-        who: sum(row["seconds"] for row in rows if row["what"] in (f"{who}: factors", f"{who}: scores"))
-        for who in ("kronfluence", "ours")
-    }
-    cpu = {
-        "kronfluence": peer_factors.cpu + peer_scores.cpu,
-        "ours": our_factors.cpu + our_scores.cpu,
-    }
-    for who, seconds in total.items():
-        ratio = total["kronfluence"] / seconds
-        rows.append(
+    table.unit()
+    low, of_rank = measured(lambda: ekfac(model, train, test, factors=factors, rank=32, **options).scores)
+    one, one_call = measured(lambda: ekfac(model, train, test, fisher="empirical", **made).scores)
+    _, true = measured(lambda: ekfac(model, train, test, **made).scores)
+    table.unit()
+    for found in (exact, one):
+        same = _agreement(found, expected)
+        assert same["correlation"] > 0.999, same
+        assert abs(same["scale"] - 1) < 0.01, same
+    table.add("kronfluence: factors", their_factors)
+    table.add("kronfluence: scores", their_scores)
+    theirs = table.add("kronfluence: factors and scores", their_factors, their_scores)
+    table.add("ours: factors", our_factors)
+    table.add("ours: scores", our_scores, note=_said(_agreement(exact, expected)) + " with kronfluence's")
+
+    def faster(*found: Measured) -> str:
+        return f"{theirs / sum(f.wall for f in found):.2f} x faster"
+
+    table.add(
+        "ours: factors and scores, two calls", our_factors, our_scores, note=faster(our_factors, our_scores)
+    )
+    note = f"{faster(one_call)}; {_said(_agreement(one, expected))} with kronfluence's"
+    table.add("ours: factors and scores, one call", one_call, note=note)
+    table.add(
+        "the same, labels drawn",
+        true,
+        note=f"{faster(true)}; training gradients are not those of the factors",
+    )
+    table.add("ours: scores, rank 32", of_rank, note=_said(_agreement(low, exact)) + " with the exact ones")
+    return table.frame()
+
+
+def against_captum(n_train: int, n_test: int, checkpoints: int) -> pd.DataFrame:
+    """TracIn-CP of the linear layers; captum with its gradients by sample."""
+    from captum.influence import TracInCP
+
+    model, train, test = minilm(n_train, n_test)
+    names, everything = linear_layers(model), [*train, *test]
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    table = Table(
+        f"{checkpoints} forward and backward passes",
+        lambda: [passes(model, everything, names) for _ in range(checkpoints)],
+    )
+
+    def load(module: Any, step: int) -> float:
+        """Made-up weights, and rates."""
+        model.load_state_dict(
             {
-                "what": f"{who}: factors and scores",
-                "seconds": seconds,
-                "passes": seconds / base.wall,
-                "passes by CPU time": cpu[who] / base.cpu,
-                "note": f"{ratio:.2f} x faster" if who == "ours" else "",
+                n: value * (1 - 0.01 * step) if value.is_floating_point() else value
+                for n, value in start.items()
             }
         )
-    checkpoints = [Checkpoint(step, 1e-3, lambda module: None) for step in range(2)]
-    _, found = measured(lambda: tracin(model, train, test, checkpoints, parameters=names, **options))
-    add("TracIn-CP over two checkpoints", found, "two passes, and the dot products")
-    return pd.DataFrame(rows)
+        return 0.1 / (1 + step)
+
+    class Numbered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, numbers: Tensor) -> Tensor:
+            return model.outputs([everything[i] for i in numbers.tolist()])
+
+    def pairs(numbers: range) -> tuple[Tensor, Tensor]:
+        return torch.tensor(numbers), torch.tensor([everything[i].label for i in numbers])
+
+    def theirs() -> np.ndarray:
+        peer = TracInCP(
+            Numbered().eval(),
+            torch.utils.data.TensorDataset(*pairs(range(n_train))),
+            list(range(checkpoints)),
+            load,
+            layers=[f"model.{name}" for name in names],
+            loss_fn=nn.CrossEntropyLoss(reduction="sum"),
+            batch_size=BATCH,
+            sample_wise_grads_per_batch=True,
+        )
+        return peer.influence(pairs(range(n_train, len(everything)))).T.numpy()
+
+    expected, their_time = measured(theirs)
+    load(model, 0)
+    table.unit()
+    ours = [
+        Checkpoint(step, 0.1 / (1 + step), lambda module, step=step: load(module, step))
+        for step in range(checkpoints)
+    ]
+    found, our_time = measured(
+        lambda: tracin(model, train, test, ours, parameters=names, batch_size=BATCH).scores
+    )
+    table.unit()
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+    table.add("captum: TracInCP", their_time)
+    note = (
+        f"{their_time.wall / our_time.wall:.2f} x faster; {_said(_agreement(found, expected))} with captum's"
+    )
+    table.add("ours: TracIn-CP", our_time, note=note)
+    return table.frame()
 
 
 def _agreement(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
@@ -329,10 +414,12 @@ def main() -> None:
         " for the width against the number of parameters.",
     ]
     sections = {
-        f"MiniLM, {options.train} + {options.test} texts of 64 tokens": against_kronfluence(
+        f"EK-FAC of MiniLM, {options.train} + {options.test} texts of 64 tokens": against_kronfluence(
             options.train, options.test
         )
     }
+    write("attribution", sections, notes, started)
+    sections["TracIn-CP of MiniLM, 64 + 16 texts of 64 tokens, 4 checkpoints"] = against_captum(64, 16, 4)
     write("attribution", sections, notes, started)
     sections["Growth"] = growth(2)
     write("attribution", sections, notes, started)

@@ -11,7 +11,7 @@ derivatives are not there for every layer.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -140,8 +140,11 @@ class GaussNewton:
             v = [parts[n].reshape(-1, *parameters[n].shape).to(parameters[n].dtype) for n in depends]
             (forward,) = _grads([transposed[n] for n in depends], [direction], v)  # J v
             curved = _grads([of_loss], [known], [forward])[0] if of_loss.requires_grad else 0 * forward
-            back = _grads([outputs], parameters, [curved])
-            products.append(torch.cat([part.flatten(1).to(vectors.dtype) for part in back], 1))
+            back = _grads([outputs], [parameters[n] for n in depends], [curved])
+            found = [torch.zeros_like(part) for part in parts]
+            for n, part in zip(depends, back, strict=True):
+                found[n] = part.flatten(1).to(vectors.dtype)
+            products.append(torch.cat(found, 1))
         return torch.cat(products)
 
 
@@ -163,3 +166,17 @@ def _grads(outputs: list[Tensor], inputs: list[Any], vectors: list[Tensor]) -> t
 def _random_signs(shape: tuple[int, ...], seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, 2, shape, generator=generator) * 2 - 1
+
+
+def positive_damping(damping: float | None, mean_eigenvalue: Callable[[], float]) -> float:
+    """λ, by default a tenth of G's mean eigenvalue. Raises ValueError if it is not positive."""
+    if damping is None:
+        damping = 0.1 * mean_eigenvalue()
+        if not damping > 0:
+            raise ValueError(
+                "the Gauss-Newton matrix is zero, so that a tenth of its mean eigenvalue is no damping: the"
+                " losses have no curvature here; give damping"
+            )
+    if not damping > 0:
+        raise ValueError(f"damping must be positive, got {damping}")
+    return float(damping)

@@ -20,7 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from simfluence.attribution.checkpoints import weights_fingerprint
-from simfluence.attribution.curvature import GaussNewton
+from simfluence.attribution.curvature import GaussNewton, positive_damping
+from simfluence.attribution.dual import LARGEST, dual_influence, outputs_in_all
 from simfluence.attribution.gradients import example_gradients
 from simfluence.attribution.inverse import SOLVERS, Solver
 from simfluence.attribution.objective import Objective
@@ -32,7 +33,7 @@ def influence(
     train: Sequence[Any],
     test: Sequence[Any],
     *,
-    solver: Literal["exact", "cg", "lissa"] | Solver = "cg",
+    solver: Literal["auto", "dual", "exact", "cg", "lissa"] | Solver = "auto",
     damping: float | None = None,
     curvature: Sequence[Any] | None = None,
     parameters: Sequence[str] | None = None,
@@ -44,9 +45,12 @@ def influence(
 
     Parameters
     ----------
-    solver : by name with its defaults, or one with its settings (:mod:`.inverse`). All test gradients are
-        solved for at once and held, [test, parameter]; training gradients pass by.
-    damping : λ > 0; None: a tenth of G's mean eigenvalue, by Hutchinson's estimate.
+    solver : "dual", exact among the outputs of all examples (:mod:`.dual`), where these are few: the outputs
+        of classifiers and regressions. "exact", "cg" and "lissa" have their defaults; or one with its
+        settings (:mod:`.inverse`): all test gradients are solved for at once and held, [test, parameter].
+        "auto": dual up to 4096 outputs, else cg.
+    damping : λ > 0; None: a tenth of G's mean eigenvalue, which is exact with "dual", otherwise Hutchinson's
+        estimate.
     curvature : the examples that G is the mean over, N of them; by default the training examples.
     parameters : as in :func:`.parameters.selected_parameters`; the others are held fixed.
     batch_size : examples in a pass; changes time and memory alone.
@@ -64,49 +68,50 @@ def influence(
     -----
     ConvergenceWarning : a system was not solved to the solver's tolerance.
     """
-    if not isinstance(solver, str):
-        method = solver
-    elif solver in SOLVERS:
-        method = SOLVERS[solver]()
-    else:
-        raise ValueError(f"solver must be one of {list(SOLVERS)}, or a solver, got {solver!r}")
+    if isinstance(solver, str) and solver not in ("auto", "dual", *SOLVERS):
+        raise ValueError(f"solver must be one of {['auto', 'dual', *SOLVERS]}, or a solver, got {solver!r}")
     if not len(train) or not len(test):
         raise ValueError(f"expected examples, got {len(train)} for training and {len(test)} to test")
     examples = train if curvature is None else curvature
     matrix = GaussNewton(objective, examples, parameters=parameters, batch_size=batch_size)
-    damping = checked_damping(matrix, damping, seed)
-    chosen: dict[str, Any] = {"parameters": parameters, "batch_size": batch_size}
-    of_tests = torch.cat(list(example_gradients(objective, test, **chosen))).to(matrix.dtype)
-    solution = method.solve(matrix, of_tests, damping)
-    parts: list[Tensor] = []
-    with tqdm(total=len(train), desc="influence", disable=not progress, unit="example") as bar:
-        for gradients in example_gradients(objective, train, **chosen):
-            parts.append(gradients.to(matrix.dtype) @ solution.vectors.T)
-            bar.update(len(gradients))
+    if solver == "auto":
+        solver = "dual" if outputs_in_all(matrix) <= LARGEST else "cg"
+    if solver == "dual":
+        found, report = dual_influence(matrix, train, test, damping, progress=progress)
+    else:
+        method = SOLVERS[solver]() if isinstance(solver, str) else solver
+        found, report = _through_parameters(matrix, method, train, test, damping, seed, progress)
     return InfluenceScores(
-        torch.cat(parts).cpu().numpy(),
-        f"influence_{method.name}",
+        found.to(matrix.dtype).cpu().numpy(),
+        f"influence_{report['solver']}",
         "loss per weight of an example in the training mean",
         tuple(matrix.parameters),
         {
             "weights_fingerprint": weights_fingerprint(objective.module),
-            "damping": damping,
             "curvature_examples": len(examples),
-            **solution.report,
+            **report,
         },
         weighing="run",
     )
 
 
-def checked_damping(matrix: GaussNewton, damping: float | None, seed: int = 0) -> float:
-    """λ, by default a tenth of the mean eigenvalue. Raises ValueError if it is not positive."""
-    if damping is None:
-        damping = 0.1 * matrix.mean_eigenvalue(seed=seed)
-        if not damping > 0:
-            raise ValueError(
-                "the Gauss-Newton matrix is zero, so that a tenth of its mean eigenvalue is no damping: the"
-                " losses have no curvature here; give damping"
-            )
-    if not damping > 0:
-        raise ValueError(f"damping must be positive, got {damping}")
-    return float(damping)
+def _through_parameters(
+    matrix: GaussNewton,
+    method: Solver,
+    train: Sequence[Any],
+    test: Sequence[Any],
+    damping: float | None,
+    seed: int,
+    progress: bool,
+) -> tuple[Tensor, dict[str, Any]]:
+    """Scores [train, test], and a report, from the solutions of all test gradients."""
+    λ = positive_damping(damping, lambda: matrix.mean_eigenvalue(seed=seed))
+    chosen: dict[str, Any] = {"parameters": list(matrix.parameters), "batch_size": matrix.batch_size}
+    of_tests = torch.cat(list(example_gradients(matrix.objective, test, **chosen))).to(matrix.dtype)
+    solution = method.solve(matrix, of_tests, λ, progress=progress)
+    parts: list[Tensor] = []
+    with tqdm(total=len(train), desc="influence", disable=not progress, unit="example") as bar:
+        for gradients in example_gradients(matrix.objective, train, **chosen):
+            parts.append(gradients.to(matrix.dtype) @ solution.vectors.T)
+            bar.update(len(gradients))
+    return torch.cat(parts), {"damping": λ, **solution.report}

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from simfluence.attribution.curvature import GaussNewton
 
@@ -39,7 +40,9 @@ class Solver(Protocol):
 
     name: ClassVar[str]
 
-    def solve(self, curvature: GaussNewton, vectors: Tensor, damping: float) -> Solution: ...
+    def solve(
+        self, curvature: GaussNewton, vectors: Tensor, damping: float, *, progress: bool = False
+    ) -> Solution: ...
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ class Exact:
     name: ClassVar[str] = "exact"
     largest: int = 20_000
 
-    def solve(self, curvature: GaussNewton, vectors: Tensor, damping: float) -> Solution:
+    def solve(
+        self, curvature: GaussNewton, vectors: Tensor, damping: float, *, progress: bool = False
+    ) -> Solution:
         """Raises ValueError for too many parameters, or a matrix that is singular to rounding."""
         if curvature.size > self.largest:
             raise ValueError(
@@ -80,7 +85,9 @@ class ConjugateGradient:
     tolerance: float = 1e-4
     max_iterations: int = 1000
 
-    def solve(self, curvature: GaussNewton, vectors: Tensor, damping: float) -> Solution:
+    def solve(
+        self, curvature: GaussNewton, vectors: Tensor, damping: float, *, progress: bool = False
+    ) -> Solution:
         """Warns ConvergenceWarning if a residual stays above the tolerance."""
 
         def product(some: Tensor) -> Tensor:
@@ -90,16 +97,19 @@ class ConjugateGradient:
         square = residual.square().sum(1)
         goal = (self.tolerance / 2) ** 2 * square  # rounding makes the true residual a little larger
         iterations = 0
-        while (active := square > goal).any() and iterations < self.max_iterations:
-            p = direction[active]
-            curved = product(p)
-            step = (square[active] / (p * curved).sum(1))[:, None]
-            x[active] += step * p
-            residual[active] -= step * curved
-            new = residual[active].square().sum(1)
-            direction[active] = residual[active] + (new / square[active])[:, None] * p
-            square[active] = new
-            iterations += 1
+        with tqdm(total=self.max_iterations, desc=self.name, disable=not progress) as bar:
+            while (active := square > goal).any() and iterations < self.max_iterations:
+                p = direction[active]
+                curved = product(p)
+                step = (square[active] / (p * curved).sum(1))[:, None]
+                x[active] += step * p
+                residual[active] -= step * curved
+                new = residual[active].square().sum(1)
+                direction[active] = residual[active] + (new / square[active])[:, None] * p
+                square[active] = new
+                iterations += 1
+                bar.set_postfix_str(f"residual {float(relative_norms(residual, vectors).max()):.1e}", False)
+                bar.update()
         return _checked(x, vectors, product, self, {"iterations": iterations})
 
 
@@ -129,7 +139,9 @@ class Lissa:
     max_depth: int = 20_000
     probed: int = 5
 
-    def solve(self, curvature: GaussNewton, vectors: Tensor, damping: float) -> Solution:
+    def solve(
+        self, curvature: GaussNewton, vectors: Tensor, damping: float, *, progress: bool = False
+    ) -> Solution:
         """Warns ConvergenceWarning if a residual stays above the tolerance; raises ArithmeticError if they
         grow without bounds."""
         generator = torch.Generator().manual_seed(self.seed)
@@ -138,11 +150,12 @@ class Lissa:
         depth = self.depth or min(self.max_depth, max(1, wanted))
         bound = 10 * vectors.norm(dim=1) / damping  # ‖x‖ ≤ ‖q‖/λ
         first = depth // 2 if self.averaged else depth - 1  # of the iterates that are averaged
-        total = torch.zeros_like(vectors)
-        for _ in range(self.repeats):
-            x = torch.zeros_like(vectors)
-            for step in range(depth):
-                if step:
+        x, total = torch.zeros_like(vectors), torch.zeros_like(vectors)
+        with tqdm(total=self.repeats * depth, desc=self.name, disable=not progress) as bar:
+            for step in [*range(depth)] * self.repeats:
+                if step == 0:
+                    x = torch.zeros_like(vectors)
+                else:
                     rows = self._batch(curvature, generator)
                     x = x - (curvature.product(x, rows) + damping * x) / scale
                 x = x + vectors / scale
@@ -152,6 +165,7 @@ class Lissa:
                     )
                 if step >= first:
                     total += x / (depth - first)
+                bar.update()
         return _checked(
             total / self.repeats, vectors, lambda some: curvature.product(some) + damping * some, self,
             {"depth": depth, "scale": scale},

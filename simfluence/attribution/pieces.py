@@ -140,3 +140,8 @@ def _masked(piece: Piece) -> Piece:
 def _lengthened(piece: Piece, tokens: int) -> Piece:
     missing = tokens - piece.shape[1]
     return piece.each(lambda values: pad(values, (0, 0) * (values.ndim - 2) + (0, missing)))
+
+
+def place(values: Tensor) -> tuple[Any, ...]:
+    """Where a tensor lies: the same for what several layers were given."""
+    return values.data_ptr(), values.shape, values.stride()

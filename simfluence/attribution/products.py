@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from simfluence.attribution.layers import wide_type
+from simfluence.attribution.memory import fresh
 from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense, merged, stacked
 from simfluence.attribution.tracing import Traced
 
@@ -130,8 +131,11 @@ def _dense_outer(query: Summed, train: Outer) -> Tensor:
     flat, width = query.dense().flatten(1), train.right.shape[-1]
     height = max(1, min(128, _CHUNK // (train.shape[0] * width)))
     total = flat.new_zeros(train.shape[0], len(flat))
+    room = fresh(flat, train.shape[0] * height * width)  # once: memory can cost more than the arithmetic
     for start in range(0, train.left.shape[-1], height):
-        rows = train.left[..., start : start + height].transpose(1, 2) @ train.right
+        left = train.left[..., start : start + height].transpose(1, 2)
+        rows = room[: train.shape[0] * left.shape[1] * width].view(train.shape[0], -1, width)
+        torch.bmm(left, train.right, out=rows)
         total.addmm_(rows.flatten(1), flat[:, start * width : (start + height) * width].T)
     return total
 

@@ -50,6 +50,15 @@ def test_chosen_parameters_are_a_block_of_it() -> None:
     torch.testing.assert_close(block.dense(), matrix.dense()[start:, start:], rtol=1e-10, atol=1e-12)
 
 
+def test_what_the_outputs_do_not_depend_on_has_no_curvature() -> None:
+    matrix, objective = matrix_of("regression"), network("regression")
+    objective.module.unused = nn.ParameterDict({"b": torch.ones(2), "w": torch.ones(2, 3)}).double()
+    objective.module.forward = lambda x: nn.Sequential(*list(objective.module)[:3])(x)
+    with_unused = GaussNewton(objective, matrix.examples).dense()
+    torch.testing.assert_close(with_unused[:-8, :-8], matrix.dense(), rtol=1e-10, atol=1e-12)
+    assert with_unused[-8:].abs().max() == 0
+
+
 def test_layers_that_cannot_be_vectorised_go_one_by_one() -> None:
     """A custom function without a vmap rule gives the same products."""
 

@@ -25,7 +25,10 @@ from simfluence.attribution import (
     selected_parameters,
 )
 from simfluence.attribution.ekfac.blocks import Block
+from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.queries import low_rank
+from simfluence.attribution.pieces import Outer, Summed
+from simfluence.attribution.tracing import Traced
 from simfluence.errors import RunDataError
 
 
@@ -281,6 +284,36 @@ def test_rotating_training_gradients_or_queries_is_the_same() -> None:
     there = ekfac(objective, few, many, factors=factors).scores
     back = ekfac(objective, many, few, factors=factors).scores
     np.testing.assert_allclose(there, back.T, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("case", ["network", "bert choices", "gpt2", "bert ia3", "t5"])
+@pytest.mark.parametrize("fisher", ["empirical", "true"])
+def test_what_is_kept_in_memory_changes_nothing(case: str, fisher: Any) -> None:
+    """Not even how many batches of two fit."""
+    objective, examples = CASES[case]()
+    train, test = examples[:-1], examples[2:]
+    options = {"fisher": fisher, "batch_size": 2}
+    factors = ekfac_factors(objective, train, **options, memory=0)
+    expected = ekfac(objective, train, test, factors=factors, batch_size=2).scores
+    for memory in (0, 4_000, 2**31):
+        for rank, error in ((None, 1e-9), (8, 1e-7)):
+            found = ekfac(objective, train, test, **options, memory=memory, rank=rank).scores
+            assert np.abs(found - expected).max() <= error * np.abs(expected).max()
+
+
+def test_kept_batches() -> None:
+    """All or none, each with memory of its own, and what is shared once."""
+    shared = torch.ones(2, 3, 4)
+    batch = Traced(torch.zeros(2), {"a": [Outer(shared, shared)], "b": [Summed(shared)]})
+    kept, too_many = Kept(4, 4 * 24 * 2), Kept(4, 4 * 24 * 2 - 1)
+    for each in (kept, too_many):
+        each.add(batch, copy=True)
+        assert not each.complete
+        each.add(batch, copy=True)
+    assert (kept.complete, too_many.complete) == (True, False)
+    shared.zero_()
+    assert [float(found.pieces["b"][0].values.sum()) for found in kept.taken()] == [24, 24]
+    assert list(kept.taken()) == list(too_many.taken()) == []
 
 
 # --------------------------------------------------------------------------------- hard cases

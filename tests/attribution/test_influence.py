@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from importlib.util import find_spec
 
 import numpy as np
@@ -31,10 +32,11 @@ def dense_influence(objective, train, test, damping: float, curvature=None) -> n
     ("solver", "rtol"),
     [
         ("exact", 1e-9),
+        ("dual", 1e-8),
         (ConjugateGradient(1e-9), 1e-6),
         (Lissa(batch_size=7, averaged=False, tolerance=1e-3), 1e-2),
     ],
-    ids=["exact", "cg", "full-batch lissa"],
+    ids=["exact", "dual", "cg", "full-batch lissa"],
 )
 def test_equal_to_the_dense_formula(kind: str, solver, rtol: float) -> None:
     objective, train, test = network(kind), pairs(kind, 7), pairs(kind, 4, seed=1)
@@ -44,6 +46,53 @@ def test_equal_to_the_dense_formula(kind: str, solver, rtol: float) -> None:
     assert found.units == "loss per weight of an example in the training mean"
     assert found.covers == ("0.weight", "0.bias", "2.weight", "2.bias")
     assert {"weights_fingerprint", "damping", "solver", "residual"} <= set(found.provenance)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_among_outputs(kind: str) -> None:
+    """Exact for examples that the curvature is of, and for others; whatever the batches; λ from tr G."""
+    objective, examples, test = network(kind), pairs(kind, 9), pairs(kind, 3, seed=1)
+    system = dense_gauss_newton(objective, examples)
+    damping = 0.1 * float(system.trace()) / len(system)
+    for train in (examples, [examples[4], examples[4], examples[0]], pairs(kind, 4, seed=2)):
+        expected = dense_influence(objective, train, test, damping, examples)
+        for batch_size in (1, 4):
+            found = influence(objective, train, test, curvature=examples, batch_size=batch_size)
+            assert found.method == "influence_dual"
+            np.testing.assert_allclose(found.scores, expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
+    assert found.provenance["damping"] == pytest.approx(damping, rel=1e-9)
+    assert found.provenance["rows"] == 9 * 2  # two targets, or three classes less one
+    assert found.provenance["residual"] < 1e-9
+
+
+class Lopsided(Regression):
+    """½(h_1 − y_1)² + h_2: the second output has a slope and no curvature."""
+
+    def output_losses(self, outputs, examples):
+        y = torch.stack([y for _, y in examples])
+        return (outputs[:, 0] - y[:, 0]).square() / 2 + outputs[:, 1]
+
+
+def test_slopes_that_the_curvature_does_not_reach() -> None:
+    objective = Lopsided(network("regression").module)
+    train, test = pairs("regression", 6), pairs("regression", 2, seed=1)
+    found = influence(objective, train, test, solver="dual", damping=0.3)
+    np.testing.assert_allclose(found.scores, dense_influence(objective, train, test, 0.3), rtol=1e-8)
+    assert found.provenance["rows"] == 6
+    flat = LossesOnly(objective.module, lambda examples: objective.outputs(examples).sum(1))
+    flat.outputs, flat.output_losses = objective.outputs, lambda outputs, examples: outputs.sum(1)
+    found = influence(flat, train, test, solver="dual", damping=0.3)  # G = 0
+    gradients = [dense_gradients(flat, part) for part in (train, test)]
+    np.testing.assert_allclose(found.scores, gradients[0] @ gradients[1].T / 0.3, rtol=1e-9)
+
+
+def test_the_solver_is_chosen_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    objective, train, test = network("regression"), pairs("regression", 5), pairs("regression", 2, seed=1)
+    one = influence(objective, train, test, damping=0.3)
+    monkeypatch.setattr(import_module("simfluence.attribution.influence"), "LARGEST", 9)
+    other = influence(objective, train, test, damping=0.3, progress=True)
+    assert (one.method, other.method) == ("influence_dual", "influence_cg")
+    np.testing.assert_allclose(other.scores, one.scores, rtol=1e-3)
 
 
 def test_ridge_regression_without_an_example() -> None:
@@ -114,7 +163,7 @@ def test_a_test_example_without_gradient_has_no_influence() -> None:
     x = torch.ones(3, dtype=torch.float64)
     perfect = (x, objective.outputs([(x, None)])[0].detach())
     train = pairs("regression", 4)
-    for solver in ("exact", "cg", Lissa(tolerance=0.5)):
+    for solver in ("exact", "dual", "cg", Lissa(tolerance=0.5)):
         found = influence(objective, train, [perfect, train[0]], solver=solver, damping=0.5)
         assert np.abs(found.scores[:, 0]).max() < 1e-12
         assert np.abs(found.scores[:, 1]).min() > 1e-6
@@ -133,7 +182,7 @@ def test_candidates_alone() -> None:
 
 def test_bad_input_is_named() -> None:
     objective, train = network("classification"), pairs("classification", 3)
-    with pytest.raises(ValueError, match=r"solver must be one of \['exact', 'cg', 'lissa'\]"):
+    with pytest.raises(ValueError, match=r"solver must be one of \['auto', 'dual', 'exact', 'cg', 'lissa'\]"):
         influence(objective, train, train, solver="newton")
     with pytest.raises(ValueError, match="damping must be positive, got 0"):
         influence(objective, train, train, damping=0)
@@ -217,6 +266,18 @@ def test_curvature_of_a_fine_tuned_encoder(layers: int) -> None:
         found = influence(model, task.train[:3], task.test[:2], damping=0.1, parameters=["head"])
         assert found.scores.shape == (3, 2)
         assert found.covers == ("head.weight", "head.bias")
+
+
+@pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra 'text'")
+@pytest.mark.parametrize("case", ["bert", "bert choices", "bert ia3", "gpt2 lora"])
+def test_text_models_among_outputs(case: str) -> None:
+    from attribution_models import CASES
+
+    objective, examples = CASES[case]()
+    options = {"damping": 0.01, "batch_size": 2}
+    found = influence(objective, examples[:3], examples[3:], solver="dual", **options)
+    expected = influence(objective, examples[:3], examples[3:], solver="exact", **options)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-7, atol=1e-9)
 
 
 @pytest.mark.skipif(find_spec("transformers") is None, reason="needs the extra 'text'")

@@ -11,24 +11,33 @@ Grosse et al. 2023, section 2.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
+import scipy.linalg
 import torch
 from torch import Tensor
 
 from simfluence.attribution.checkpoints import weights_fingerprint
 from simfluence.attribution.ekfac.blocks import Block, blocks_of
 from simfluence.attribution.ekfac.factors import EKFACFactors, Factors
+from simfluence.attribution.ekfac.kept import Kept
+from simfluence.attribution.ekfac.moments import MOMENTS, Squares, vanishes
+from simfluence.attribution.ekfac.rotation import add_squares, in_eigenbases
 from simfluence.attribution.gradients import followed
+from simfluence.attribution.layers import wide_type
+from simfluence.attribution.memory import fresh
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense, merged
+from simfluence.attribution.pieces import merged
 from simfluence.attribution.tracing import Traced, Tracer, tracer
+from simfluence.simulators.threads import in_threads
 
 Fisher = Literal["true", "empirical"]
+
+MEMORY = 2**31
+"""Bytes."""
 
 
 def ekfac_factors(
@@ -39,6 +48,7 @@ def ekfac_factors(
     fisher: Fisher = "true",
     seed: int = 0,
     batch_size: int = 8,
+    memory: float = MEMORY,
     progress: bool = False,
 ) -> EKFACFactors:
     """The EK-FAC approximation of the Fisher matrix E_i[∇L_i ∇L_iᵀ] at the model's weights.
@@ -49,10 +59,12 @@ def ekfac_factors(
     fisher : "true": labels are drawn from the model's own distribution; "empirical": the right labels.
     seed : of the drawn labels. They depend on ``batch_size`` too; nothing else does.
     batch_size : examples in a pass.
+    memory : bytes that may be used to keep what the first pass found for the second (inputs and outputs of
+        all layers, for all tokens); it is computed again where they are not enough.
 
     Notes
     -----
-    Memory: besides the passes', three times the squares of all layers' inputs and outputs.
+    Memory besides: the passes', and four times the squares of all layers' inputs and outputs.
 
     Raises
     ------
@@ -63,32 +75,48 @@ def ekfac_factors(
     if not train:
         raise ValueError("there are no training examples to make factors from")
     with tracer(objective, train, parameters) as trace:
-        blocks = blocks_of(trace)
-        follow = partial(_traced, trace, train, fisher, seed, batch_size, progress)
-        moments = {block.name: _MOMENTS[block.treatment](block) for block in blocks}
-        for traced in follow("covariances"):
-            parts = {b.name: merged(traced.pieces.get(b.parameters[0], [])) for b in blocks}
-            squares = _Squares(parts.values())
-            for name, pieces in parts.items():
-                if pieces:
-                    moments[name].add(pieces, squares)
-        factors = _eigenbases(blocks, moments, trace, len(train))
-        sums = {block.name: _zeros(block, trace) for block in blocks if block.treatment == "kronecker"}
-        for traced in follow("eigenvalues"):
-            rotate = Rotation(factors)
-            for block in blocks:
-                if block.name in sums and block.parameters[0] in traced.pieces:
-                    _add_squares(sums[block.name], rotate(block, traced))
+        return fitted(trace, train, fisher, seed, batch_size, memory, progress)
+
+
+def fitted(
+    trace: Tracer,
+    train: Sequence[Any],
+    fisher: Fisher,
+    seed: int,
+    batch_size: int,
+    memory: float,
+    progress: bool,
+    rotated: Kept | None = None,
+) -> EKFACFactors:
+    """See :func:`ekfac_factors`. rotated : is given the gradients in their eigenbases, by block."""
+    blocks, kept = blocks_of(trace), Kept(len(train), memory)
+    follow = partial(_traced, trace, train, fisher, seed, batch_size, progress)
+    moments = {block.name: MOMENTS[block.treatment](block) for block in blocks}
+    for traced in follow("covariances"):
+        parts = {b.name: merged(traced.pieces.get(b.parameters[0], [])) for b in blocks}
+        squares = Squares(parts.values())
+        for name, pieces in parts.items():
+            if pieces:
+                moments[name].add(pieces, squares)
+        kept.add(traced, copy=True)
+    factors = _eigenbases(blocks, moments, trace, len(train))
+    sums = {block.name: _zeros(block.shape, trace) for block in blocks if block.treatment == "kronecker"}
+    for traced in kept.taken() if kept.complete else follow("eigenvalues"):
+        in_bases = in_eigenbases(traced, blocks, factors)
+        for name in sums.keys() & in_bases.pieces.keys():
+            add_squares(sums[name], in_bases.pieces[name])
+        if rotated is not None:
+            rotated.add(in_bases, copy=False)
     for name, total in sums.items():
         factors[name] = replace(factors[name], eigenvalues=total / len(train))
-        if _vanishes(total.sum(), moments[name].size):
+        if vanishes(total.sum(), moments[name].size):
             nothing = torch.zeros_like(factors[name].out_values)  # type: ignore[arg-type]
             factors[name] = replace(factors[name], eigenvalues=torch.zeros_like(total), out_values=nothing)
     return EKFACFactors(
         tuple(blocks),
         factors,
         {
-            "weights": weights_fingerprint(objective.module),
+            "weights": weights_fingerprint(trace.objective.module),
             "fisher": fisher,
             "seed": seed if fisher == "true" else None,
             "examples": len(train),
@@ -105,7 +133,7 @@ def _traced(
     batch_size: int,
     progress: bool,
     what: str,
-) -> Any:
+) -> Iterator[Traced]:
     """The gradients batch after batch; the same labels every time."""
     objective = trace.objective
     device = next(iter(trace.parameters.values())).device
@@ -118,174 +146,61 @@ def _traced(
         yield trace(batch, drawn if fisher == "true" else None)
 
 
-# ------------------------------------------------------------------------------- the first pass
-
-
-_ROUNDING = 100
-"""Gradients that are smaller than so many units of rounding of what was added up to them are zero. (So are
-those of whatever adds the same to all scores of a choice.)"""
-
-
-def _vanishes(squares: Tensor, size: Tensor | float) -> bool:
-    """Whether gradients whose squares [number] add up to that are nothing but the rounding of terms whose
-    absolute values, added up and squared, are ``size``."""
-    return float(squares) <= (_ROUNDING * torch.finfo(squares.dtype).eps) ** 2 * float(size)
-
-
-class _Kronecker:
-    """Sums over tokens of g gᵀ and a aᵀ."""
-
-    def __init__(self, block: Block) -> None:
-        self.block = block
-        self.out: Tensor | None = None
-        self.inputs: Tensor | None = None
-        self.tokens = 0
-        self.size: Tensor | float = 0.0
-
-    def add(self, pieces: Sequence[Piece], squares: _Squares) -> None:
-        (outer,) = pieces
-        assert isinstance(outer, Outer)
-        rows, columns = self.block.shape
-        if self.out is None or self.inputs is None:
-            self.out, self.inputs = outer.left.new_zeros(rows, rows), outer.right.new_zeros(columns, columns)
-        ones = self.block.ones
-        squares.add(self.out, outer.left, outer.mask, ones == "left")
-        squares.add(self.inputs, outer.right, outer.mask, ones == "right")
-        self.tokens += int(outer.mask.sum()) if outer.mask is not None else outer.shape.numel()
-        lengths = outer.left.norm(dim=-1) * (outer.right.norm(dim=-1) + bool(ones))
-        self.size = self.size + lengths.sum(1).square().sum()
-
-
-class _Dense:
-    """Sums over examples of v vᵀ, of gradients v."""
-
-    def __init__(self, block: Block) -> None:
-        self.total: Tensor | None = None
-        self.size: Tensor | float = 0.0
-
-    def add(self, pieces: Sequence[Piece], squares: _Squares) -> None:
-        flat = dense(pieces).flatten(1)
-        self.total = _plus(self.total, flat.T @ flat)
-        for piece in pieces:
-            terms = piece.values.abs() if isinstance(piece, Summed) else piece.dense().abs()[:, None]
-            self.size = self.size + terms.sum(1).square().sum()
-
-
-class _Diagonal:
-    """Sums over examples of v², of gradients v."""
-
-    def __init__(self, block: Block) -> None:
-        self.shape = block.shape
-        self.total: Tensor | None = None
-
-    def add(self, pieces: Sequence[Piece], squares: _Squares) -> None:
-        piece = pieces[0]
-        if len(pieces) > 1 or not isinstance(piece, Rows):
-            self.total = _plus(self.total, dense(pieces).square().sum(0).reshape(self.shape))
-            return
-        if self.total is None:
-            self.total = piece.values.new_zeros(self.shape)
-        # rows that an example looked up several times are added up before they are squared
-        keys = piece.ids + piece.rows * torch.arange(len(piece.ids), device=piece.ids.device)[:, None]
-        unique, where = keys.flatten().unique(return_inverse=True)
-        values = piece.values.flatten(0, 1)
-        sums = values.new_zeros(len(unique), values.shape[1]).index_add_(0, where, values)
-        self.total.index_add_(0, unique % piece.rows, sums.square())
-
-
-_MOMENTS: dict[str, Callable[[Block], Any]] = {
-    "kronecker": _Kronecker,
-    "dense": _Dense,
-    "diagonal": _Diagonal,
-}
-
-
-def _plus(total: Tensor | None, part: Tensor) -> Tensor:
-    return part.clone() if total is None else total.add_(part)
-
-
-class _Squares:
-    """Σ x xᵀ over the tokens of a batch, above the diagonal; once for an input that several layers share."""
-
-    def __init__(self, batch: Iterable[Sequence[Piece]]) -> None:
-        outers = [piece for pieces in batch for piece in pieces if isinstance(piece, Outer)]
-        self._uses = Counter(_place(values) for o in outers for values in (o.left, o.right))
-        self._known: dict[Any, Tensor] = {}
-
-    def add(self, total: Tensor, values: Tensor, mask: Tensor | None, ones: bool) -> None:
-        """total += Σ x xᵀ over tokens that are there, x with a last 1 where it is asked for."""
-        place = _place(values)
-        if self._uses[place] == 1:
-            _add_square(total, values, mask, ones)
-            return
-        if (place, ones) not in self._known:
-            self._known[place, ones] = torch.zeros_like(total)
-            _add_square(self._known[place, ones], values, mask, ones)
-        total += self._known[place, ones]
-
-
-def _place(values: Tensor) -> Any:
-    """Where a tensor lies: the same for what several layers were given."""
-    return values.data_ptr(), values.shape, values.stride()
-
-
-def _add_square(total: Tensor, values: Tensor, mask: Tensor | None, ones: bool, width: int = 192) -> None:
-    """total += xᵀx [feature, feature], in blocks of its upper half."""
-    flat = values.flatten(0, 1)
-    if mask is not None and not bool(mask.all()):
-        flat = flat[mask.flatten()]
-    features = flat.shape[1]
-    for start in range(0, features, width):
-        rows = slice(start, min(start + width, features))
-        total[rows, start:features].addmm_(flat[:, rows].T, flat[:, start:])
-    if ones:
-        total[:-1, -1] += flat.sum(0)
-        total[-1, -1] += len(flat)
-
-
-# --------------------------------------------------------------------------------- eigenbases
-
-
 def _eigenbases(
     blocks: Sequence[Block], moments: dict[str, Any], trace: Tracer, examples: int
 ) -> dict[str, Factors]:
-    """Factors, of Kronecker blocks still with K-FAC's eigenvalues."""
-    known: list[tuple[Tensor, tuple[Tensor, Tensor]]] = []
-    found = {}
+    """Factors, of Kronecker blocks still without Λ."""
+    matrices: dict[tuple[str, str], Tensor] = {}
     for block in blocks:
-        moment, zeros = moments[block.name], _zeros(block, trace)
-        if block.treatment == "diagonal":
-            total = zeros if moment.total is None else moment.total
-            found[block.name] = Factors(_finite(total / examples, block))
-        elif block.treatment == "dense":
-            total = zeros.new_zeros(block.size, block.size) if moment.total is None else moment.total
-            total = torch.zeros_like(total) if _vanishes(total.trace(), moment.size) else total
-            values, vectors = _eigen(total / examples, block, known)
-            found[block.name] = Factors(values, vectors)
-        else:
-            rows, columns = block.shape
-            out = zeros.new_zeros(rows, rows) if moment.out is None else moment.out
-            inputs = zeros.new_zeros(columns, columns) if moment.inputs is None else moment.inputs
-            tokens = max(moment.tokens, 1)
-            out_values, out_basis = _eigen(_mirrored(out) / tokens, block, known)
-            in_values, in_basis = _eigen(_mirrored(inputs) / tokens, block, known)
-            share = moment.tokens / examples
-            found[block.name] = Factors(zeros, out_basis, in_basis, out_values, in_values, share)
+        moment = moments[block.name]
+        if block.treatment == "dense":
+            total = _zeros((block.size, block.size), trace) if moment.total is None else moment.total
+            total = torch.zeros_like(total) if vanishes(total.trace(), moment.size) else total
+            matrices[block.name, "out"] = _finite(total / examples, block)
+        elif block.treatment == "kronecker":
+            sides = zip(("out", "in"), (moment.out, moment.inputs), block.shape, strict=True)
+            for side, total, length in sides:
+                total = _zeros((length, length), trace) if total is None else _mirrored(total)
+                matrices[block.name, side] = _finite(total / max(moment.tokens, 1), block)
             moment.out = moment.inputs = None
+    solved, found = _eigen(matrices), {}
+    for block in blocks:
+        moment = moments[block.name]
+        if block.treatment == "dense":
+            found[block.name] = Factors(*solved[block.name, "out"])
+        elif block.treatment == "kronecker":
+            (out_values, out_basis), (in_values, in_basis) = (
+                solved[block.name, "out"],
+                solved[block.name, "in"],
+            )
+            nothing, share = out_values.new_zeros(0), moment.tokens / examples
+            found[block.name] = Factors(nothing, out_basis, in_basis, out_values, in_values, share)
+        else:
+            total = _zeros(block.shape, trace) if moment.total is None else moment.total
+            found[block.name] = Factors(_finite(total / examples, block))
     return found
 
 
-def _eigen(
-    matrix: Tensor, block: Block, known: list[tuple[Tensor, tuple[Tensor, Tensor]]]
-) -> tuple[Tensor, Tensor]:
+def _eigen(matrices: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
     """Eigenvalues, none below 0, and eigenvectors in columns, found in float64; once for equal matrices."""
-    for other, result in known:
-        if other.shape == matrix.shape and torch.equal(other, matrix):
-            return result
-    values, vectors = torch.linalg.eigh(_finite(matrix, block).double())
-    result = values.clamp_min(0).to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
-    known.append((matrix, result))
-    return result
+    different: list[Tensor] = []
+    which = {}
+    for key, matrix in matrices.items():
+        same = (n for n, m in enumerate(different) if m.shape == matrix.shape and torch.equal(m, matrix))
+        which[key] = next(same, len(different))
+        different += [matrix] if which[key] == len(different) else []
+
+    def solve(matrix: Tensor) -> tuple[Tensor, Tensor]:
+        wide = matrix.double()
+        if wide.device.type == "cpu":  # the same, and faster than torch's
+            found = scipy.linalg.eigh(wide.T.numpy(), driver="evd", overwrite_a=True, check_finite=False)
+            values, vectors = map(torch.from_numpy, found)
+        else:
+            values, vectors = torch.linalg.eigh(wide)
+        return values.clamp_min(0).to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
+
+    solved = list(in_threads(solve, different))  # each in one thread: that is faster than all in each
+    return {key: solved[number] for key, number in which.items()}
 
 
 def _mirrored(upper: Tensor) -> Tensor:
@@ -299,54 +214,7 @@ def _finite(values: Tensor, block: Block) -> Tensor:
     return values
 
 
-def _zeros(block: Block, trace: Tracer) -> Tensor:
-    parameter = trace.parameters[block.parameters[0]]
-    wide = torch.promote_types(parameter.dtype, torch.float32)
-    return torch.zeros(block.shape, dtype=wide, device=parameter.device)
-
-
-# ------------------------------------------------------------------------------ the second pass
-
-
-class Rotation:
-    """Gradients in the eigenbases, Q_Sᵀ G_i Q_A; of one batch, since inputs that layers share are rotated
-    once."""
-
-    def __init__(self, factors: Mapping[str, Factors]) -> None:
-        self.factors = factors
-        self._known: dict[Any, tuple[Tensor, Tensor]] = {}
-
-    def __call__(self, block: Block, traced: Traced) -> Outer:
-        (outer,) = merged(traced.pieces[block.parameters[0]])
-        assert isinstance(outer, Outer)
-        factor = self.factors[block.name]
-        assert factor.out_basis is not None
-        assert factor.in_basis is not None
-        left = self._rotated(outer.left, factor.out_basis, block.ones == "left")
-        return Outer(left, self._rotated(outer.right, factor.in_basis, block.ones == "right"), outer.mask)
-
-    def _rotated(self, values: Tensor, basis: Tensor, ones: bool) -> Tensor:
-        """[example, token, feature] times the basis; with ``ones``, a last feature of 1 is understood."""
-        key = _place(values), id(basis)
-        if key not in self._known:  # kept with the values, so that no others come to lie where they lay
-            flat = values.flatten(0, 1)
-            rotated = torch.addmm(basis[-1], flat, basis[:-1]) if ones else flat @ basis
-            self._known[key] = values, rotated.unflatten(0, values.shape[:2])
-        return self._known[key][1]
-
-
-_CACHED = 150_000
-"""Numbers of a matrix that is made, squared and forgotten, which stays in a processor's cache."""
-
-
-def _add_squares(total: Tensor, rotated: Outer) -> None:
-    """Λ += Σ_i (Σ_t g_t a_tᵀ)², entry by entry."""
-    if rotated.shape[1] == 1:
-        total.addmm_(rotated.left[:, 0].square().T, rotated.right[:, 0].square())
-        return
-    height = max(96, _CACHED // total.shape[1])
-    matrix = torch.empty_like(total[:height])
-    for start in range(0, len(total), height):
-        part = total[start : start + height]
-        for left, right in zip(rotated.left[..., start : start + height], rotated.right, strict=True):
-            part.addcmul_(*[torch.mm(left.T, right, out=matrix[: len(part)])] * 2)
+def _zeros(shape: tuple[int, ...], trace: Tracer) -> Tensor:
+    """Of the type that gradients have."""
+    parameter = next(iter(trace.parameters.values()))
+    return fresh(parameter.new_empty(0, dtype=wide_type(parameter)), *shape).zero_()

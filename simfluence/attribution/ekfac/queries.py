@@ -8,7 +8,7 @@ training examples, the training gradients are brought into the eigenbasis instea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,7 +17,9 @@ from torch import Tensor
 
 from simfluence.attribution.ekfac.blocks import Block
 from simfluence.attribution.ekfac.factors import RELATIVE_DAMPING, EKFACFactors, Factors
-from simfluence.attribution.ekfac.fitting import Rotation
+from simfluence.attribution.ekfac.rotation import Rotation
+from simfluence.attribution.layers import wide_type
+from simfluence.attribution.memory import fresh
 from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense
 from simfluence.attribution.products import Queries, by_token, inner_products
 from simfluence.attribution.tracing import Traced
@@ -37,14 +39,28 @@ class Held:
     factors: EKFACFactors
     count: int
 
-    def scores(self, traced: Traced) -> dict[str, Tensor]:
-        """block → ∇_zᵀ (Ĝ + λI)⁻¹ ∇_i [train, query]."""
+    def scores(self, traced: Traced) -> Tensor:
+        """Σ ∇_zᵀ (Ĝ + λI)⁻¹ ∇_i over blocks, [train, query]."""
         rotate = Rotation(self.factors.factors)
-        found = {}
-        for block in self._parts(traced):
-            pieces = [rotate(block, traced)] if block.name in self.rotated else block.pieces(traced)
-            found[block.name] = inner_products(self.queries[block.name], pieces)
-        return found
+        return self._sum(
+            traced,
+            {
+                block.name: [rotate(block, traced)] if block.name in self.rotated else block.pieces(traced)
+                for block in self._parts(traced)
+            },
+        )
+
+    def scores_in_eigenbases(self, traced: Traced) -> Tensor:
+        """The same of gradients by block that are in the eigenbases already, where all queries are."""
+        return self._sum(
+            traced, {name: traced.pieces[name] for name in self.queries if name in traced.pieces}
+        )
+
+    def _sum(self, traced: Traced, pieces: Mapping[str, Sequence[Piece]]) -> Tensor:
+        total = traced.losses.new_zeros(len(traced.losses), self.count, dtype=wide_type(traced.losses))
+        for name, gradients in pieces.items():
+            total = total + inner_products(self.queries[name], gradients)
+        return total
 
     def token_scores(self, traced: Traced) -> dict[str, list[tuple[Tensor | None, Tensor]]]:
         """block → for each use of its parameters in the model: the tokens' mask [train, token], and their
@@ -73,7 +89,8 @@ class QueryBuilder:
 
     rank : of the approximation of each P_z; None: exact, a matrix of the block's size a query.
     damping : λ of all blocks; None: 0.1 · mean(Λ) of each. 0: the pseudo-inverse.
-    train, test : how many examples there are, which decides about the basis.
+    train : how many training examples are to be brought into the eigenbases if the queries stay there; 0 if
+        they are there already. test : how many queries. Both decide about the basis.
     """
 
     def __init__(
@@ -120,21 +137,25 @@ class QueryBuilder:
         assert out_basis is not None
         assert in_basis is not None
         rows, columns = block.shape
-        if self.rank is not None and self.rank * (rows + columns) < rows * columns:
-            left, right = low_rank(rotated.dense().mul_(inverse), self.rank)
-            self._put(block.name, Outer(left.transpose(1, 2) @ out_basis.T, right @ in_basis.T))
+        rank = self.rank if self.rank and self.rank * (rows + columns) < rows * columns else None
+        there = self.train * rotated.shape[1] * (rows**2 + columns**2)
+        back = self.test * (rank * (rows**2 + columns**2) if rank else rows * columns * (rows + columns))
+        stays = self._rotated.setdefault(block.name, there < back)
+        if rank:
+            left, right = low_rank(rotated.dense().mul_(inverse), rank)
+            left = left.transpose(1, 2)
+            self._put(
+                block.name, Outer(left, right) if stays else Outer(left @ out_basis.T, right @ in_basis.T)
+            )
             return
-        if block.name not in self._rotated:
-            there = self.train * rotated.shape[1] * (rows**2 + columns**2)
-            back = self.test * rows * columns * (rows + columns)
-            self._rotated[block.name] = there < back
-            self._whole[block.name] = Summed(inverse.new_zeros(self.test, 1, rows, columns))
+        if block.name not in self._whole:
+            self._whole[block.name] = Summed(fresh(inverse, self.test, 1, rows, columns).zero_())
         whole = self._whole[block.name]
         assert isinstance(whole, Summed)
         matrices = whole.values[self._count : self._count + rotated.shape[0], 0]
         torch.bmm(rotated.left.transpose(1, 2), rotated.right, out=matrices)
         matrices.mul_(inverse)
-        if not self._rotated[block.name]:
+        if not stays:
             for matrix in matrices:  # one by one: the temporary arrays are small
                 matrix.copy_(out_basis @ (matrix @ in_basis.T))
 

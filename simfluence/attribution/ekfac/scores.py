@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from simfluence.attribution.ekfac.factors import EKFACFactors
-from simfluence.attribution.ekfac.fitting import Fisher, ekfac_factors
+from simfluence.attribution.ekfac.fitting import MEMORY, Fisher, fitted
+from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.queries import Held, Preconditioner, QueryBuilder
 from simfluence.attribution.gradients import followed, gradient_similarity
 from simfluence.attribution.objective import Objective
@@ -42,6 +43,7 @@ def ekfac(
     fisher: Fisher = "true",
     seed: int = 0,
     batch_size: int = 8,
+    memory: float = MEMORY,
     progress: bool = False,
 ) -> InfluenceScores:
     """EK-FAC influence of every training example on every test example.
@@ -58,6 +60,8 @@ def ekfac(
         the whole matrices, queries × parameters numbers.
     parameters, fisher, seed : of the factors that are made here.
     batch_size : examples in a pass; scores do not depend on it, but for drawn labels.
+    memory : as in :func:`ekfac_factors`. If they are made here with the empirical Fisher matrix, whose
+        gradients are those that are scored, these too are computed only once where they fit.
 
     Raises
     ------
@@ -72,12 +76,25 @@ def ekfac(
         return gradient_similarity(
             objective, train, test, parameters=parameters, batch_size=batch_size, progress=progress
         )
-    factors = _factors(objective, train, factors, parameters, fisher, seed, batch_size, progress)
+    if fisher not in ("true", "empirical"):
+        raise ValueError(f"fisher must be 'true' or 'empirical', got {fisher!r}")
+    if factors is not None:
+        if parameters is not None:
+            raise ValueError("parameters are those of the factors: give one of both")
+        factors.check(objective.module)
+        parameters = factors.parameters
     options = {"preconditioner": preconditioner, "damping": damping, "rank": rank}
-    with _held(objective, train, test, factors, options, batch_size, progress) as (trace, held):
-        parts = []
-        for batch in followed(trace.batches(train, batch_size), len(train), progress, "training"):
-            parts.append(torch.stack(list(held.scores(trace(batch)).values())).sum(0))
+    with _scoring(objective, train, test, parameters) as trace:
+        kept = Kept(len(train), memory if factors is None and fisher == "empirical" else 0)
+        if factors is None:
+            factors = fitted(trace, train, fisher, seed, batch_size, memory, progress, kept)
+        options["train"] = 0 if kept.complete else len(train)
+        held = _held(trace, factors, test, options, batch_size, progress)
+        if kept.complete:
+            parts = [held.scores_in_eigenbases(traced) for traced in kept.taken()]
+        else:
+            batches = followed(trace.batches(train, batch_size), len(train), progress, "training")
+            parts = [held.scores(trace(batch)) for batch in batches]
     return InfluenceScores(
         torch.cat(parts).cpu().numpy(),
         method=preconditioner,
@@ -139,12 +156,13 @@ def ekfac_by_layer_and_token(
     if preconditioner not in ("ekfac", "kfac"):
         raise ValueError(f"preconditioner must be 'ekfac' or 'kfac', got {preconditioner!r}")
     factors.check(objective.module)
-    options = {"preconditioner": preconditioner, "damping": damping, "rank": rank}
+    options = {"preconditioner": preconditioner, "damping": damping, "rank": rank, "train": len(train)}
     lengths = np.array([_length(objective, example) for example in train])
     names = [block.name for block in factors.blocks]
     tokens = np.zeros((len(names), len(train), len(test), max(lengths)))
     whole = np.zeros(tokens.shape[:-1])
-    with _held(objective, train, test, factors, options, batch_size, progress) as (trace, held):
+    with _scoring(objective, train, test, factors.parameters) as trace:
+        held = _held(trace, factors, test, options, batch_size, progress)
         done = 0
         for batch in followed(trace.batches(train, batch_size), len(train), progress, "training"):
             for name, uses in held.token_scores(trace(batch)).items():
@@ -178,47 +196,26 @@ def _length(objective: Objective, example: Any) -> int:
     return int(masks[0].sum()) if masks else 1
 
 
-def _factors(
-    objective: Objective,
-    train: Sequence[Any],
-    factors: EKFACFactors | None,
-    parameters: Sequence[str] | None,
-    fisher: Fisher,
-    seed: int,
-    batch_size: int,
-    progress: bool,
-) -> EKFACFactors:
-    if factors is None:
-        return ekfac_factors(
-            objective,
-            train,
-            parameters=parameters,
-            fisher=fisher,
-            seed=seed,
-            batch_size=batch_size,
-            progress=progress,
-        )
-    if parameters is not None:
-        raise ValueError("parameters are those of the factors: give one of both")
-    factors.check(objective.module)
-    return factors
-
-
 @contextmanager
+def _scoring(
+    objective: Objective, train: Sequence[Any], test: Sequence[Any], parameters: Sequence[str] | None
+) -> Iterator[Tracer]:
+    if not len(train) or not len(test):
+        raise ValueError(f"there is nothing to score: {len(train)} training and {len(test)} test examples")
+    with tracer(objective, [train[0], test[0]], parameters) as trace:
+        yield trace
+
+
 def _held(
-    objective: Objective,
-    train: Sequence[Any],
-    test: Sequence[Any],
+    trace: Tracer,
     factors: EKFACFactors,
+    test: Sequence[Any],
     options: dict[str, Any],
     batch_size: int,
     progress: bool,
-) -> Iterator[tuple[Tracer, Held]]:
-    """A tracer of the factors' parameters, and the preconditioned gradients of the test examples."""
-    if not len(train) or not len(test):
-        raise ValueError(f"there is nothing to score: {len(train)} training and {len(test)} test examples")
-    with tracer(objective, [train[0], test[0]], factors.parameters) as trace:
-        queries = QueryBuilder(factors, **options, train=len(train), test=len(test))
-        for batch in followed(trace.batches(test, batch_size), len(test), progress, "queries"):
-            queries.add(trace(batch))
-        yield trace, queries.held()
+) -> Held:
+    """The preconditioned gradients of the test examples."""
+    queries = QueryBuilder(factors, **options, test=len(test))
+    for batch in followed(trace.batches(test, batch_size), len(test), progress, "queries"):
+        queries.add(trace(batch))
+    return queries.held()

@@ -1,0 +1,185 @@
+"""Influence with the damped Gauss-Newton matrix, solved exactly among outputs, which may be few.
+
+    G = (1/N) BᵀB,   rows B_i = R_iᵀ J_i,   H_i = R_i R_iᵀ,   K = BBᵀ [row, row]
+
+    (G + λI)⁻¹ Bᵀ = Bᵀ (K/N + λI)⁻¹
+    (G + λI)⁻¹    = (I − Bᵀ (K/N + λI)⁻¹ B/N) / λ
+
+A row is the gradient of a weighted sum of an example's outputs, a column of R_i being the weights, as many as
+H_i has rank (of C classes, C − 1). The gradient of an example's own loss is Bᵀc, R_i c_i = ∂L_i/∂h_i, where
+H_i reaches that slope: the first equation has no differences of large numbers, and is used for those
+examples that G is the mean over. Everything is inner products of gradients (:mod:`.products`), in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simfluence.attribution.curvature import GaussNewton, positive_damping
+from simfluence.attribution.gradients import followed
+from simfluence.attribution.objective import Losses, Objective
+from simfluence.attribution.products import held, scores
+from simfluence.attribution.tracing import Traced, Tracer, tracer
+from simfluence.recording.evaluator import undisturbed
+
+LARGEST = 4096
+"""Outputs of all examples together, for which this is the solver of choice."""
+
+_TOGETHER = 128  # gradients that are held while all others pass by
+
+
+def outputs_in_all(matrix: GaussNewton) -> int:
+    """Examples times outputs of the first."""
+    with undisturbed(matrix.objective.module), torch.no_grad():
+        return len(matrix.examples) * matrix.objective.outputs(matrix.examples[:1]).numel()
+
+
+def dual_influence(
+    matrix: GaussNewton,
+    train: Sequence[Any],
+    test: Sequence[Any],
+    damping: float | None = None,
+    *,
+    progress: bool = False,
+) -> tuple[Tensor, dict[str, Any]]:
+    """∇L(z)ᵀ (G + λI)⁻¹ ∇L(i) [train, test], and a report.
+
+    damping : λ > 0; None: a tenth of G's mean eigenvalue, tr K / (N · parameters).
+
+    Raises ValueError if there is no curvature, so that this is no damping.
+    """
+    names, curved = list(matrix.parameters), matrix.examples
+    with tracer(matrix.objective, [curved[0], test[0]], names) as trace:
+        rows: list[Traced] = []
+        places: list[
+            tuple[int, Tensor]
+        ] = []  # of the rows: the first example, and c of it and those after it
+        exact, done = True, 0
+        for batch in followed(trace.batches(curved, matrix.batch_size), len(curved), progress, "curvature"):
+            local = _local(matrix.objective, batch)
+            exact = exact and local.reached
+            for weights, c in zip(local.roots, local.coordinates, strict=True):
+                rows.append(_wide(trace(batch, _weighted(matrix.objective, weights))))
+                places.append((done, c))
+            done += len(batch)
+        of_tests = _gradients(trace, test, matrix.batch_size)
+        gram, shared = _products(rows, rows), _products(rows, of_tests)  # K, B∇L(z)
+        λ = positive_damping(damping, lambda: float(gram.trace()) / len(curved) / matrix.size)
+        system = gram / len(curved)
+        system.diagonal().add_(λ)
+        solved = torch.linalg.solve(system, shared)
+        residual = (shared - system @ solved).norm() / shared.norm().clamp_min(torch.finfo(shared.dtype).tiny)
+        report = {"solver": "dual", "damping": λ, "rows": len(gram), "residual": float(residual)}
+        place = {id(example): number for number, example in enumerate(curved)}
+        if exact and all(id(example) in place for example in train):
+            found = _coordinates(places, len(curved)).to(solved) @ solved
+            return found[[place[id(example)] for example in train]], report
+        of_train = _gradients(trace, train, matrix.batch_size)
+        correction = _products(of_train, rows) @ solved / len(curved)
+        return (_products(of_train, of_tests) - correction) / λ, report
+
+
+@dataclass(frozen=True)
+class _Local:
+    """What the losses of a batch are, around its outputs.
+
+    roots : the columns of R [column, example, …], … the shape of an example's outputs.
+    coordinates : c [column, example].
+    reached : whether R c is the slope of every example.
+    """
+
+    roots: Tensor
+    coordinates: Tensor
+    reached: bool
+
+
+def _local(objective: Objective, batch: Sequence[Any]) -> _Local:
+    with torch.no_grad():
+        outputs = objective.outputs(batch).double()
+    with torch.enable_grad():
+        outputs.requires_grad_()
+        losses = objective.output_losses(outputs, batch)
+        (slope,) = torch.autograd.grad(losses.sum(), outputs, create_graph=True)
+        flat = slope.flatten(1)
+        hessian = torch.stack(
+            [
+                torch.autograd.grad(column.sum(), outputs, retain_graph=True)[0].flatten(1)
+                if flat.requires_grad
+                else torch.zeros_like(flat)
+                for column in flat.T
+            ],
+            1,
+        )
+    slopes = flat.detach()
+    values, vectors = torch.linalg.eigh((hessian + hessian.transpose(1, 2)) / 2)
+    counts = values > 1e-12 * values.amax(1, keepdim=True).clamp_min(torch.finfo(values.dtype).tiny)
+    some = slice(values.shape[1] - int(counts.sum(1).max()), None)  # they are in ascending order
+    values, vectors, counts = values[:, some], vectors[..., some], counts[:, some]
+    roots = vectors * (values * counts).sqrt()[:, None]
+    along = (vectors.transpose(1, 2) @ slopes[..., None])[..., 0] * counts
+    rest = slopes - (vectors @ along[..., None])[..., 0]
+    coordinates = torch.where(counts, along / values.clamp_min(torch.finfo(values.dtype).tiny).sqrt(), 0.0)
+    columns = roots.permute(2, 0, 1).reshape(-1, *outputs.shape)
+    return _Local(columns, coordinates.T, bool((rest.norm(dim=1) <= 1e-8 * slopes.norm(dim=1)).all()))
+
+
+def _weighted(objective: Objective, weights: Tensor) -> Losses:
+    """Σ weights · outputs, of each example."""
+
+    def losses(examples: Sequence[Any]) -> Tensor:
+        outputs = objective.outputs(examples)
+        return (outputs * weights.to(outputs)).flatten(1).sum(1)
+
+    return losses
+
+
+def _gradients(trace: Tracer, examples: Sequence[Any], batch_size: int) -> list[Traced]:
+    return [_wide(trace(batch)) for batch in trace.batches(examples, batch_size)]
+
+
+def _wide(traced: Traced) -> Traced:
+    """In float64."""
+
+    def wide(values: Tensor) -> Tensor:
+        return values.double() if values.is_floating_point() else values
+
+    pieces = {name: [piece.each(wide) for piece in some] for name, some in traced.pieces.items()}
+    return Traced(traced.losses.double(), pieces)
+
+
+def _products(left: Sequence[Traced], right: Sequence[Traced]) -> Tensor:
+    """⟨l, r⟩ of all gradients, [left, right]."""
+    found = [torch.zeros(_count(left), 0, dtype=torch.float64)]
+    for some in _together(right):
+        queries, none = held(some), torch.zeros(0, _count(some), dtype=torch.float64)
+        found.append(torch.cat([none, *(scores(queries, traced, _count(some)) for traced in left)]))
+    return torch.cat([part.to(found[-1].device) for part in found], 1)
+
+
+def _count(batches: Sequence[Traced]) -> int:
+    return sum(len(traced.losses) for traced in batches)
+
+
+def _together(batches: Sequence[Traced]) -> Iterator[list[Traced]]:
+    some: list[Traced] = []
+    for traced in batches:
+        some.append(traced)
+        if _count(some) >= _TOGETHER:
+            yield some
+            some = []
+    if some:
+        yield some
+
+
+def _coordinates(places: Sequence[tuple[int, Tensor]], examples: int) -> Tensor:
+    """c of every example, [example, row]."""
+    matrices = [torch.zeros(examples, 0, dtype=torch.float64)]
+    for start, c in places:
+        matrices.append(torch.zeros(examples, len(c), dtype=torch.float64))
+        matrices[-1][start : start + len(c)] = c.diag()
+    return torch.cat(matrices, 1)
