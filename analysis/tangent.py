@@ -19,9 +19,7 @@ import numpy as np
 import pandas as pd
 from simulators import ASIDE, COLUMNS, RESULTS, about, fingerprint, measure, summary
 
-from simfluence.attribution import tangent
-from simfluence.finetuning.experiment import prepare
-from simfluence.finetuning.replay import retraced
+from simfluence.finetuning.tangents import runs_tangent
 from simfluence.runs import RunSet
 from simfluence.simulators import AutoSimulator, DeviationSimulator, Simulator, Tangent
 
@@ -34,18 +32,7 @@ def made(runs: RunSet, file: Path, count: int, coordinates: int) -> Tangent:
     if file.exists():
         return Tangent.load(file)
     start = time.perf_counter()
-    prepared = prepare(runs[0].config)
-    prepared.model.load_state_dict(prepared.initial)
-    first = list(runs)[:count]
-    found = tangent(
-        prepared.model,
-        prepared.model.losses,
-        prepared.task.train,
-        prepared.task.test,
-        coordinates=coordinates,
-        paths={run.id: retraced(prepared, run) for run in first},
-        test_losses={run.id: run.loss for run in first},
-    )
+    found = runs_tangent(runs, count, coordinates=coordinates)
     print(f"{file.stem}: {time.perf_counter() - start:.0f} s", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     found.save(file)

@@ -143,6 +143,15 @@ def attribute(config: DictConfig) -> None:
     print(f"scores, card and figures: {config.output}")
 
 
+def tangent(config: DictConfig) -> None:
+    from simfluence.finetuning.tangents import runs_tangent
+
+    runs, options = _load(config.path), {"coordinates": config.coordinates, "seed": config.seed}
+    found = runs_tangent(runs, config.along, **options, progress=True)
+    found.save(config.output)
+    print(f"Jacobians of {found.n_train} training and {found.n_test} test examples: {config.output}")
+
+
 def runs(config: DictConfig) -> None:
     from simfluence.runs import manage
 
@@ -180,6 +189,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "evaluate": (evaluate, "fit simulators on some runs, predict the others, print the table"),
     "whatif": (whatif, "edit a curriculum, see the predicted change, verify it by retraining"),
     "attribute": (attribute, "score training examples for test examples by an attribution method"),
+    "tangent": (tangent, "take the gradients of all examples, for simulators that train with them"),
     "runs": (runs, "list, show, verify and prune what is recorded"),
 }
 
@@ -202,6 +212,10 @@ _EXAMPLES = {
         "simfluence attribute steps=initial",
         "simfluence attribute path=runs/mine method=ekfac test_ids=[q-17]",
         "simfluence attribute path=runs/mine method=tracin only=50",
+    ),
+    "tangent": (
+        "simfluence tangent path=runs/mine",
+        "simfluence fit path=runs/mine simulator.tangent=runs/mine/tangent.safetensors",
     ),
     "runs": (
         "simfluence runs",
@@ -355,11 +369,13 @@ def _load(path: str) -> Any:
 
 def _simulator(config: DictConfig) -> Any:
     from simfluence.attribution import InfluenceScores
-    from simfluence.simulators import make_simulator
+    from simfluence.simulators import Tangent, make_simulator
 
     params = _plain(config)
     if isinstance(params.get("scores"), str):
         params["scores"] = InfluenceScores.load(params["scores"])
+    if isinstance(params.get("tangent"), str):
+        params["tangent"] = Tangent.load(params["tangent"])
     return make_simulator(**params)
 
 

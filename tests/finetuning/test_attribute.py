@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from simfluence import RunSet
+from simfluence import RunSet, load_simulator
 from simfluence.attribution import InfluenceScores
 from simfluence.attribution.methods import METHODS, Setting, attribute, layers_and_tokens
 from simfluence.cli import conf_folder, main
@@ -148,3 +148,21 @@ def test_factors_are_kept_and_parts_add_up(setting: Setting, tmp_path: Path) -> 
     ):
         with pytest.raises(RunDataError, match=f"other {what}: delete it"):
             attribute(setting, "ekfac", factors=file, **changed)
+
+
+def test_gradients_of_a_run_set_are_taken_and_fitted_with(
+    recorded: Path, tmp_path, monkeypatch, capsys
+) -> None:
+    monkeypatch.chdir(recorded.parent)
+    monkeypatch.setattr("sys.argv", ["simfluence"])
+    file = tmp_path / "tangent.safetensors"
+    main(["tangent", f"path={recorded}", "coordinates=200", f"output={file}"])
+    assert "12 training and 4 test examples" in capsys.readouterr().out
+    fit = [f"path={recorded}", "train=2", "validation=0", f"simulator.tangent={file}"]
+    main(["fit", *fit, f"output={tmp_path / 'fit'}"])
+    fitted = load_simulator(tmp_path / "fit")
+    assert fitted.tangent is not None
+    assert fitted.tangent.n_test == 4
+    with pytest.raises(SystemExit):
+        main(["tangent", f"path={recorded}", "along=1"])
+    assert "along must be 0, or from 2 to the 2 runs" in capsys.readouterr().err

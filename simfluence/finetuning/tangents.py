@@ -1,0 +1,39 @@
+"""The tangent of recorded runs: their models trained again, or as they were before training."""
+
+from __future__ import annotations
+
+from simfluence.attribution import tangent
+from simfluence.finetuning.experiment import prepare
+from simfluence.finetuning.replay import retraced
+from simfluence.runs import RunSet
+from simfluence.simulators import Tangent
+
+
+def runs_tangent(
+    runs: RunSet, along: int = 0, *, coordinates: int = 20_000, seed: int = 0, progress: bool = False
+) -> Tangent:
+    """Jacobians of all examples for runs that ``record_runs`` made, at the weights before training.
+
+    Parameters
+    ----------
+    along : take them along the first so many runs instead, trained again; at least 2.
+
+    Raises ValueError for one run, or more than there are; what ``prepare`` raises if the runs' task or
+    model is not found.
+    """
+    if along == 1 or not 0 <= along <= len(runs):
+        raise ValueError(f"along must be 0, or from 2 to the {len(runs)} runs there are; got {along}")
+    prepared = prepare(runs[0].config)
+    prepared.model.load_state_dict(prepared.initial)
+    first = list(runs)[:along]
+    return tangent(
+        prepared.model,
+        prepared.model.losses,
+        prepared.task.train,
+        prepared.task.test,
+        coordinates=coordinates,
+        seed=seed,
+        paths={run.id: retraced(prepared, run) for run in first},
+        test_losses={run.id: run.loss for run in first},
+        progress=progress,
+    )
