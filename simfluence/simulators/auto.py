@@ -69,17 +69,20 @@ class AutoSimulator(DeviationSimulator):
             part = train[np.linspace(0, len(train) - 1, most).astype(np.int64)]
             rows = self.max_rows * most // len(train)  # the same grid of steps
             search = Fitting(part, None, self.scores_, self.redundancy_, rows, self.tangent)
-        best, turns = self._search(search, train)
+        best = self._search(search, train)
         if search is not fitting:
-            if turns and (turns := cross_fitted(fitting, **turns.again)):
-                fitting.foretold["surrogate"] = turns.foretold
             best = fitting.choose_penalty(best.settings, start=_start(best))
-        self.turns_ = turns.again if turns else {}
+            self._note("all training runs", best, True)
+        memory = recorded_memory(train) or (best.settings.memory, best.settings.corrected)
+        self.turns_: dict[str, Any] = {}
+        if len(train) > 1 and (turns := cross_fitted(fitting, memory)):
+            fitting.foretold["surrogate"] = turns.foretold
+            if beside := self._beside_surrogate(fitting, best, turns):
+                best, self.turns_ = beside, turns.again
         self._keep(fitting, best)
 
-    def _search(self, fitting: Fitting, train: RunSet) -> tuple[Chosen, Alternated | None]:
-        """The best member, and the surrogate if it has one."""
-        unknown = recorded_memory(train) is None
+    def _search(self, fitting: Fitting, train: RunSet) -> Chosen:
+        """The best member without a surrogate."""
         beta, corrected = recorded_memory(train) or (USUAL_MEMORY, True)
         settings = Settings(
             memory=beta,
@@ -89,15 +92,7 @@ class AutoSimulator(DeviationSimulator):
         )
         best = fitting.choose_penalty(settings)
         self._note("start", best, True)
-        if len(train) == 1:
-            return best, None
-        best = self._improve(fitting, best, self._changes(fitting, train))
-        turns = cross_fitted(fitting, (best.settings.memory if unknown else beta, corrected))
-        if turns is None:
-            return best, None
-        fitting.foretold["surrogate"] = turns.foretold
-        beside = self._beside_surrogate(fitting, best, turns)
-        return (best, None) if beside is None else (beside, turns)
+        return best if len(train) == 1 else self._improve(fitting, best, self._changes(fitting, train))
 
     def _beside_surrogate(self, fitting: Fitting, best: Chosen, turns: Alternated) -> Chosen | None:
         """The best member with that surrogate; None unless it is better than ``best``."""
@@ -158,11 +153,10 @@ class AutoSimulator(DeviationSimulator):
     def _changes_of_the_rest() -> Iterator[dict[str, Any]]:
         """What is tried, in this order, of the effects on what a surrogate leaves over."""
         yield {"link": "identity"}
-        for noise_memory in (0.8, 0.5, 0.0, 0.97):
+        for noise_memory in (0.5, 0.0):
             yield {"noise_memory": noise_memory}
         for decay in (0.0, 0.3):
             yield {"decay": decay}
-        yield {"blocks": ("examples", "groups")}
         yield {"means": ()}
 
     def _note(self, change: str, chosen: Chosen, kept: bool) -> None:

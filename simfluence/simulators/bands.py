@@ -36,7 +36,8 @@ class PredictiveBands:
     simulator : any simulator; it is copied, not changed.
     level : in 0 .. 1, of every single loss, not of a whole trajectory.
     folds : the training runs are left out in that many parts, each with a refit; simulators with a
-        method ``refitted`` keep the hyperparameters that all training runs chose.
+        method ``refitted`` keep the hyperparameters that all training runs chose, and those with
+        ``left_out_losses`` need no refits.
 
     Attributes
     ----------
@@ -102,6 +103,8 @@ def cross_fitted(simulator: Simulator, train: RunSet, folds: int) -> Array:
 
     ``simulator`` has been fitted to ``train``.
     """
+    if hasattr(simulator, "left_out_losses"):
+        return simulator.left_out_losses(train)
     rollouts = np.full(train.loss.shape, np.nan)
     number = np.arange(len(train)) % min(folds, len(train))
     for fold in range(number.max() + 1):

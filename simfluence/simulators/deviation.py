@@ -144,6 +144,19 @@ class DeviationSimulator(Simulator):
         other._keep(fitting, fitting.choose_penalty(settings, self.penalty_))
         return other
 
+    def left_out_losses(self, train: RunSet) -> Array:
+        """The training runs as simulated by fits without them, float [run, step + 1, test].
+
+        train : the runs of the fit. Linear between the points of ``grid_``; NaN after a run's end.
+        """
+        losses = np.full(train.loss.shape, np.nan)
+        for number, (run, told) in enumerate(zip(train, self.left_out_rollouts_, strict=True)):
+            known = np.isfinite(told[:, 0])
+            at = np.arange(len(run.curriculum) + 1)
+            for z, values in enumerate(told[known].T):
+                losses[number, : len(at), z] = np.interp(at, self.grid_[known], values)
+        return losses
+
     def _read_arrays(self) -> None:
         shape = (self.n_train_, self.n_test_)
         self.scores_ = as_scores(self.scores, shape)

@@ -285,3 +285,13 @@ def test_bad_input_is_named(rng):
         DeviationSimulator(scores=effects * np.nan).fit(runs)
     with pytest.raises(ValueError, match="redundancy"):
         DeviationSimulator(redundancy=effects).fit(runs)
+
+
+def test_left_out_losses_are_of_every_step(rng):
+    runs, _ = known_runs(rng, noise=0.005)
+    fit = DeviationSimulator(penalty=0.1, max_rows=len(runs) * 10).fit(runs)
+    assert len(fit.grid_) == 11  # of 31
+    losses = fit.left_out_losses(runs)
+    assert losses.shape == runs.loss.shape
+    np.testing.assert_array_equal(losses[:, fit.grid_], fit.left_out_rollouts_)
+    np.testing.assert_allclose(losses[:, 1], (2 * losses[:, 0] + losses[:, 3]) / 3, rtol=1e-12)
