@@ -119,11 +119,16 @@ class Curriculum:
         return count_matrix([self])
 
 
-def count_matrix(curricula: Sequence[Curriculum], batch_size: float | None = None) -> sparse.csr_array:
+def count_matrix(
+    curricula: Sequence[Curriculum],
+    batch_size: float | None = None,
+    uses: npt.NDArray[np.float64] | None = None,
+) -> sparse.csr_array:
     """The counts of several curricula over one training table, one below the other.
 
     With ``batch_size`` every row is scaled to sum to it: a larger or smaller batch then weighs like
-    one of that size and the same composition, since training averages over its batch.
+    one of that size and the same composition, since training averages over its batch. ``uses``
+    [occurrence], in the order of ``examples``, are then what each counts instead of 1.
 
     Returns u, sparse float64 [step of all curricula in turn, train].
     """
@@ -134,7 +139,11 @@ def count_matrix(curricula: Sequence[Curriculum], batch_size: float | None = Non
     batch_sizes = np.concatenate([curriculum.batch_sizes for curriculum in curricula])
     weights = np.ones(len(batch_sizes)) if batch_size is None else batch_size / batch_sizes
     counts = sparse.csr_array(
-        (np.repeat(weights, batch_sizes), examples, np.concatenate([[0], np.cumsum(batch_sizes)])),
+        (
+            np.repeat(weights, batch_sizes) * (1.0 if uses is None else uses),
+            examples,
+            np.concatenate([[0], np.cumsum(batch_sizes)]),
+        ),
         shape=(len(batch_sizes), sizes.pop()),
     )
     counts.sum_duplicates()

@@ -62,10 +62,8 @@ class Features:
         return self._act(count_matrix([curriculum], self.batch_size).toarray())
 
     def __call__(self, curriculum: Curriculum, weights: Array | None = None) -> Array:
-        """float [step, column]; weights [step, train] are of the uses, 1 each if not given."""
-        counts = count_matrix([curriculum], self.batch_size).toarray()
-        if weights is not None:
-            counts = counts * weights
+        """float [step, column]; weights [use] are of ``curriculum.examples``, 1 each if not given."""
+        counts = count_matrix([curriculum], self.batch_size, weights).toarray()
         remembered = self._act(counts)
         columns = []
         for block in self.blocks:

@@ -101,7 +101,7 @@ def simulate(
     """Losses [run, step + 1, test] under a model; after the recorded steps the drift stands still.
 
     foretold : losses [run, step + 1, test] by other means, for a model with an offset (offset.py).
-    use_weights : one [step, train] a curriculum.
+    use_weights : one [use] a curriculum (blocks.py).
     """
     steps, total = max(len(curriculum) for curriculum in curricula), int(grid[-1])
     columns = np.zeros((len(curricula), steps, len(model.center)))

@@ -116,7 +116,7 @@ class Fitting:
         return offset(foretold, losses, self.recorded.grid)
 
     def regression(self, settings: Settings, weights: Sequence[Array] | None = None) -> Regression:
-        """``weights`` of uses, one [step, train] a run; those of the offset if not given."""
+        """``weights`` of uses, one [use] a run; those of the offset if not given."""
         if weights is None and settings.offset:
             weights = self.foretold[settings.offset].weights
         return Regression.of(

@@ -32,7 +32,7 @@ class Foreteller(Protocol):
         """Losses [run, step + 1, test]."""
 
     def teaching(self, curricula: Sequence[Curriculum]) -> list[Array] | None:
-        """How much each use teaches, one [step, train] a curriculum; None where that is not known."""
+        """How much each use teaches, one [use] a curriculum; None where that is not known."""
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """With ``plain``: all that ``restored`` takes, as files have it."""
@@ -49,7 +49,7 @@ class Foreteller(Protocol):
 class Foretold:
     """What a foreteller says of the training runs, each of them told without having seen it.
 
-    losses : one [step + 1, test] a run. weights : its ``teaching``, one [step, train] a run, or None.
+    losses : one [step + 1, test] a run. weights : its ``teaching``, one [use] a run, or None.
     """
 
     by: Foreteller

@@ -81,7 +81,7 @@ class Regression:
         offset: Offset | None = None,
         weights: Sequence[Array] | None = None,
     ) -> Regression:
-        """The regression on recorded runs; weights of uses, one [step, train] a run."""
+        """The regression on recorded runs; weights of uses, one [use] a run."""
         rows = [
             sum_over_intervals(
                 features(run.curriculum, weights[number] if weights else None), recorded.grid[: len(losses)]

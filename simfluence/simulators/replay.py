@@ -11,13 +11,13 @@ from simfluence.simulators.compiled import compiled
 def replay(  # type: ignore[no-untyped-def]
     indices, bounds, lengths, vectors, rates, memory, corrected, feedback, start, points
 ):
-    """x [run, point, k] after the steps ``points`` (ascending); after a run's end where it ended.
+    """x [run, point, k] after the steps ``points`` (ascending), after a run's end where it ended; ρ [use].
 
     indices, bounds : the batches of all runs, one after the other; lengths : their steps [run].
     vectors : u [example, k]. The rest as in ``Surrogate``.
     """
     k = vectors.shape[1]
-    found = np.zeros((len(lengths), len(points), k))
+    found, left = np.zeros((len(lengths), len(points), k)), np.empty(len(indices))
     position, moment = np.empty(k), np.empty(k)
     batch = 0
     for run in range(len(lengths)):
@@ -36,8 +36,8 @@ def replay(  # type: ignore[no-untyped-def]
                 known = 0.0
                 for c in range(k):
                     known += u[c] * position[c]
-                left = (1.0 + np.exp(start)) / (1.0 + np.exp(start + feedback * known))
-                share = left * (1.0 - memory) / (last - first)
+                left[at] = (1.0 + np.exp(start)) / (1.0 + np.exp(start + feedback * known))
+                share = left[at] * (1.0 - memory) / (last - first)
                 for c in range(k):
                     moment[c] += share * u[c]
             forgotten *= memory
@@ -52,4 +52,4 @@ def replay(  # type: ignore[no-untyped-def]
         while point < len(points):
             found[run, point] = position
             point += 1
-    return found
+    return found, left

@@ -55,27 +55,30 @@ class Surrogate:
 
     def simulate(self, curricula: Sequence[Curriculum], initial_loss: Array | None = None) -> Array:
         """Losses [run, step + 1, test], from the mean initial ones whatever ``initial_loss`` says."""
-        places = self.places(Batches.of(curricula), np.arange(_steps(curricula) + 1))
+        steps = max(len(curriculum) for curriculum in curricula)
+        places, _ = self.replay(Batches.of(curricula), np.arange(steps + 1))
         step = np.minimum(np.arange(places.shape[1]), len(self.average) - 1)
         return unlink(self.average[step] - places @ self.test.T, "log_odds")
 
     def teaching(self, curricula: Sequence[Curriculum]) -> list[Array]:
-        """ρ_i(x_{t-1}) γ_t over the mean of γ, one [step, train] a curriculum."""
-        places = self.places(Batches.of(curricula), np.arange(_steps(curricula)))
+        """ρ_i(x_{t-1}) γ_t over the mean of γ of each use, one [use] a curriculum."""
+        batches = Batches.of(curricula)
+        left = self.replay(batches, np.empty(0, np.int64))[1]
+        steps = np.concatenate([np.arange(length) for length in batches.lengths])
         relative = self.rates / self.rates.mean()
-        told = []
-        for place, curriculum in zip(places, curricula, strict=True):
-            steps = len(curriculum)
-            odds = self.start + self.feedback * place[:steps] @ self.train.T
-            rates = relative[np.minimum(np.arange(steps), len(relative) - 1)]
-            told.append((1 + np.exp(self.start)) / (1 + np.exp(odds)) * rates[:, None])
-        return told
+        rates = relative[np.minimum(steps, len(relative) - 1)]
+        told = left * np.repeat(rates, np.diff(batches.bounds))
+        ends = np.cumsum([len(curriculum.examples) for curriculum in curricula])
+        return np.split(told, ends[:-1])
 
-    def places(self, batches: Batches, points: IntArray) -> Array:
-        """x [run, point, k] after the steps ``points`` (ascending); after a run's end where it ended."""
+    def replay(self, batches: Batches, points: IntArray) -> tuple[Array, Array]:
+        """(x [run, point, k] after the steps ``points``, ascending; ρ [use]).
+
+        After a run's end, x is where it ended.
+        """
         from simfluence.simulators.replay import replay  # compiled when first used
 
-        places: Array = replay(
+        places, left = replay(
             batches.indices,
             batches.bounds,
             batches.lengths,
@@ -87,7 +90,7 @@ class Surrogate:
             self.start,
             points,
         )
-        return places
+        return places, left
 
     # ------------------------------------------------------------------------------ keeping it
 
@@ -116,11 +119,7 @@ class Batches:
 
     @classmethod
     def of(cls, curricula: Sequence[Curriculum]) -> Batches:
-        batches = [np.asarray(batch, np.int64) for curriculum in curricula for batch in curriculum]
-        indices = np.concatenate([np.empty(0, np.int64), *batches])
-        bounds = np.cumsum([0] + [len(batch) for batch in batches], dtype=np.int64)
-        return cls(indices, bounds, np.array([len(curriculum) for curriculum in curricula]))
-
-
-def _steps(curricula: Sequence[Curriculum]) -> int:
-    return max(len(curriculum) for curriculum in curricula)
+        lengths = np.array([len(curriculum) for curriculum in curricula])
+        sizes = np.concatenate([curriculum.batch_sizes for curriculum in curricula])
+        indices = np.concatenate([curriculum.examples for curriculum in curricula])
+        return cls(indices, np.concatenate([[0], np.cumsum(sizes)]), lengths)

@@ -76,7 +76,7 @@ def fit_surrogate(
 
     def moved(parameters: Array) -> Array:
         """What training changes log(eᴸ − 1) by, [run, point, test]."""
-        places = surrogate(parameters, level).places(batches, grid)
+        places, _ = surrogate(parameters, level).replay(batches, grid)
         return np.asarray(-places @ test.T, np.float64)
 
     usual = np.array([0.5 * np.log(len(effects) / tests), logit(np.clip(memory, *_MEMORY))])

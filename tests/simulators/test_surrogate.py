@@ -67,10 +67,10 @@ def test_what_is_known_teaches_less_and_rates_are_relative(rng):
     surrogate = Surrogate(train, test, rates, MOMENTUM, True, 0.7, 0.4, np.zeros((1, TESTS)))
     curriculum = runs[0].curriculum
     x, m = np.zeros(WIDTH), np.zeros(WIDTH)
-    told = surrogate.teaching([curriculum])[0]
+    told = surrogate.teaching([curriculum])[0].reshape(STEPS, 3)
     for t, batch in enumerate(curriculum):
         left = np.array([(1 + np.exp(0.4)) / (1 + np.exp(0.4 + 0.7 * u @ x)) for u in train])
-        np.testing.assert_allclose(told[t], left * rates[t] / rates.mean(), rtol=1e-10)
+        np.testing.assert_allclose(told[t], left[batch] * rates[t] / rates.mean(), rtol=1e-10)
         m = MOMENTUM * m + (1 - MOMENTUM) * np.mean([left[i] * train[i] for i in batch], axis=0)
         x = x + rates[t] * m / (1 - MOMENTUM ** (t + 1))
     end = surrogate.simulate([curriculum])[0, -1]
