@@ -191,10 +191,15 @@ class Columns:
     def path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
         """(θ [λ, block, n, column], converged [λ, column]), each λ from the next larger one's θ.
 
-        In single precision, where that can reach the tolerance; otherwise from what such a path found before.
+        In single precision where that reaches the tolerance (not in pooled problems: λPθ is a difference of
+        large numbers), otherwise from what that found, if it did.
         """
-        solve = self._rough_path if tolerance >= SINGLE_TOLERANCE else self._exact_path
-        thetas, converged = solve(penalties, tolerance, limit)
+        if tolerance < SINGLE_TOLERANCE or self.pooled:
+            thetas, converged = self._exact_path(penalties, tolerance, limit)
+        else:
+            thetas, converged = self._rough_path(penalties, tolerance, limit)
+            if (some := ~converged.all(axis=1)).any():
+                thetas[some], converged[some] = self._exact_path(penalties[some], tolerance, limit)
         return np.stack([self.unflat(theta) for theta in thetas]), converged
 
     def _rough_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
@@ -227,17 +232,20 @@ class Columns:
     def _exact_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
         thetas = np.empty((len(penalties), len(self.moment)))
         converged = np.empty((len(penalties), self.width), bool)
-        unit, theta = self.unit(self.moment), np.zeros_like(self.moment)
+        unit = self.unit(self.moment)
+        theta, residual, before = np.zeros_like(self.moment), self.moment, 0.0
         for number in np.argsort(-penalties):
             penalty = np.full(self.width, penalties[number])
             preconditioner = self.preconditioner(penalty)
             if penalties[number] in self._found:
                 theta = unit * self._found[penalties[number]]
-            residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
-            theta, _, converged[number], _ = self.solve(
+                residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
+            else:
+                residual = residual + (before - penalties[number]) * self.penalised(theta)
+            theta, _, converged[number], residual = self.solve(
                 penalty, tolerance, limit, preconditioner, (theta, residual)
             )
-            thetas[number] = theta
+            thetas[number], before = theta, penalties[number]
         return thetas, converged
 
     def penalised(self, theta: Vectors) -> Vectors:
