@@ -142,7 +142,8 @@ def test_paths_on_some_rows_go_on_from_what_they_found(rng, monkeypatch, kept):
 def test_paths_of_nearly_collinear_blocks_need_no_factors(rng, monkeypatch, pooled):
     """What single precision cannot resolve is refined."""
     problem = make_problem(rng, n=60, rows=900, tests=5, pooled=pooled)
-    scales = np.stack([1 + 0.01 * rng.normal(size=(900, 5)), np.ones((900, 5))])
+    level = 1 + 0.1 * rng.normal(size=(900, 5))
+    scales = np.stack([level, level + 0.01 * rng.normal(size=(900, 5)), np.ones((900, 5))])
     problem = ridge.RidgeProblem(problem.counts, scales, problem.target, pooled)
     factorized = []
     monkeypatch.setattr(path, "_factorize_others", lambda *a: factorized.append(a))

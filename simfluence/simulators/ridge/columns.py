@@ -172,7 +172,8 @@ class Columns:
             unit = self.unit(residual)
             correction, scaled = np.zeros(len(theta), np.float32), (residual / unit).astype(np.float32)
             wanted = np.maximum(0.5 * target, SINGLE_TOLERANCE * left) / unit[: self.width]
-            taken, _ = self.iterate(correction, scaled, penalty, wanted, limit - iterations, preconditioner)
+            share = (limit - iterations + 1) // 2  # single precision may get nowhere
+            taken, _ = self.iterate(correction, scaled, penalty, wanted, share, preconditioner)
             iterations += taken
             trial = theta + unit * correction
             new_residual, new = self.residual(self.moment, trial, penalty, preconditioner)
@@ -212,7 +213,7 @@ class Columns:
         for number in order:
             penalty = np.full(self.width, penalties[number])
             preconditioner = self.preconditioner(penalty)
-            residual += np.float32(before - penalties[number]) * self.penalised(theta)
+            residual += np.float32(before - penalties[number]) * theta
             targets[number] = tolerance * self.size(side, preconditioner)
             _, converged[number] = self.iterate(
                 theta, residual, penalty, targets[number], limit, preconditioner
@@ -248,7 +249,7 @@ class Columns:
             thetas[number], before = theta, penalties[number]
         return thetas, converged
 
-    def penalised(self, theta: Vectors) -> Vectors:
+    def penalised(self, theta: Array) -> Array:
         """P θ"""
         if not self.pooled:
             return theta
