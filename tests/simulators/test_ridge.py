@@ -138,6 +138,23 @@ def test_paths_on_some_rows_go_on_from_what_they_found(rng, monkeypatch, kept):
         np.testing.assert_allclose(exact, expected[[2, 0]], rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("pooled", [False, True])
+def test_paths_of_nearly_collinear_blocks_need_no_factors(rng, monkeypatch, pooled):
+    """What single precision cannot resolve is refined."""
+    problem = make_problem(rng, n=60, rows=900, tests=5, pooled=pooled)
+    level = 1 + 0.1 * rng.normal(size=(900, 5))
+    scales = np.stack([level, level + 0.01 * rng.normal(size=(900, 5)), np.ones((900, 5))])
+    problem = ridge.RidgeProblem(problem.counts, scales, problem.target, pooled)
+    factorized = []
+    monkeypatch.setattr(path, "_factorize_others", lambda *a: factorized.append(a))
+    penalties = 10.0 ** np.arange(-4, 5, 0.5)
+    found = path.solve_path(problem, penalties, CPU)
+    assert not factorized
+    for number in (0, 8, 17):
+        expected = dense_solution(problem, penalties[number])
+        np.testing.assert_allclose(found[number], expected, atol=1e-3 * np.abs(expected).max())
+
+
 def test_a_path_factorizes_what_does_not_converge(rng, monkeypatch):
     problem = make_problem(rng)
     monkeypatch.setattr(path, "_LIMIT", 2)

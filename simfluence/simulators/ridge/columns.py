@@ -1,6 +1,6 @@
 """The iterative solver on a CPU: a few test examples at a time, a thread each (the loops are kernels.py's).
 
-What is solved, how it is preconditioned and refined is what iterative.py does for GPUs.
+What is solved, and how it is preconditioned and refined, is said in iterative.py.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from scipy import sparse
 from simfluence.simulators.loops import in_fours, in_threads, pieces
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem
 
-SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
-Vectors: TypeAlias = npt.NDArray[Any]
+Vectors: TypeAlias = npt.NDArray[Any]  # of float64 or float32
 Preconditioner: TypeAlias = tuple[Array, Array | None]
 
+SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
 _COLUMNS = (16, 64)  # at once: whole vectors, and what a core's caches hold
 
 
@@ -172,7 +172,8 @@ class Columns:
             unit = self.unit(residual)
             correction, scaled = np.zeros(len(theta), np.float32), (residual / unit).astype(np.float32)
             wanted = np.maximum(0.5 * target, SINGLE_TOLERANCE * left) / unit[: self.width]
-            taken, _ = self.iterate(correction, scaled, penalty, wanted, limit - iterations, preconditioner)
+            share = (limit - iterations + 1) // 2  # single precision may get nowhere
+            taken, _ = self.iterate(correction, scaled, penalty, wanted, share, preconditioner)
             iterations += taken
             trial = theta + unit * correction
             new_residual, new = self.residual(self.moment, trial, penalty, preconditioner)
@@ -189,13 +190,17 @@ class Columns:
         return theta, iterations, left <= target, residual
 
     def path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
-        """(θ [λ, block, n, column], converged [λ, column]), each λ from the next larger one's θ, or from
-        what an earlier path found.
+        """(θ [λ, block, n, column], converged [λ, column]), each λ from the next larger one's θ.
 
-        In single precision, where that can reach the tolerance.
+        In single precision where that reaches the tolerance (not in pooled problems: λPθ is a difference of
+        large numbers), otherwise from what that found, if it did.
         """
-        solve = self._rough_path if tolerance >= SINGLE_TOLERANCE else self._exact_path
-        thetas, converged = solve(penalties, tolerance, limit)
+        if tolerance < SINGLE_TOLERANCE or self.pooled:
+            thetas, converged = self._exact_path(penalties, tolerance, limit)
+        else:
+            thetas, converged = self._rough_path(penalties, tolerance, limit)
+            if (some := ~converged.all(axis=1)).any():
+                thetas[some], converged[some] = self._exact_path(penalties[some], tolerance, limit)
         return np.stack([self.unflat(theta) for theta in thetas]), converged
 
     def _rough_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
@@ -204,55 +209,47 @@ class Columns:
         thetas = np.empty((len(penalties), len(side)), np.float32)
         converged = np.empty((len(penalties), self.width), bool)
         theta, residual, before = np.zeros_like(side), side.copy(), 0.0
-        order = np.argsort(-penalties)
+        order, targets = np.argsort(-penalties), np.empty(converged.shape)
         for number in order:
             penalty = np.full(self.width, penalties[number])
             preconditioner = self.preconditioner(penalty)
-            residual += np.float32(before - penalties[number]) * self.penalised(theta)
-            target = tolerance * self.size(side, preconditioner)
-            _, converged[number] = self.iterate(theta, residual, penalty, target, limit, preconditioner)
+            residual += np.float32(before - penalties[number]) * theta
+            targets[number] = tolerance * self.size(side, preconditioner)
+            _, converged[number] = self.iterate(
+                theta, residual, penalty, targets[number], limit, preconditioner
+            )
             thetas[number], before = theta, penalties[number]
-        self._check(thetas, converged, side, penalties, tolerance, order)
+        # the recurrence of the residual drifts from the residual along the path: look back from its end
+        for number in order[::-1]:
+            penalty = np.full(self.width, penalties[number])
+            _, left = self.residual(side, thetas[number], penalty, self.preconditioner(penalty))
+            reached = left <= 3 * targets[number]
+            converged[number] &= reached
+            if reached.all():
+                break
         self._found = dict(zip(penalties, thetas, strict=True))
         return thetas * unit, converged
 
     def _exact_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
         thetas = np.empty((len(penalties), len(self.moment)))
         converged = np.empty((len(penalties), self.width), bool)
-        unit, theta = self.unit(self.moment), np.zeros_like(self.moment)
+        unit = self.unit(self.moment)
+        theta, residual, before = np.zeros_like(self.moment), self.moment, 0.0
         for number in np.argsort(-penalties):
             penalty = np.full(self.width, penalties[number])
             preconditioner = self.preconditioner(penalty)
             if penalties[number] in self._found:
                 theta = unit * self._found[penalties[number]]
-            residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
-            theta, _, converged[number], _ = self.solve(
+                residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
+            else:
+                residual = residual + (before - penalties[number]) * self.penalised(theta)
+            theta, _, converged[number], residual = self.solve(
                 penalty, tolerance, limit, preconditioner, (theta, residual)
             )
-            thetas[number] = theta
+            thetas[number], before = theta, penalties[number]
         return thetas, converged
 
-    def _check(
-        self,
-        thetas: Vectors,
-        converged: BoolArray,
-        side: Vectors,
-        penalties: Array,
-        tolerance: float,
-        order: npt.NDArray[np.int64],
-    ) -> None:
-        """Converged is where residuals themselves say so too, not only their recurrence, which drifts from
-        them along the path: from its end to where all are as they should be."""
-        for number in order[::-1]:
-            penalty = np.full(self.width, penalties[number])
-            preconditioner = self.preconditioner(penalty)
-            _, left = self.residual(side, thetas[number], penalty, preconditioner)
-            reached = left <= 3 * tolerance * self.size(side, preconditioner)
-            converged[number] &= reached
-            if reached.all():
-                break
-
-    def penalised(self, theta: Vectors) -> Vectors:
+    def penalised(self, theta: Array) -> Array:
         """P θ"""
         if not self.pooled:
             return theta

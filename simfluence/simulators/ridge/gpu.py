@@ -52,7 +52,9 @@ class Systems:
 
     def apply(self, vectors: torch.Tensor) -> torch.Tensor:
         """(G + λP) v"""
-        pull = vectors if self.mean is None else off_mean(vectors, self.blocks)
+        pull = vectors
+        if self.mean is not None:  # twice: rounding leaves an average, which the preconditioner would blow up
+            pull = off_mean(off_mean(vectors, self.blocks), self.blocks)
         return self.gram(vectors).addcmul_(self.penalty, pull)
 
     def preconditioner(self) -> Preconditioner:

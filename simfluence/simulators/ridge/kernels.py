@@ -81,6 +81,11 @@ def apply(out, vectors, rows, penalty, pooled):  # type: ignore[no-untyped-def]
             here, mean = (i * np.uint64(blocks) + block) * w, block * w
             for z in range(w):
                 out[here + z] = penalty[z] * (vectors[here + z] - means[mean + z])
+    if pooled:  # rounding leaves an average, which the preconditioner would blow up
+        means = block_means(out, blocks, rows[6])
+        for i in range(np.uint64(len(vectors)) // np.uint64(len(means))):
+            for z in range(np.uint64(len(means))):
+                out[i * np.uint64(len(means)) + z] -= means[z]
     add_gram(out, vectors, rows)
 
 
