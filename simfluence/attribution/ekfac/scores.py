@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from simfluence.attribution.ekfac.factors import EKFACFactors
-from simfluence.attribution.ekfac.fitting import MEMORY, Fisher, fitted
+from simfluence.attribution.ekfac.fitting import MEMORY, Fisher, Settings, fitted
 from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.queries import Held, Preconditioner, QueryBuilder
 from simfluence.attribution.gradients import followed, gradient_similarity
@@ -87,7 +87,7 @@ def ekfac(
     with _scoring(objective, train, test, parameters) as trace:
         kept = Kept(len(train), memory if factors is None and fisher == "empirical" else 0)
         if factors is None:
-            factors = fitted(trace, train, fisher, seed, batch_size, memory, progress, kept)
+            factors = fitted(trace, train, Settings(fisher, seed, batch_size, memory, progress), kept)
         options["train"] = 0 if kept.complete else len(train)
         held = _held(trace, factors, test, options, batch_size, progress)
         if kept.complete:
