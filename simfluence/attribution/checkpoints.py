@@ -7,12 +7,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from simfluence.attribution.objective import Objective
 from simfluence.errors import RunDataError
+from simfluence.recording.evaluator import undisturbed
 from simfluence.recording.weights import load_weights, weight_steps
 from simfluence.runs import Run
 
@@ -77,3 +80,9 @@ def weights_fingerprint(module: nn.Module) -> str:
         flat = value.detach().cpu().contiguous().flatten()
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def losses_fingerprint(objective: Objective, examples: Sequence[Any]) -> list[str]:
+    """Their losses to four digits, which tell other examples."""
+    with undisturbed(objective.module), torch.no_grad():
+        return [f"{float(objective.losses([example])[0]):.4g}" for example in examples]

@@ -30,7 +30,7 @@ from simfluence.recording.evaluator import undisturbed
 LARGEST = 4096
 """Outputs of all examples together, for which this is the solver of choice."""
 
-_TOGETHER = 128  # gradients that are held while all others pass by
+_NUMBERS = 2**27  # in the gradients that are held together while all others pass by: 1 GB
 
 
 def outputs_in_all(matrix: GaussNewton) -> int:
@@ -68,7 +68,8 @@ def dual_influence(
                 places.append((done, c))
             done += len(batch)
         of_tests = _gradients(trace, test, matrix.batch_size)
-        gram, shared = _products(rows, rows), _products(rows, of_tests)  # K, B∇L(z)
+        together = max(1, _NUMBERS // matrix.size)
+        gram, shared = (_products(rows, some, together) for some in (rows, of_tests))  # K, B∇L(z)
         λ = positive_damping(damping, lambda: float(gram.trace()) / len(curved) / matrix.size)
         system = gram / len(curved)
         system.diagonal().add_(λ)
@@ -80,8 +81,8 @@ def dual_influence(
             found = _coordinates(places, len(curved)).to(solved) @ solved
             return found[[place[id(example)] for example in train]], report
         of_train = _gradients(trace, train, matrix.batch_size)
-        correction = _products(of_train, rows) @ solved / len(curved)
-        return (_products(of_train, of_tests) - correction) / λ, report
+        correction = _products(of_train, rows, together) @ solved / len(curved)
+        return (_products(of_train, of_tests, together) - correction) / λ, report
 
 
 @dataclass(frozen=True)
@@ -144,18 +145,13 @@ def _gradients(trace: Tracer, examples: Sequence[Any], batch_size: int) -> list[
 
 def _wide(traced: Traced) -> Traced:
     """In float64."""
-
-    def wide(values: Tensor) -> Tensor:
-        return values.double() if values.is_floating_point() else values
-
-    pieces = {name: [piece.each(wide) for piece in some] for name, some in traced.pieces.items()}
-    return Traced(traced.losses.double(), pieces)
+    return traced.each(lambda values: values.double() if values.is_floating_point() else values)
 
 
-def _products(left: Sequence[Traced], right: Sequence[Traced]) -> Tensor:
-    """⟨l, r⟩ of all gradients, [left, right]."""
+def _products(left: Sequence[Traced], right: Sequence[Traced], together: int) -> Tensor:
+    """⟨l, r⟩ of all gradients, [left, right]; of the right, ``together`` are held while the left pass."""
     found = [torch.zeros(_count(left), 0, dtype=torch.float64)]
-    for some in _together(right):
+    for some in _grouped(right, together):
         queries, none = held(some), torch.zeros(0, _count(some), dtype=torch.float64)
         found.append(torch.cat([none, *(scores(queries, traced, _count(some)) for traced in left)]))
     return torch.cat([part.to(found[-1].device) for part in found], 1)
@@ -165,11 +161,11 @@ def _count(batches: Sequence[Traced]) -> int:
     return sum(len(traced.losses) for traced in batches)
 
 
-def _together(batches: Sequence[Traced]) -> Iterator[list[Traced]]:
+def _grouped(batches: Sequence[Traced], size: int) -> Iterator[list[Traced]]:
     some: list[Traced] = []
     for traced in batches:
         some.append(traced)
-        if _count(some) >= _TOGETHER:
+        if _count(some) >= size:
             yield some
             some = []
     if some:

@@ -69,11 +69,13 @@ def gradient_similarity(
     parameters : see :func:`.parameters.selected_parameters`; None: all that require gradients.
     batch_size : examples in a pass; the scores do not depend on it.
 
-    Raises ValueError if the model has nothing to train.
+    Raises ValueError if the model has nothing to train, or there are no examples.
     """
     if similarity not in ("dot", "cosine"):
         raise ValueError(f"similarity must be 'dot' or 'cosine', got {similarity!r}")
-    with tracer(objective, [*train[:1], *test[:1]], parameters) as trace:
+    if not len(train) or not len(test):
+        raise ValueError(f"expected examples, got {len(train)} for training and {len(test)} to test")
+    with tracer(objective, [train[0], test[0]], parameters) as trace:
         queries, lengths = gradients_held(trace, test, batch_size)
         found = []
         for batch in followed(trace.batches(train, batch_size), len(train), progress):
@@ -96,8 +98,6 @@ def gradients_held(trace: Tracer, test: Sequence[Any], batch_size: int) -> tuple
     for batch in trace.batches(test, batch_size):
         batches.append(trace(batch))
         lengths.append(squared_lengths(batches[-1]))
-    if not batches:
-        raise ValueError("there are no test examples to score")
     return held(batches), torch.cat(lengths)[:, 0]
 
 

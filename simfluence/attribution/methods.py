@@ -7,12 +7,13 @@ To add a method: a file of its own that returns :class:`InfluenceScores`, a func
 from __future__ import annotations
 
 import difflib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from simfluence.attribution.checkpoints import Checkpoint, weights_fingerprint
+from simfluence.attribution.checkpoints import Checkpoint
 from simfluence.attribution.ekfac import (
     EKFACFactors,
     LayerTokenScores,
@@ -20,7 +21,8 @@ from simfluence.attribution.ekfac import (
     ekfac_factors,
 )
 from simfluence.attribution.ekfac import ekfac as ekfac_scores
-from simfluence.attribution.ekfac.fitting import Fisher
+from simfluence.attribution.ekfac.factors import differences
+from simfluence.attribution.ekfac.fitting import Fisher, about_factors
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.influence import influence as influence_function
 from simfluence.attribution.ngrams import ngram_similarity
@@ -130,29 +132,27 @@ def kept_factors(
     file: str | Path | None,
     **options: Any,
 ) -> EKFACFactors:
-    """Factors from their file, if it is there; else made, and kept there.
+    """Factors from their file, if it is there; else made, and kept there; if that is interrupted, the next
+    call goes on with what the folder FILE.unfinished has.
 
     Raises RunDataError if the file's are of other weights, examples or settings.
     """
     if file is not None and Path(file).exists():
         found = EKFACFactors.load(file)
         asked = {
-            "weights": weights_fingerprint(objective.module),
-            "fisher": options["fisher"],
-            "seed": options["seed"] if options["fisher"] == "true" else None,
-            "examples": len(examples),
+            **about_factors(objective, examples, options["fisher"], options["seed"]),
             "parameters": sorted(selected_parameters(objective.module, options["parameters"])),
         }
         there = {**found.about, "parameters": sorted(found.parameters)}
-        if other := [key for key, value in asked.items() if there[key] != value]:
-            raise RunDataError(
-                f"{file} has factors of other {' and '.join(other)}: delete it, or name another file"
-            )
+        if other := differences(asked, there):
+            raise RunDataError(f"{file} has factors of other {other}: delete it, or name another file")
         return found.to(next(objective.module.parameters()).device)
-    made = ekfac_factors(objective, examples, **options)
-    if file is not None:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        made.save(file)
+    if file is None:
+        return ekfac_factors(objective, examples, **options)
+    unfinished = Path(f"{file}.unfinished")
+    made = ekfac_factors(objective, examples, folder=unfinished, **options)
+    made.save(file)
+    shutil.rmtree(unfinished)
     return made
 
 

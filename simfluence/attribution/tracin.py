@@ -16,15 +16,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from simfluence.attribution.checkpoints import Checkpoint, weights_fingerprint
+from simfluence.attribution.checkpoints import Checkpoint, losses_fingerprint, weights_fingerprint
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.recording.evaluator import undisturbed
 
 
 def tracin(
@@ -127,11 +125,9 @@ def _about(
     objective: Objective, some: list[Any], checkpoint: Checkpoint, parameters: Sequence[str] | None
 ) -> dict[str, Any]:
     """What a part belongs to: weights, and two examples' losses to tell other data by."""
-    with undisturbed(objective.module), torch.no_grad():
-        losses = [float(objective.losses([example])[0]) for example in some]
     return {
         "weights": weights_fingerprint(objective.module),
-        "losses": [f"{loss:.4g}" for loss in losses],
+        "losses": losses_fingerprint(objective, some),
         "parameters": list(parameters) if parameters is not None else None,
         "step": checkpoint.step,
     }

@@ -23,7 +23,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from simfluence.attribution.layers import Kind, kind_of, wide_type
 from simfluence.attribution.objective import Losses, Objective
 from simfluence.attribution.parameters import requiring_gradients, selected_parameters
-from simfluence.attribution.pieces import Piece, Summed, dense
+from simfluence.attribution.pieces import Piece, Summed, dense, place
 from simfluence.recording.evaluator import undisturbed
 
 
@@ -56,6 +56,18 @@ class Traced:
 
     losses: Tensor
     pieces: dict[str, list[Piece]]
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Traced:
+        """The same with everything in the pieces changed, what several layers share only once."""
+        known: dict[Any, tuple[Tensor, Tensor]] = {}  # with what was there, so that nothing else comes there
+
+        def changed(values: Tensor) -> Tensor:
+            if (key := place(values)) not in known:
+                known[key] = values, change(values)
+            return known[key][1]
+
+        pieces = {name: [piece.each(changed) for piece in some] for name, some in self.pieces.items()}
+        return Traced(self.losses, pieces)
 
 
 class Tracer:

@@ -28,7 +28,7 @@ from simfluence.attribution.ekfac.blocks import Block
 from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.queries import low_rank
 from simfluence.attribution.pieces import Outer, Summed
-from simfluence.attribution.tracing import Traced
+from simfluence.attribution.tracing import Traced, Tracer
 from simfluence.errors import RunDataError
 
 
@@ -453,6 +453,56 @@ def test_saved_factors_give_the_same_scores_and_refuse_other_weights(tmp_path) -
     expected.save(tmp_path / "scores.safetensors")
     with pytest.raises(RunDataError, match="does not hold EK-FAC factors"):
         EKFACFactors.load(tmp_path / "scores.safetensors")
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_interrupted_factors_go_on_where_they_were(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every stage is done once, whatever comes between; a folder is of one model and setting."""
+    fitting = import_module("simfluence.attribution.ekfac.fitting")
+    model, examples = bert(), texts(6)
+    expected = ekfac_factors(model, examples, batch_size=2)
+    done: list[str] = []
+
+    def interrupt(name: str, wanted: int) -> None:
+        original, calls = getattr(fitting, name), []
+
+        def counted(*args: Any) -> Any:
+            calls.append(name)
+            if len(calls) == wanted:
+                monkeypatch.setattr(fitting, name, original)
+                raise Interrupted
+            return original(*args)
+
+        monkeypatch.setattr(fitting, name, counted)
+
+    original = Tracer.__call__
+    monkeypatch.setattr(Tracer, "__call__", lambda *args: done.append("pass") or original(*args))
+    for name, wanted, passes in (("Squares", 2, 2), ("_eigen", 1, 3), ("add_squares", 3, 1)):
+        interrupt(name, wanted)
+        done.clear()
+        with pytest.raises(Interrupted):
+            ekfac_factors(model, examples, batch_size=2, folder=tmp_path)
+        assert len(done) == passes
+    for passes in (3, 0):  # the second pass alone; nothing
+        done.clear()
+        found = ekfac_factors(model, examples, batch_size=2, folder=tmp_path)
+        assert len(done) == passes
+        assert found.about == expected.about
+        for name, factor in expected.factors.items():
+            assert torch.allclose(factor.eigenvalues, found.factors[name].eigenvalues, rtol=1e-9, atol=1e-15)
+    for options in ({"seed": 1}, {"fisher": "empirical"}, {"parameters": ["head"]}):
+        with pytest.raises(RunDataError, match="has factors of other"):
+            ekfac_factors(model, examples, **{"batch_size": 2, "folder": tmp_path, **options})
+    with pytest.raises(RunDataError, match="of other losses"):
+        ekfac_factors(model, examples[::-1], batch_size=2, folder=tmp_path)
+    (tmp_path / "factors.safetensors").unlink()
+    (tmp_path / "eigenbases.safetensors").unlink()
+    (tmp_path / "covariances.safetensors").write_bytes(b"torn")
+    with pytest.raises(RunDataError, match="damaged"):
+        ekfac_factors(model, examples, batch_size=2, folder=tmp_path)
 
 
 def test_leaves_no_trace_in_the_model() -> None:

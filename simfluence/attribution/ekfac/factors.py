@@ -163,3 +163,9 @@ class EKFACFactors:
             return replace(factor, **tensors)
 
         return EKFACFactors(self.blocks, {n: moved(f) for n, f in self.factors.items()}, self.about)
+
+
+def differences(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """What of all that was asked for is not what was found, in words; "" if nothing."""
+    other = [key for key, value in asked.items() if found.get(key) != value]
+    return " and ".join(key for key in other if key != "losses" or "weights" not in other)

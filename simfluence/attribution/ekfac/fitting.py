@@ -12,20 +12,21 @@ Grosse et al. 2023, section 2.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import scipy.linalg
 import torch
 from torch import Tensor
 
-from simfluence.attribution.checkpoints import weights_fingerprint
+from simfluence.attribution.checkpoints import losses_fingerprint, weights_fingerprint
 from simfluence.attribution.ekfac.blocks import Block, blocks_of
 from simfluence.attribution.ekfac.factors import EKFACFactors, Factors
 from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.moments import MOMENTS, Squares, vanishes
 from simfluence.attribution.ekfac.rotation import add_squares, in_eigenbases
+from simfluence.attribution.ekfac.stages import Stages
 from simfluence.attribution.gradients import followed
 from simfluence.attribution.layers import wide_type
 from simfluence.attribution.memory import fresh
@@ -50,6 +51,7 @@ def ekfac_factors(
     batch_size: int = 8,
     memory: float = MEMORY,
     progress: bool = False,
+    folder: str | Path | None = None,
 ) -> EKFACFactors:
     """The EK-FAC approximation of the Fisher matrix E_i[∇L_i ∇L_iᵀ] at the model's weights.
 
@@ -62,6 +64,9 @@ def ekfac_factors(
     memory : bytes that may be used to keep what the first pass found for the second (inputs and outputs of
         all layers, for all tokens); it is computed again where they are not enough.
 
+    folder : keeps what is finished (covariances, then eigenvectors, then the factors), so that an interrupted
+        computation goes on from there.
+
     Notes
     -----
     Memory besides: the passes', and four times the squares of all layers' inputs and outputs.
@@ -69,81 +74,117 @@ def ekfac_factors(
     Raises
     ------
     ValueError : nothing to train, no examples, or gradients that are not finite (with the layer's name).
+    RunDataError : the folder has those of other weights, examples or settings.
     """
     if fisher not in ("true", "empirical"):
         raise ValueError(f"fisher must be 'true' or 'empirical', got {fisher!r}")
     if not train:
         raise ValueError("there are no training examples to make factors from")
     with tracer(objective, train, parameters) as trace:
-        return fitted(trace, train, fisher, seed, batch_size, memory, progress)
+        return fitted(trace, train, Settings(fisher, seed, batch_size, memory, progress, folder))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """See :func:`ekfac_factors`."""
+
+    fisher: Fisher
+    seed: int
+    batch_size: int
+    memory: float
+    progress: bool
+    folder: str | Path | None = None
+
+
+def about_factors(objective: Objective, train: Sequence[Any], fisher: Fisher, seed: int) -> dict[str, Any]:
+    """What factors are of."""
+    return {
+        "weights": weights_fingerprint(objective.module),
+        "fisher": fisher,
+        "seed": seed if fisher == "true" else None,
+        "examples": len(train),
+        "losses": losses_fingerprint(objective, [train[0], train[-1]]),
+    }
 
 
 def fitted(
+    trace: Tracer, train: Sequence[Any], settings: Settings, rotated: Kept | None = None
+) -> EKFACFactors:
+    """See :func:`ekfac_factors`. rotated : is given the gradients in their eigenbases, by block, unless the
+    factors were there already."""
+    about = about_factors(trace.objective, train, settings.fisher, settings.seed)
+    about["batch_size"] = settings.batch_size
+    stages = Stages(settings.folder, {**about, "parameters": list(trace.parameters)})
+    device = next(iter(trace.parameters.values())).device
+    if (found := stages.load("factors")) is None:
+        kept = Kept(len(train), settings.memory)
+        if (found := stages.load("eigenbases")) is None:
+            found = _first_pass(trace, train, settings, stages, kept)
+            stages.keep("eigenbases", found)
+        found = _second_pass(found.to(device), trace, train, settings, kept, rotated)
+        stages.keep("factors", found)
+    return replace(found.to(device), about=about)
+
+
+def _first_pass(
+    trace: Tracer, train: Sequence[Any], settings: Settings, stages: Stages, kept: Kept
+) -> EKFACFactors:
+    """Factors without Λ of Kronecker blocks; kept : is given the gradients."""
+    blocks = blocks_of(trace)
+    moments = {block.name: MOMENTS[block.treatment](block) for block in blocks}
+    if not stages.load_moments(moments, next(iter(trace.parameters.values())).device):
+        for traced in _traced(trace, train, settings, "covariances"):
+            parts = {b.name: merged(traced.pieces.get(b.parameters[0], [])) for b in blocks}
+            squares = Squares(parts.values())
+            for name, pieces in parts.items():
+                if pieces:
+                    moments[name].add(pieces, squares)
+            kept.add(traced, copy=True)
+        stages.keep_moments(moments)
+    sizes = {
+        block.name: float(moments[block.name].size) for block in blocks if block.treatment == "kronecker"
+    }
+    return EKFACFactors(tuple(blocks), _eigenbases(blocks, moments, trace, len(train)), {"sizes": sizes})
+
+
+def _second_pass(
+    found: EKFACFactors,
     trace: Tracer,
     train: Sequence[Any],
-    fisher: Fisher,
-    seed: int,
-    batch_size: int,
-    memory: float,
-    progress: bool,
-    rotated: Kept | None = None,
+    settings: Settings,
+    kept: Kept,
+    rotated: Kept | None,
 ) -> EKFACFactors:
-    """See :func:`ekfac_factors`. rotated : is given the gradients in their eigenbases, by block."""
-    blocks, kept = blocks_of(trace), Kept(len(train), memory)
-    follow = partial(_traced, trace, train, fisher, seed, batch_size, progress)
-    moments = {block.name: MOMENTS[block.treatment](block) for block in blocks}
-    for traced in follow("covariances"):
-        parts = {b.name: merged(traced.pieces.get(b.parameters[0], [])) for b in blocks}
-        squares = Squares(parts.values())
-        for name, pieces in parts.items():
-            if pieces:
-                moments[name].add(pieces, squares)
-        kept.add(traced, copy=True)
-    factors = _eigenbases(blocks, moments, trace, len(train))
-    sums = {block.name: _zeros(block.shape, trace) for block in blocks if block.treatment == "kronecker"}
-    for traced in kept.taken() if kept.complete else follow("eigenvalues"):
-        in_bases = in_eigenbases(traced, blocks, factors)
+    """With Λ."""
+    factors, sizes = dict(found.factors), found.about["sizes"]
+    sums = {
+        block.name: _zeros(block.shape, trace) for block in found.blocks if block.treatment == "kronecker"
+    }
+    for traced in kept.taken() if kept.complete else _traced(trace, train, settings, "eigenvalues"):
+        in_bases = in_eigenbases(traced, found.blocks, factors)
         for name in sums.keys() & in_bases.pieces.keys():
             add_squares(sums[name], in_bases.pieces[name])
         if rotated is not None:
             rotated.add(in_bases, copy=False)
     for name, total in sums.items():
         factors[name] = replace(factors[name], eigenvalues=total / len(train))
-        if vanishes(total.sum(), moments[name].size):
+        if vanishes(total.sum(), sizes[name]):
             nothing = torch.zeros_like(factors[name].out_values)  # type: ignore[arg-type]
             factors[name] = replace(factors[name], eigenvalues=torch.zeros_like(total), out_values=nothing)
-    return EKFACFactors(
-        tuple(blocks),
-        factors,
-        {
-            "weights": weights_fingerprint(trace.objective.module),
-            "fisher": fisher,
-            "seed": seed if fisher == "true" else None,
-            "examples": len(train),
-            "batch_size": batch_size,
-        },
-    )
+    return EKFACFactors(found.blocks, factors, {})
 
 
-def _traced(
-    trace: Tracer,
-    train: Sequence[Any],
-    fisher: Fisher,
-    seed: int,
-    batch_size: int,
-    progress: bool,
-    what: str,
-) -> Iterator[Traced]:
+def _traced(trace: Tracer, train: Sequence[Any], settings: Settings, what: str) -> Iterator[Traced]:
     """The gradients batch after batch; the same labels every time."""
     objective = trace.objective
     device = next(iter(trace.parameters.values())).device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(settings.seed)
 
     def drawn(examples: Sequence[Any]) -> Tensor:
         return objective.sampled_losses(objective.outputs(examples), examples, generator)
 
-    for batch in followed(trace.batches(train, batch_size), len(train), progress, what):
-        yield trace(batch, drawn if fisher == "true" else None)
+    for batch in followed(trace.batches(train, settings.batch_size), len(train), settings.progress, what):
+        yield trace(batch, drawn if settings.fisher == "true" else None)
 
 
 def _eigenbases(

@@ -31,7 +31,7 @@ class Kept:
         if self._bytes * self._examples > self._memory * self._seen:
             self._batches = None
         else:
-            self._batches.append(_copied(traced) if copy else traced)
+            self._batches.append(traced.each(_copied) if copy else traced)
 
     @property
     def complete(self) -> bool:
@@ -51,19 +51,8 @@ def size(traced: Traced) -> int:
     return sum(values.numel() * values.element_size() for values in tensors.values())
 
 
-def _copied(traced: Traced) -> Traced:
-    known: dict[object, Tensor] = {}
-
-    def copy(values: Tensor) -> Tensor:
-        key = place(values)
-        if key not in known:
-            known[key] = fresh(values, *values.shape).copy_(values)
-        return known[key]
-
-    return Traced(
-        traced.losses,
-        {name: [piece.each(copy) for piece in pieces] for name, pieces in traced.pieces.items()},
-    )
+def _copied(values: Tensor) -> Tensor:
+    return fresh(values, *values.shape).copy_(values)
 
 
 def _tensors(pieces: Sequence[Piece]) -> Iterator[Tensor]:

@@ -35,7 +35,7 @@ class _Kronecker:
         self.block = block
         self.out: Tensor | None = None
         self.inputs: Tensor | None = None
-        self.tokens = 0
+        self.tokens = 0.0
         self.size: Tensor | float = 0.0
 
     def add(self, pieces: Sequence[Piece], squares: Squares) -> None:
@@ -47,7 +47,7 @@ class _Kronecker:
         ones = self.block.ones
         squares.add(self.out, outer.left, outer.mask, ones == "left")
         squares.add(self.inputs, outer.right, outer.mask, ones == "right")
-        self.tokens += int(outer.mask.sum()) if outer.mask is not None else outer.shape.numel()
+        self.tokens += float(outer.mask.sum()) if outer.mask is not None else outer.shape.numel()
         lengths = outer.left.norm(dim=-1) * (outer.right.norm(dim=-1) + bool(ones))
         self.size = self.size + lengths.sum(1).square().sum()
 
