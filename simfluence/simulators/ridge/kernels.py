@@ -96,7 +96,7 @@ def advance(  # type: ignore[no-untyped-def]
     """θ += a v, r −= a (G + λP) v, then out = M⁻¹ r and size = rᵀM⁻¹ r [column], for steps a [column].
 
     inverse : the examples' own part of M⁻¹, [example, block, block, column].
-    average : that of the blocks' averages [block, block, column], for pooled systems; else None.
+    average : that of the blocks' averages [block, block, column], for pooled systems; else empty.
     """
     w = np.uint64(len(step))
     k = np.uint64(len(inverse)) // np.uint64(len(residual))
@@ -119,7 +119,7 @@ def advance(  # type: ignore[no-untyped-def]
                     out[at + z] += inverse[first + b * w + z] * residual[here + b * w + z]
             for z in range(w):
                 size[z] += residual[at + z] * out[at + z]
-    if average is not None:
+    if len(average):
         means, pull = block_means(residual, k, w), np.zeros(long, out.dtype)
         for a in range(k):
             for b in range(k):
@@ -150,7 +150,7 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
     squared = target * target
     iteration = 0
     while iteration < limit and (size > squared).any():
-        apply(applied, direction, rows, penalty, average is not None)
+        apply(applied, direction, rows, penalty, len(average) > 0)
         curvature[:] = 0.0
         for i in range(np.uint64(len(residual)) // w):
             for z in range(w):
