@@ -138,10 +138,11 @@ class Columns:
         """Move θ until the residual's size is ``target`` [column]; (iterations, where it is)."""
         kind = theta.dtype
         inverse = as_type(preconditioner, kind)
-        done: tuple[int, BoolArray] = self.kernels.conjugate_gradients(
-            theta, residual, self._rows[kind], penalty.astype(kind), *inverse, target, limit
+        left, squared = np.empty(self.width), target * target
+        taken: int = self.kernels.conjugate_gradients(
+            left, theta, residual, self._rows[kind], penalty.astype(kind), *inverse, squared, limit
         )
-        return done
+        return taken, left <= squared
 
     def solve_single(
         self, side: Vectors, penalty: Array, tolerance: float, limit: int, preconditioner: Preconditioner
