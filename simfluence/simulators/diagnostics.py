@@ -73,7 +73,7 @@ def largest_growth(
 
     Arguments are as those of :func:`~simfluence.simulators.rollout.simulate_linear`.
     """
-    ones = np.ones((len(curricula), slope.shape[1]))
-    response = simulate_linear(curricula, ones, slope, None, lags=lags, batch_size=batch_size, rates=rates)
+    ones, nothing = np.ones((len(curricula), slope.shape[1])), np.zeros_like(slope)
+    response = simulate_linear(curricula, ones, slope, nothing, lags=lags, batch_size=batch_size, rates=rates)
     np.nan_to_num(np.abs(response, out=response), copy=False, nan=np.inf)
     return np.clip(response.max(axis=(0, 1)), 1.0, np.exp(700.0))

@@ -16,7 +16,7 @@ from simfluence.simulators.loops import in_fours, in_threads, pieces
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem
 
 Vectors: TypeAlias = npt.NDArray[Any]  # of float64 or float32
-Preconditioner: TypeAlias = tuple[Array, Array | None]
+Preconditioner: TypeAlias = tuple[Vectors, Vectors]
 
 SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
 _COLUMNS = (16, 64)  # at once: whole vectors, and what a core's caches hold
@@ -99,11 +99,11 @@ class Columns:
         return np.asarray(sums.reshape(-1, self.width).max(axis=0))
 
     def preconditioner(self, penalty: Array) -> Preconditioner:
-        """M⁻¹ for λ [column]: inverses of (G + λP)'s blocks, an example each, and of pooled averages'."""
+        """M⁻¹ for λ [column]: inverses of (G + λP)'s blocks, and of pooled averages' (or none)."""
         own, k = self._diagonal.copy(), self.blocks
         self.kernels.invert_blocks(own, (1 - 1 / self.n if self.pooled else 1.0) * penalty, k)
         if not self.pooled:
-            return own, None
+            return own, np.empty(0)
         mean = self._mean.copy()
         mean.reshape(k * k, -1)[:: k + 1] *= 1 + 1e-10
         self.kernels.invert_blocks(mean, np.zeros(self.width), k)
@@ -138,10 +138,11 @@ class Columns:
         """Move θ until the residual's size is ``target`` [column]; (iterations, where it is)."""
         kind = theta.dtype
         inverse = as_type(preconditioner, kind)
-        done: tuple[int, BoolArray] = self.kernels.conjugate_gradients(
-            theta, residual, self._rows[kind], penalty.astype(kind), *inverse, target, limit
+        left, squared = np.empty(self.width), target * target
+        taken: int = self.kernels.conjugate_gradients(
+            left, theta, residual, self._rows[kind], penalty.astype(kind), *inverse, squared, limit
         )
-        return done
+        return taken, left <= squared
 
     def solve_single(
         self, side: Vectors, penalty: Array, tolerance: float, limit: int, preconditioner: Preconditioner
@@ -262,9 +263,9 @@ class Columns:
         return np.resize(np.maximum(largest, 1e-300), len(vectors))
 
 
-def as_type(preconditioner: Preconditioner, kind: npt.DTypeLike) -> tuple[Vectors, Vectors | None]:
+def as_type(preconditioner: Preconditioner, kind: npt.DTypeLike) -> Preconditioner:
     own, average = preconditioner
-    return own.astype(kind, copy=False), None if average is None else average.astype(kind, copy=False)
+    return own.astype(kind, copy=False), average.astype(kind, copy=False)
 
 
 def is_compiled_for(device: torch.device) -> bool:

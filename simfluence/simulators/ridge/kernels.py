@@ -96,7 +96,7 @@ def advance(  # type: ignore[no-untyped-def]
     """θ += a v, r −= a (G + λP) v, then out = M⁻¹ r and size = rᵀM⁻¹ r [column], for steps a [column].
 
     inverse : the examples' own part of M⁻¹, [example, block, block, column].
-    average : that of the blocks' averages [block, block, column], for pooled systems; else None.
+    average : that of the blocks' averages [block, block, column], for pooled systems; else empty.
     """
     w = np.uint64(len(step))
     k = np.uint64(len(inverse)) // np.uint64(len(residual))
@@ -119,7 +119,7 @@ def advance(  # type: ignore[no-untyped-def]
                     out[at + z] += inverse[first + b * w + z] * residual[here + b * w + z]
             for z in range(w):
                 size[z] += residual[at + z] * out[at + z]
-    if average is not None:
+    if len(average):
         means, pull = block_means(residual, k, w), np.zeros(long, out.dtype)
         for a in range(k):
             for b in range(k):
@@ -134,40 +134,41 @@ def advance(  # type: ignore[no-untyped-def]
 
 @compiled
 def conjugate_gradients(  # type: ignore[no-untyped-def]
-    found, residual, rows, penalty, inverse, average, target, limit
+    size, found, residual, rows, penalty, inverse, average, target, limit
 ):
     """Go on from θ in ``found`` and its residual r = m − (G + λP) θ in ``residual``; both are moved.
 
-    target : for √(rᵀM⁻¹r), [column]. limit : of iterations.
-    Returns the iterations taken, and bool [column] where the target was reached.
+    size : where to write what is left of rᵀM⁻¹r, [column]. target : for that. limit : of iterations.
+    Returns the iterations taken.
     """
-    w = np.uint64(len(penalty))
-    direction, applied = np.zeros_like(residual), np.zeros_like(residual)
-    z_, step = np.empty_like(residual), np.zeros_like(penalty)
-    size, new, curvature = np.empty(w), np.empty(w), np.empty(w)
+    w, length = np.uint64(len(penalty)), len(residual)
+    direction, applied = np.zeros(length, residual.dtype), np.zeros(length, residual.dtype)
+    z_, step = np.zeros(length, residual.dtype), np.zeros(len(penalty), residual.dtype)
+    new, curvature = np.zeros(len(penalty)), np.zeros(len(penalty))
     advance(z_, size, found, residual, direction, applied, step, inverse, average)
-    direction[:] = z_
-    squared = target * target
-    iteration = 0
-    while iteration < limit and (size > squared).any():
-        apply(applied, direction, rows, penalty, average is not None)
+    for iteration in range(limit + 1):
+        for i in range(np.uint64(length) // w):  # step is 0 at first: z
+            for z in range(w):
+                direction[i * w + z] = step[z] * direction[i * w + z] + z_[i * w + z]
+        active = 0
+        for z in range(w):
+            active += size[z] > target[z]
+        if active == 0 or iteration == limit:
+            return iteration
+        apply(applied, direction, rows, penalty, len(average) > 0)
         curvature[:] = 0.0
-        for i in range(np.uint64(len(residual)) // w):
+        for i in range(np.uint64(length) // w):
             for z in range(w):
                 curvature[z] += direction[i * w + z] * applied[i * w + z]
         for z in range(w):
-            moves = size[z] > squared[z] and curvature[z] > 0.0
+            moves = size[z] > target[z] and curvature[z] > 0.0
             step[z] = size[z] / curvature[z] if moves else 0.0
         advance(z_, new, found, residual, direction, applied, step, inverse, average)
         for z in range(w):
-            active = size[z] > squared[z]
-            step[z] = new[z] / size[z] if active else 0.0
-            size[z] = new[z] if active else size[z]
-        for i in range(np.uint64(len(residual)) // w):
-            for z in range(w):
-                direction[i * w + z] = step[z] * direction[i * w + z] + z_[i * w + z]
-        iteration += 1
-    return iteration, size <= squared
+            moves = size[z] > target[z]
+            step[z] = new[z] / size[z] if moves else 0.0
+            size[z] = new[z] if moves else size[z]
+    return limit
 
 
 @compiled
