@@ -34,6 +34,7 @@ from simfluence.attribution import (
     EKFACFactors,
     ekfac,
     ekfac_factors,
+    influence,
     selected_parameters,
     tracin,
 )
@@ -306,6 +307,20 @@ def against_captum(n_train: int, n_test: int, checkpoints: int) -> pd.DataFrame:
     return table.frame()
 
 
+def influence_of_a_layer(n_train: int, n_test: int) -> pd.DataFrame:
+    """Exact Gauss-Newton influence of MiniLM's last layer and head."""
+    model, train, test = minilm(n_train, n_test)
+    names = ["encoder.encoder.layer.5", "head"]
+    table = Table("a forward and backward pass", lambda: passes(model, [*train, *test], names))
+    found, taken = measured(lambda: influence(model, train, test, parameters=names, batch_size=BATCH))
+    table.unit()
+    size = sum(parameter.numel() for parameter in selected_parameters(model, names).values())
+    table.add(
+        f"{found.method}, {size} parameters", taken, note=f"residual {found.provenance['residual']:.1e}"
+    )
+    return table.frame()
+
+
 def _agreement(found: np.ndarray, expected: np.ndarray) -> dict[str, float]:
     return {
         "correlation": float(np.corrcoef(found.ravel(), expected.ravel())[0, 1]),
@@ -436,6 +451,8 @@ def main() -> None:
         " and test), with gradients of the same weights.",
         "Memory is the most resident memory beyond what there was before, sampled every 50 ms; what one part"
         " has freed may be used by the next without being seen.",
+        "In one call with the right labels in the Fisher matrix (as in kronfluence here), the training"
+        " gradients of factors and scores are the same and computed once; with drawn labels they are not.",
         "Growth is of a BERT of two layers with all its parameters (embeddings and norms too), from 64"
         " training examples, 16 queries, 32 tokens and width 128; slopes are of the last two rows of a size,"
         " for the width against the number of parameters.",
@@ -447,6 +464,10 @@ def main() -> None:
     }
     write("attribution", sections, notes, started)
     sections["TracIn-CP of MiniLM, 64 + 16 texts of 64 tokens, 4 checkpoints"] = against_captum(64, 16, 4)
+    write("attribution", sections, notes, started)
+    sections["Influence with MiniLM's last layer, 200 + 40 texts of 64 tokens"] = influence_of_a_layer(
+        200, 40
+    )
     write("attribution", sections, notes, started)
     sections["Queries of rank 32, BERT of two layers and width 256, 128 training examples of 64 tokens"] = (
         of_rank_32()

@@ -200,8 +200,8 @@ def _importance(values: Tensor) -> Tensor:
 
     A matrix that is multiplied with it on both sides before its rank is cut is half-way between P_z, whose
     own error is then the least, and F^½ P_z, where the error of scores is for gradients of covariance
-    F = S ⊗ A.
-    With MiniLM at rank 32, scores had an error of .16 with the first, .10 with the second, .06 half-way.
+    F = S ⊗ A. Scores of MiniLM at rank 32 (64 examples, 16 queries) had errors of .16 with the first,
+    .10 with the second, .07 half-way.
     """
     return (values + 1e-3 * values.mean()).clamp_min(torch.finfo(values.dtype).tiny) ** 0.25
 
