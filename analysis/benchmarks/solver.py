@@ -121,6 +121,7 @@ def against_separate_fits(repeats: int) -> dict:
 
 def large(sample: int) -> dict:
     """n 10 000; to be run in a process of its own, for its peak memory."""
+    fit(made_up_runs(1000, 16, 4, 100))  # compiled code is loaded, as it is for the other cases
     made = made_up_runs(10_000, 256, 32, 2500)
     began = time.perf_counter(), time.process_time()
     ours = fit(made)

@@ -19,7 +19,7 @@ Vectors: TypeAlias = npt.NDArray[Any]  # of float64 or float32
 Preconditioner: TypeAlias = tuple[Vectors, Vectors]
 
 SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
-_COLUMNS = (16, 64)  # at once: whole vectors, and what a core's caches hold
+_COLUMNS = (16, 32)  # at once: whole vectors, and what a core's caches hold
 
 
 class Design:
