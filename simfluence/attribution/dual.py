@@ -53,7 +53,8 @@ def dual_influence(
 
     Raises ValueError if there is no curvature, so that this is no damping.
     """
-    names, curved = list(matrix.parameters), matrix.examples
+    names, curved = list(matrix.parameters), list(matrix.examples)  # held: data sets may make them anew
+    train = curved if train is matrix.examples else list(train)
     with tracer(matrix.objective, [curved[0], test[0]], names) as trace:
         rows: list[Traced] = []
         places: list[

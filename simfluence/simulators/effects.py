@@ -19,10 +19,11 @@ _LOSS_FLOOR = 1e-2  # log-odds of smaller losses are all noise
 
 
 def link(losses: Array, name: str) -> Array:
-    """g(L)"""
+    """g(L), log(eᴸ − 1) as L + log(1 − e⁻ᴸ): nothing overflows."""
     if name == "identity":
         return losses
-    return np.asarray(np.log(np.expm1(np.maximum(losses, _LOSS_FLOOR))), np.float64)
+    floored = np.maximum(losses, _LOSS_FLOOR)
+    return np.asarray(floored + np.log(-np.expm1(-floored)), np.float64)
 
 
 def unlink(values: Array, name: str) -> Array:

@@ -66,7 +66,7 @@ def fit_surrogate(
     relative = rates[np.minimum(np.arange(steps), len(rates) - 1)]
     left, values, right = np.linalg.svd(-effects / np.sqrt(np.square(effects).mean()), full_matrices=False)
     train, test = left * np.sqrt(values), right.T * np.sqrt(values)
-    start = -float(np.log(np.expm1(max(average[0].mean(), 1e-2))))
+    start = -float(link(average[0].mean(), "log_odds"))
     batches = Batches.of(curricula)
 
     def surrogate(parameters: Array, average: Array) -> Surrogate:
@@ -90,7 +90,9 @@ def fit_surrogate(
 
     starts = [np.concatenate([usual, np.full(KNOTS, log_rate)]) for log_rate in _LEVELS]
     if near is not None:
-        at_knots = np.interp(np.linspace(0, 1, KNOTS), time, np.log(near.rates / relative))
+        trained = relative > 0
+        log_rates = np.log(near.rates[trained] / relative[trained])
+        at_knots = np.interp(np.linspace(0, 1, KNOTS), time[trained], log_rates)
         starts = [np.concatenate([[np.log(near.feedback), logit(near.memory)], at_knots])]
     first = min(starts, key=lambda parameters: float(np.square(residuals(parameters)).sum()))
     found = least_squares(residuals, first, xtol=1e-6, ftol=1e-6, gtol=1e-8, max_nfev=60).x

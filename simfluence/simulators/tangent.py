@@ -44,7 +44,8 @@ _LOSS_FLOOR = 1e-6
 
 def log_odds(losses: npt.ArrayLike) -> Array:
     """f = −log(eᴸ − 1); losses below 1e-6 count as 1e-6."""
-    return np.asarray(-np.log(np.expm1(np.maximum(np.asarray(losses, np.float64), _LOSS_FLOOR))), np.float64)
+    floored = np.maximum(np.asarray(losses, np.float64), _LOSS_FLOOR)
+    return np.asarray(-floored - np.log(-np.expm1(-floored)), np.float64)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -46,6 +47,32 @@ def test_equal_to_the_dense_formula(kind: str, solver, rtol: float) -> None:
     assert found.units == "loss per weight of an example in the training mean"
     assert found.covers == ("0.weight", "0.bias", "2.weight", "2.bias")
     assert {"weights_fingerprint", "damping", "solver", "residual"} <= set(found.provenance)
+
+
+class MadeAnew(Sequence):
+    """Examples as a data set gives them: other objects every time."""
+
+    def __init__(self, examples) -> None:
+        self.examples = examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, place):
+        if isinstance(place, slice):
+            return MadeAnew(self.examples[place])
+        return tuple(values.clone() for values in self.examples[place])
+
+
+def test_examples_may_be_made_anew_whenever_they_are_read() -> None:
+    objective, examples = network("classification"), pairs("classification", 9)
+    test = pairs("classification", 3, seed=1)
+    expected = dense_influence(objective, examples, test, 0.4)
+    backwards = MadeAnew(examples[::-1])
+    for train, curvature in ((MadeAnew(examples), None), (backwards, MadeAnew(examples))):
+        found = influence(objective, train, test, solver="dual", damping=0.4, curvature=curvature).scores
+        found = found[::-1] if train is backwards else found
+        np.testing.assert_allclose(found, expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ import torch
 from families import known_runs, skill
 
 from simfluence import Curriculum, RunSet, load_simulator
-from simfluence.simulators import DeviationSimulator
+from simfluence.simulators import AutoSimulator, DeviationSimulator
 from simfluence.simulators.alternation import cross_fitted
 from simfluence.simulators.fitting import Fitting
 from simfluence.simulators.surrogate import Surrogate
@@ -144,4 +144,27 @@ def test_where_there_is_none(rng, reason):
     train = runs[:3] if reason == "few runs" else runs[:6]
     fit = DeviationSimulator(surrogate=True).fit(train)
     assert fit.settings_["offset"] == ""
+    assert np.isfinite(fit.simulate(runs.curricula, runs.initial_loss)).all()
+
+
+@pytest.mark.parametrize("schedule", ["warm-up from nothing", "decay to nothing", "every other step"])
+def test_rates_may_be_nothing(rng, schedule):
+    runs, _, _ = recorded(rng, 6)
+    way = np.linspace(0, 1e-3, STEPS)
+    rates = {"warm-up from nothing": way, "decay to nothing": way[::-1]}.get(
+        schedule, way * (np.arange(STEPS) % 2)
+    )
+    scheduled = [dataclasses.replace(run, learning_rate=rates) for run in runs]
+    fit = AutoSimulator().fit(RunSet(scheduled, runs.train, runs.test))
+    assert np.isfinite(fit.simulate(runs.curricula, runs.initial_loss)).all()
+    surrogate = DeviationSimulator(surrogate=True).fit(RunSet(scheduled, runs.train, runs.test))
+    assert surrogate.settings_["offset"] == "surrogate"
+
+
+def test_a_run_that_diverged_is_no_overflow(rng):
+    runs, _, _ = recorded(rng, 6)
+    losses = runs.loss.astype(np.float64)
+    losses[3, 20:, 1] = 800.0
+    diverged = RunSet.from_arrays([list(c) for c in runs.curricula], losses, train=TRAIN)
+    fit = DeviationSimulator(surrogate=True, link="log_odds").fit(diverged)
     assert np.isfinite(fit.simulate(runs.curricula, runs.initial_loss)).all()
