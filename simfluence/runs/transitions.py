@@ -52,9 +52,11 @@ def transitions(
     ``batch_size`` scales the counts of every step, as in :func:`~simfluence.curriculum.count_matrix`;
     ``factors``, one [step] a run, multiply them too (a learning rate, relative to the usual one).
     """
-    previous = np.concatenate([run.loss[:-1] for run in runs]).astype(np.float64)
-    current = np.concatenate([run.loss[1:] for run in runs]).astype(np.float64)
+    previous = np.concatenate([run.loss[:-1] for run in runs], dtype=np.float64)
+    current = np.concatenate([run.loss[1:] for run in runs], dtype=np.float64)
     observed = np.isfinite(previous) & np.isfinite(current)
+    if not observed.all():
+        previous[~observed] = current[~observed] = 0.0
     return Transitions(
         counts=sparse.vstack(
             [
@@ -62,8 +64,8 @@ def transitions(
                 for number, run in enumerate(runs)
             ]
         ).tocsr(),
-        previous=np.where(observed, previous, 0.0),
-        current=np.where(observed, current, 0.0),
+        previous=previous,
+        current=current,
         observed=observed,
         run=np.repeat(np.arange(len(runs)), [len(run.evaluated) - 1 for run in runs]),
     )

@@ -75,5 +75,5 @@ def largest_growth(
     """
     ones, nothing = np.ones((len(curricula), slope.shape[1])), np.zeros_like(slope)
     response = simulate_linear(curricula, ones, slope, nothing, lags=lags, batch_size=batch_size, rates=rates)
-    np.nan_to_num(np.abs(response, out=response), copy=False, nan=np.inf)
-    return np.clip(response.max(axis=(0, 1)), 1.0, np.exp(700.0))
+    largest = np.maximum(response.max(axis=(0, 1)), -response.min(axis=(0, 1)))
+    return np.clip(np.nan_to_num(largest, nan=np.inf), 1.0, np.exp(700.0))

@@ -224,21 +224,24 @@ class MarkovSimulator(Simulator):
 
         L_t − L_{t-1} − design θ₀ = design (θ − θ₀),    design = [diag(L_{t-1}) U, diag(L_{t-2}) U, …, U]
         """
-        weighted = bool((self._weights != 1).any())
         weight = np.sqrt(self._weights[rows.run])[:, None]
-        target = rows.current - rows.previous
+        everywhere = rows.observed.all()
+        towards = np.ones(len(weight))
         if self.center == "zero" and self.free_slope:  # A' = −1/b
-            target += np.asarray(rows.counts.sum(axis=1)).reshape(-1, 1) / self.batch_size_ * rows.previous
-        scales = []
+            towards -= rows.counts.sum(axis=1) / self.batch_size_
+        target = rows.current - towards[:, None] * rows.previous if towards.any() else rows.current
+        scales: list[Array] = []
         if self.free_slope:  # 0 where unknown
-            scales += [weight * past if weighted else past for past in (rows.previous, *lags)]
+            scales += [rows.previous, *lags]
         if self.free_intercept:
-            scales.append(weight * rows.observed)
-        if not self.free_slope and rows.observed.all():
-            scales = [weight]  # one design for all test examples
-        if weighted:
-            target *= weight
-        return ridge.RidgeProblem(rows.counts, np.stack(scales), target, self.center == "pooled")
+            scales.append(
+                np.broadcast_to(1.0, target.shape) if everywhere else rows.observed.astype(np.float64)
+            )
+        if not self.free_slope and everywhere:
+            scales = [np.ones_like(weight)]  # one design for all test examples
+        if (weight != 1).any():
+            target, scales = weight * target, [weight * scale for scale in scales]
+        return ridge.RidgeProblem(rows.counts, scales, target, self.center == "pooled")
 
     def _growth(self, train: RunSet, slope: Array | None, lags: Array | None) -> Array:
         """How far a difference in the initial losses grows along recorded runs, [test]."""

@@ -41,7 +41,7 @@ class Rows:
     def __init__(self, problem: RidgeProblem, design: Design) -> None:
         self.pooled, self.blocks = problem.pooled, problem.blocks
         self.n, self.width, self._design = problem.n, problem.n_tests, design
-        free = np.flatnonzero(design.scaled >= 0)
+        free = np.flatnonzero(design.scaled >= 0).tolist()
         scales = np.empty((problem.counts.shape[0], len(free), self.width))
         for place, block in enumerate(free):
             scales[:, place] = problem.scales[block]

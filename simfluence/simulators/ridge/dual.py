@@ -59,7 +59,7 @@ def _solve_chunk(
     """(θ [block, n, test], singular, degrees of freedom, condition) of a few test examples."""
     device, k, tests = kernel.device, problem.blocks, problem.n_tests
     weights = torch.from_numpy(penalty).to(device)
-    scales = torch.from_numpy(problem.scales).to(device).expand(-1, -1, tests)  # [block, row, test]
+    scales = torch.from_numpy(np.stack(problem.scales)).to(device).expand(-1, -1, tests)  # [block, row, test]
     target = torch.from_numpy(problem.target).to(device)
     system = torch.einsum("krz,ksz->zrs", scales, scales) * kernel
     system.diagonal(dim1=-2, dim2=-1).add_(weights[:, None])

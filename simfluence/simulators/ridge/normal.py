@@ -9,6 +9,7 @@ which are one sparse matrix (all pairs of co-occurring examples) times one dense
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,7 +78,7 @@ class OuterProducts:
 
 
 def normal_equations(
-    outer: OuterProducts, scales: Array | list[Array], target: Array, gram: Array | None = None
+    outer: OuterProducts, scales: Sequence[Array], target: Array, gram: Array | None = None
 ) -> NormalEquations:
     """Gram matrices and moments of the designs [diag(s_1) U, …, diag(s_k) U].
 

@@ -12,6 +12,7 @@ Shapes: blocks k, examples n, columns p = k n; all float64.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -32,14 +33,14 @@ class RidgeProblem:
     Parameters
     ----------
     counts : U, sparse [row, n].
-    scales : s, [block, row, test]; [block, row, 1] if all test examples have the same design, which
+    scales : s, one [row, test] a block; [row, 1] if all test examples have the same design, which
         solvers then factorize once.
     target : y, [row, test], finite everywhere and 0 where the row is left out.
     pooled : whether P is I − 11ᵀ/n in every block instead of the identity.
     """
 
     counts: sparse.csr_array
-    scales: Array
+    scales: Sequence[Array]
     target: Array
     pooled: bool = False
 
@@ -62,18 +63,17 @@ class RidgeProblem:
     @property
     def shared(self) -> bool:
         """Whether all test examples have one design."""
-        return self.scales.shape[2] == 1
+        return self.scales[0].shape[1] == 1
 
     def tests(self, chosen: slice | npt.NDArray[np.int64]) -> RidgeProblem:
         """The regressions of these test examples."""
-        scales = self.scales if self.shared else self.scales[:, :, chosen]
+        scales = self.scales if self.shared else [scale[:, chosen] for scale in self.scales]
         return replace(self, scales=scales, target=self.target[:, chosen])
 
     def rows(self, chosen: npt.NDArray[np.int64]) -> RidgeProblem:
         """The same regressions on these rows."""
-        return replace(
-            self, counts=self.counts[chosen], scales=self.scales[:, chosen], target=self.target[chosen]
-        )
+        scales = [scale[chosen] for scale in self.scales]
+        return replace(self, counts=self.counts[chosen], scales=scales, target=self.target[chosen])
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def probes(p: int, tests: int) -> Array:
 def norm_bound(problem: RidgeProblem) -> Array:
     """‖|X|ᵀ|X|‖_∞ ≥ ‖G‖₂, [test] ([1] if shared); nearly equal where all losses have one sign."""
     total = np.asarray(problem.counts.sum(axis=1)).reshape(-1, 1)
-    rows: Array = np.abs(problem.scales).sum(0, dtype=np.float64) * total
+    rows: Array = np.abs(np.stack(problem.scales)).sum(0, dtype=np.float64) * total
     sums: list[Array] = [(problem.counts.T @ (np.abs(s) * rows)).max(0) for s in problem.scales]
     return np.asarray(np.max(np.stack(sums), axis=0), np.float64)
 
