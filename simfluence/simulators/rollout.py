@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
-from simfluence.simulators.loops import in_fours, in_threads, pieces
+from simfluence.loops import in_fours, in_threads, pieces
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]

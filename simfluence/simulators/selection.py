@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from simfluence.loops import pieces
 from simfluence.runs import RunSet
-from simfluence.simulators.loops import pieces
 from simfluence.simulators.ridge import PATH_TOLERANCE, Paths, RidgeProblem
 
 Array = npt.NDArray[np.float64]

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from simfluence.loops import in_fours
 from simfluence.simulators import ridge
-from simfluence.simulators.loops import in_fours
 from simfluence.simulators.ridge import columns, kernels
 from simfluence.simulators.ridge.columns import Columns, Design, Rows
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simfluence import Curriculum
+from simfluence.loops import in_threads, pieces
 from simfluence.simulators import rollout
 from simfluence.simulators.compiled import compiled
-from simfluence.simulators.loops import in_threads, pieces
 from simfluence.simulators.rollout import simulate_linear
 
 N = 7

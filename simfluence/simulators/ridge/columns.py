@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from simfluence.simulators.loops import in_fours, in_threads, pieces
+from simfluence.loops import in_fours, in_threads, pieces
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem
 
 Vectors: TypeAlias = npt.NDArray[Any]  # of float64 or float32

@@ -23,7 +23,7 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from simfluence.simulators.loops import in_threads, pieces
+from simfluence.loops import in_threads, pieces
 from simfluence.simulators.ridge.columns import (
     Columns,
     Design,

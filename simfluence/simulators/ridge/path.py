@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from simfluence.simulators.loops import in_threads
+from simfluence.loops import in_threads
 from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, all_rows, is_compiled_for
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.gpu import (
