@@ -35,6 +35,8 @@ from simfluence.simulators import (
     MultiplicativeSimulator,
     Persistence,
     PredictiveBands,
+    ReplayedSimulator,
+    ScoredSimulator,
     Simulator,
 )
 
@@ -82,6 +84,8 @@ def simulators(scores: np.ndarray | None, quick: bool) -> dict[str, Make]:
         }
     if scores is not None:
         made["auto, scores"] = lambda: AutoSimulator(scores=scores)
+        made["scores, calibrated"] = lambda: ScoredSimulator(scores)
+        made["scores, replayed"] = lambda: ReplayedSimulator(scores)
     return made
 
 

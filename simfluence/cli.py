@@ -60,7 +60,7 @@ def evaluate(config: DictConfig) -> None:
     if unknown := [name for name in chosen if name not in config.simulators]:
         raise ValueError(f"only={unknown[0]} is not among the simulators {', '.join(config.simulators)}")
     simulators = {name: _simulator(config.simulators[name]) for name in chosen}
-    simulators |= _scored(_plain(config.scores))
+    simulators |= _scored(_plain(config.scores), runs)
     print(f"{config.path}: {len(train)} training, {len(validation)} validation, {len(test)} test runs\n")
     evaluation = evaluate(simulators, train, test, validation)
     print(to_markdown(evaluation.scores))
@@ -379,8 +379,9 @@ def _simulator(config: DictConfig) -> Any:
     return make_simulator(**params)
 
 
-def _scored(files: list[str]) -> dict[str, Any]:
-    """Simulators of files of scores: calibrated, and as they are where they have units."""
+def _scored(files: list[str], runs: Any) -> dict[str, Any]:
+    """Simulators of files of scores: calibrated, as they are where they have units, and replayed where
+    losses have log-odds."""
     from simfluence.attribution import InfluenceScores
 
     found = {}
@@ -390,6 +391,8 @@ def _scored(files: list[str]) -> dict[str, Any]:
         found[f"{name}, calibrated"] = scores.as_simulator()
         if scores.weighing:
             found[f"{name}, as is"] = scores.as_simulator(calibrated=False)
+        if not (runs.loss <= 0).any():  # NaN where not evaluated
+            found[f"{name}, replayed"] = scores.as_simulator(replayed=True)
     return found
 
 

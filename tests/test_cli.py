@@ -177,7 +177,8 @@ def test_scores_are_held_to_the_same_standard(simfluence, recorded: Path) -> Non
     )
     assert table.returncode == 0, table.stderr
     rows = [line.split("|")[1].strip() for line in table.stdout.splitlines() if line.startswith("| ")]
-    named = ["with_units, calibrated", "with_units, as is", "without, calibrated"]
+    named = [f"with_units, {how}" for how in ("calibrated", "as is", "replayed")]
+    named += [f"without, {how}" for how in ("calibrated", "replayed")]
     assert rows[1:] == ["persistence", *named, "mean_trajectory"]
     fitted = simfluence("fit", *split, "simulator=scored", "simulator.scores=one.safetensors", cwd=recorded)
     assert fitted.returncode == 0, fitted.stderr

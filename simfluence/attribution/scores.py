@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from simfluence.errors import RunDataError
 from simfluence.runs.storage import write_atomically
+from simfluence.simulators.replayed import ReplayedSimulator
 from simfluence.simulators.scored import ScoredSimulator, Weighing
 
 _FORMAT = "simfluence scores 1"
@@ -80,13 +81,17 @@ class InfluenceScores:
         except (KeyError, TypeError, ValueError) as error:
             raise RunDataError(f"{path} does not say what its scores are: {error}") from error
 
-    def as_simulator(self, *, calibrated: bool = True) -> ScoredSimulator:
+    def as_simulator(
+        self, *, calibrated: bool = True, replayed: bool = False
+    ) -> ScoredSimulator | ReplayedSimulator:
         """What the scores predict of training, to be fitted and compared as any simulator.
 
         calibrated : one scalar is fitted on the training runs. Otherwise the scores are taken as they
             are, which takes units (``weighing``).
+        replayed : scores do not add up but a small model that has them as effects is trained along every
+            curriculum; about 15 numbers are fitted, whatever the scores. Takes losses > 0.
         """
-        return ScoredSimulator(self, calibrated)
+        return ReplayedSimulator(self) if replayed else ScoredSimulator(self, calibrated)
 
     def proponents(self, z: int, k: int = 5) -> list[int]:
         """The k training examples that lower the loss of test example z most, the strongest first."""

@@ -20,6 +20,7 @@ from simfluence.simulators.markov import (
     MultiplicativeSimulator,
     SimulationWarning,
 )
+from simfluence.simulators.replayed import ReplayedSimulator
 from simfluence.simulators.scored import ScoredSimulator
 from simfluence.simulators.tangent import Tangent
 
@@ -34,6 +35,7 @@ SIMULATORS: dict[str, type[Simulator]] = {
         DeviationSimulator,
         FeatureSimulator,
         ScoredSimulator,
+        ReplayedSimulator,
         AutoSimulator,
     )
 }
@@ -76,6 +78,7 @@ __all__ = [
     "MultiplicativeSimulator",
     "Persistence",
     "PredictiveBands",
+    "ReplayedSimulator",
     "ScoredSimulator",
     "SimulationWarning",
     "Simulator",

@@ -45,7 +45,7 @@ def fit_surrogate(
 
     Parameters
     ----------
-    effects : B [train, test] on log(eᴸ − 1), negative lowers the loss; any units, not all zero.
+    effects : B [train, test] on log(eᴸ − 1), negative lowers the loss; any units.
     losses : one [point, test] a run, at the steps ``grid`` up to its end; finite, positive.
     memory, corrected : the optimizer's (memory.py). rates : relative learning rates [step].
     near : one fitted to the same runs with similar effects, to start from.
@@ -64,7 +64,8 @@ def fit_surrogate(
     time = np.log1p(np.arange(steps)) / max(np.log1p(steps - 1), 1e-12)
     hats = np.stack([np.interp(time, np.linspace(0, 1, KNOTS), hat) for hat in np.eye(KNOTS)], axis=1)
     relative = rates[np.minimum(np.arange(steps), len(rates) - 1)]
-    left, values, right = np.linalg.svd(-effects / np.sqrt(np.square(effects).mean()), full_matrices=False)
+    unit = np.sqrt(np.square(effects).mean()) or 1.0
+    left, values, right = np.linalg.svd(-effects / unit, full_matrices=False)
     train, test = left * np.sqrt(values), right.T * np.sqrt(values)
     start = -float(link(average[0].mean(), "log_odds"))
     batches = Batches.of(curricula)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from families import skill
 from hypothesis import given
 from hypothesis import strategies as st
+from log_linear import log_linear_runs
 
 from simfluence import Curriculum, RunSet, load_simulator
 from simfluence.attribution import InfluenceScores
-from simfluence.simulators import ScoredSimulator
+from simfluence.simulators import ReplayedSimulator, ScoredSimulator
 
 RNG = np.random.default_rng(0)
 SCORES = RNG.normal(size=(6, 3))
 BATCHES = [[RNG.integers(0, 6, size) for size in (2, 2, 4, 1)] for _ in range(5)]
 INITIAL = RNG.uniform(1, 2, (5, 3))
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(3)
 
 
 def naive(weights: list[float], k: float) -> np.ndarray:
@@ -84,3 +93,44 @@ def test_saved_with_its_scores(tmp_path) -> None:
     expected = simulator.simulate(recorded.curricula, INITIAL)
     np.testing.assert_array_equal(loaded.simulate(recorded.curricula, INITIAL), expected)
     np.testing.assert_array_equal(loaded.fit(recorded[:3]).simulate(recorded.curricula, INITIAL), expected)
+
+
+def test_replayed_scores_are_the_training_of_a_small_model(rng: np.random.Generator, tmp_path: Path) -> None:
+    """Inner products of gradients: replayed they nearly are training, added up they are far from it."""
+    runs, train, test = log_linear_runs(rng, 8)
+    scores = InfluenceScores(train @ test.T, "made up")
+    replayed, added = (scores.as_simulator(replayed=how).fit(runs[:4]) for how in (True, False))
+    assert skill(replayed, runs[:4], runs[4:]) > 0.97
+    assert skill(added, runs[:4], runs[4:]) < 0.8
+    replayed.save(tmp_path / "it.safetensors")
+    loaded = load_simulator(tmp_path / "it.safetensors")
+    expected = replayed.simulate(runs.curricula, runs.initial_loss)
+    np.testing.assert_array_equal(loaded.simulate(runs.curricula, runs.initial_loss), expected)
+    again = loaded.fit(runs[:4]).simulate(runs.curricula, runs.initial_loss)
+    np.testing.assert_allclose(again, expected, rtol=1e-9)
+
+
+def test_replayed_nothing_is_the_mean_trajectory(rng: np.random.Generator) -> None:
+    runs, _, _ = log_linear_runs(rng, 8)
+    nothing = ReplayedSimulator().fit(runs[:4])
+    np.testing.assert_allclose(
+        nothing.simulate(runs.curricula, runs.initial_loss)[:, 1:],
+        np.broadcast_to(mean_of_log_odds(runs[:4]), runs.loss.shape)[:, 1:],
+        rtol=1e-6,
+    )
+
+
+def test_what_cannot_be_replayed_is_said(rng: np.random.Generator) -> None:
+    recorded = runs(naive([1.0] * 4, 0.5) - 5)
+    with pytest.raises(ValueError, match="losses above 0, but one of -"):
+        ReplayedSimulator(SCORES).fit(recorded)
+    recorded = runs(naive([0.1] * 4, 0.5))
+    with pytest.raises(ValueError, match=r"\(6, 3\), got \(3, 6\)"):
+        ReplayedSimulator(SCORES.T).fit(recorded)
+    with pytest.raises(ValueError, match="must be one array"):
+        ReplayedSimulator([SCORES, SCORES]).fit(recorded)
+
+
+def mean_of_log_odds(runs: RunSet) -> np.ndarray:
+    """[step + 1, test]"""
+    return np.log1p(np.exp(np.log(np.expm1(np.maximum(runs.loss, 1e-2))).mean(0)))

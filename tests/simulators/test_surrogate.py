@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from families import known_runs, skill
+from log_linear import MOMENTUM, RATE, STEPS, TESTS, TRAIN, WIDTH, log_linear_runs
 
 from simfluence import Curriculum, RunSet, load_simulator
 from simfluence.simulators import AutoSimulator, DeviationSimulator
@@ -17,52 +17,20 @@ from simfluence.simulators.fitting import Fitting
 from simfluence.simulators.surrogate import Surrogate
 from simfluence.simulators.surrogate_fit import fit_surrogate
 
-TRAIN, TESTS, WIDTH, STEPS, RATE, MOMENTUM = 24, 6, 5, 40, 0.2, 0.8
-
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(3)
 
 
-def trained(batches: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-    """Losses −log σ(⟨w, test⟩) [step + 1, test] while torch trains w on −log σ(⟨w, train⟩)."""
-    w = torch.zeros(train.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.SGD([w], lr=RATE, momentum=MOMENTUM, dampening=MOMENTUM)
-    first = torch.zeros(train.shape[1], dtype=torch.float64)
-    losses = []
-    for batch in [*batches, None]:
-        losses.append(-torch.nn.functional.logsigmoid(torch.from_numpy(test) @ w).detach().numpy())
-        if batch is None:
-            break
-        optimizer.zero_grad()
-        (-torch.nn.functional.logsigmoid(torch.from_numpy(train[batch]) @ w)).mean().backward()
-        if len(losses) == 1:  # torch's buffer begins with the first gradient, ours with none
-            optimizer.state[w]["momentum_buffer"] = first
-        optimizer.step()
-    return np.stack(losses)
-
-
-def recorded(rng: np.random.Generator, runs: int) -> tuple[RunSet, np.ndarray, np.ndarray]:
-    """(runs, training and test features), with features that have a common direction: progress is shared."""
-    common = 0.5 * rng.normal(size=WIDTH)
-    train = rng.normal(size=(TRAIN, WIDTH)) + common
-    test = rng.normal(size=(TESTS, WIDTH)) + common
-    pools = [rng.permutation(TRAIN)[: TRAIN // 3] for _ in range(runs)]  # which differ: so do the runs
-    batches = np.stack([rng.choice(pool, (STEPS, 3)) for pool in pools])
-    losses = np.stack([trained(run, train, test) for run in batches])
-    optimizer = {"class": "SGD", "momentum": MOMENTUM}
-    return RunSet.from_arrays(batches, losses, train=TRAIN, optimizer=optimizer), train, test
-
-
 def test_it_is_training_where_the_model_is_log_linear(rng):
-    runs, train, test = recorded(rng, 3)
+    runs, train, test = log_linear_runs(rng, 3)
     surrogate = Surrogate(train, test, np.full(1, RATE / 2), MOMENTUM, False, 1.0, 0.0, np.zeros((1, TESTS)))
     np.testing.assert_allclose(surrogate.simulate(runs.curricula), runs.loss, atol=1e-6)
 
 
 def test_what_is_known_teaches_less_and_rates_are_relative(rng):
-    runs, train, test = recorded(rng, 1)
+    runs, train, test = log_linear_runs(rng, 1)
     rates = np.linspace(1, 2, STEPS)
     surrogate = Surrogate(train, test, rates, MOMENTUM, True, 0.7, 0.4, np.zeros((1, TESTS)))
     curriculum = runs[0].curriculum
@@ -78,7 +46,7 @@ def test_what_is_known_teaches_less_and_rates_are_relative(rng):
 
 
 def test_inner_products_and_a_few_runs_are_enough(rng):
-    runs, train, test = recorded(rng, 8)
+    runs, train, test = log_linear_runs(rng, 8)
     fitted = runs[:4]
     surrogate = fit_surrogate(
         -7.0 * train @ test.T,
@@ -105,7 +73,7 @@ def test_from_runs_alone_it_beats_effects_that_add_up():
 
 
 def test_runs_are_told_without_having_been_seen(rng):
-    runs, _, _ = recorded(rng, 6)
+    runs, _, _ = log_linear_runs(rng, 6)
     losses = runs.loss.astype(np.float64)
     losses[2, 1:] *= 1.5
     other = RunSet.from_arrays(
@@ -121,7 +89,7 @@ def test_runs_are_told_without_having_been_seen(rng):
 
 
 def test_saved_refitted_and_asked_beyond_the_recorded_steps(rng, tmp_path):
-    runs, _, _ = recorded(rng, 8)
+    runs, _, _ = log_linear_runs(rng, 8)
     fit = DeviationSimulator(surrogate=True).fit(runs[:6])
     assert fit.settings_["offset"] == "surrogate"
     fit.save(tmp_path / "fit")
@@ -149,7 +117,7 @@ def test_where_there_is_none(rng, reason):
 
 @pytest.mark.parametrize("schedule", ["warm-up from nothing", "decay to nothing", "every other step"])
 def test_rates_may_be_nothing(rng, schedule):
-    runs, _, _ = recorded(rng, 6)
+    runs, _, _ = log_linear_runs(rng, 6)
     way = np.linspace(0, 1e-3, STEPS)
     rates = {"warm-up from nothing": way, "decay to nothing": way[::-1]}.get(
         schedule, way * (np.arange(STEPS) % 2)
@@ -162,7 +130,7 @@ def test_rates_may_be_nothing(rng, schedule):
 
 
 def test_a_run_that_diverged_is_no_overflow(rng):
-    runs, _, _ = recorded(rng, 6)
+    runs, _, _ = log_linear_runs(rng, 6)
     losses = runs.loss.astype(np.float64)
     losses[3, 20:, 1] = 800.0
     diverged = RunSet.from_arrays([list(c) for c in runs.curricula], losses, train=TRAIN)
