@@ -8,23 +8,27 @@ unweighted uses,
 
 where halving keeps the turns from swinging. Every training run is told by surrogates that have not seen
 it, nor have the effects in them (``FOLDS`` parts, each taking all turns without its runs); which turn is
-best is what they say. Penalties are chosen once, on all runs.
+best is what they say. Penalties are chosen once, on all runs. What counts later are deviations from the mean
+over all runs (offset.py): there every part's surrogate is given that mean, since that of the others differs
+from it by what is peculiar to the part's own runs, with the wrong sign.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from simfluence.curriculum import Curriculum
 from simfluence.simulators.effects import average_effects
 from simfluence.simulators.fitting import Fitting, Settings
 from simfluence.simulators.offset import Foretold
 from simfluence.simulators.surrogate import Surrogate
-from simfluence.simulators.surrogate_fit import fit_surrogate
+from simfluence.simulators.surrogate_fit import anchored, fit_surrogate
 
 Array = npt.NDArray[np.float64]
 
@@ -63,10 +67,14 @@ def alternate(
     for turn in range(TURNS if penalties is None else len(penalties)):
         if turns:
             settings = dataclasses.replace(settings, memory=turns[-1].surrogate.memory, rates=False)
-        given = None if penalties is None else penalties[turn]
-        chosen = fitting.choose_penalty(settings, given, start, weights)
+        if penalties is None:
+            chosen = fitting.choose_penalty(settings, start=start, weights=weights)
+            penalty, model = chosen.penalty, chosen.model
+        else:
+            penalty = penalties[turn]
+            model, _ = fitting.regression(settings, weights).solve(penalty, leave_out=False)
         found = average_effects(
-            chosen.model,
+            model,
             fitting.features(settings),
             fitting.scores,
             settings.decay,
@@ -88,9 +96,9 @@ def alternate(
             rates=fitting.rates,
             near=turns[-1].surrogate if turns else None,
         )
-        turns.append(Turn(surrogate, chosen.penalty))
+        turns.append(Turn(surrogate, penalty))
         weights = surrogate.teaching(fitting.train.curricula)
-        start = chosen.penalty if np.isfinite(chosen.penalty) else start
+        start = penalty if np.isfinite(penalty) else start
     return turns
 
 
@@ -125,15 +133,21 @@ def cross_fitted(
     number = np.arange(len(fitting.train)) % FOLDS
     told: list[list[Array]] = [[] for _ in turns]
     weights: list[list[Array]] = [[] for _ in turns]
+    errors: list[list[float]] = [[] for _ in turns]
+    recorded = fitting.recorded
     for fold in range(min(FOLDS, len(fitting.train))):
         runs = np.flatnonzero(number == fold)
         others = alternate(fitting.without(runs), memory, [turn.penalty for turn in turns])
         curricula = [fitting.train[int(run)].curriculum for run in runs]
         turns = turns[: len(others)]
         for turn, other in enumerate(others):
-            losses = other.surrogate.simulate(curricula)
-            told[turn] += [losses[at, : len(curriculum) + 1] for at, curriculum in enumerate(curricula)]
-            weights[turn] += other.surrogate.teaching(curricula)
+            surrogate = anchored(other.surrogate, fitting.train.curricula, recorded.losses, recorded.grid)
+            told[turn] += _told(surrogate, curricula)
+            weights[turn] += surrogate.teaching(curricula)
+            blind = _told(other.surrogate, curricula)
+            errors[turn] += [
+                _error(fitting, int(run), losses) for run, losses in zip(runs, blind, strict=True)
+            ]
     if not turns:
         return None
     order = np.argsort(np.argsort(number, kind="stable"))  # from folds to runs
@@ -143,16 +157,19 @@ def cross_fitted(
     ]
     best = len(turns) - 1
     if penalties is None:
-        best = int(np.argmin([_error(fitting, word) for word in words]))
+        best = int(np.argmin([sum(of_runs) for of_runs in errors[: len(turns)]]))
     chosen = [turn.penalty for turn in turns[: best + 1]]
     return Alternated(words[best], {"memory": memory, "penalties": chosen})
 
 
-def _error(fitting: Fitting, foretold: Foretold) -> float:
-    """Mean square of what was told less what happened, at the steps of the grid."""
-    grid = fitting.recorded.grid
-    wrong = [
-        np.square(told[np.minimum(grid[: len(true)], len(told) - 1)] - true)[1:]
-        for told, true in zip(foretold.losses, fitting.recorded.losses, strict=True)
-    ]
-    return float(np.concatenate(wrong).mean())
+def _told(surrogate: Surrogate, curricula: Sequence[Curriculum]) -> list[Array]:
+    """Losses [step + 1, test] of each."""
+    losses = surrogate.simulate(curricula)
+    return [losses[at, : len(curriculum) + 1] for at, curriculum in enumerate(curricula)]
+
+
+def _error(fitting: Fitting, run: int, told: Array) -> float:
+    """Sum of squares of what was told of a run less what happened, at the steps of the grid."""
+    true = fitting.recorded.losses[run]
+    at = np.minimum(fitting.recorded.grid[: len(true)], len(told) - 1)
+    return float(np.square(told[at] - true)[1:].sum())

@@ -103,9 +103,9 @@ class BilinearRegression(Regression):
             target = target - np.einsum("cqv,q->cv", means, coefficients)
         return rows @ (target * weights) @ tests.T, coefficients
 
-    def solve(self, penalty: float) -> tuple[Model, LeftOut | None]:
+    def solve(self, penalty: float, leave_out: bool = True) -> tuple[Model, LeftOut | None]:
         """As in ``Regression``."""
-        several = len(self.losses) > 1
+        several = leave_out and len(self.losses) > 1
         if np.isinf(penalty):
             return self._without_effects(several)
         alpha, coefficients = self.dual(penalty)

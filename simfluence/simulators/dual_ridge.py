@@ -55,14 +55,12 @@ def solve(problem: Problem, penalty: float, *, pooling: float = 0.01, leave_out:
     factor, failed = linalg.lapack.dpotrf(system, lower=1, overwrite_a=1)
     if failed:
         raise ValueError(f"the penalty {penalty:g} is too small: the system is numerically singular")
-    inverse, _ = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
-    inverse = np.tril(inverse) + np.tril(inverse, -1).T
-    dual = inverse @ problem.target
+    dual = linalg.cho_solve((factor, True), problem.target)
     rows, q, tests = problem.means.shape
     coefficients = np.zeros((q, tests))
     carried, information = np.empty((rows, 0, tests)), np.empty((tests, 0, 0))
     if q:
-        carried = (inverse @ problem.means.reshape(rows, -1)).reshape(rows, q, tests)
+        carried = linalg.cho_solve((factor, True), problem.means.reshape(rows, -1)).reshape(rows, q, tests)
         information = np.einsum("rqz,rpz->zqp", problem.means, carried, optimize=True)
         moment = np.einsum("rqz,rz->zq", carried, problem.target)
         strength = pooling * np.trace(information.mean(0)) / q + 1e-12
@@ -71,11 +69,12 @@ def solve(problem: Problem, penalty: float, *, pooling: float = 0.01, leave_out:
         coefficients = np.linalg.solve(information, (moment + strength * shared)[..., None])[..., 0].T
         dual = dual - np.einsum("rqz,qz->rz", carried, coefficients)
     left_out = np.full_like(dual, np.nan)
-    if leave_out:
+    if leave_out:  # blocks of the inverse, which lapack writes below the diagonal
+        inverse, _ = linalg.lapack.dpotri(factor, lower=1, overwrite_c=1)
         for rows_of in problem.runs:
-            left_out[rows_of] = _left_out(
-                inverse[rows_of, rows_of], dual[rows_of], carried[rows_of], information
-            )
+            block = np.tril(inverse[rows_of, rows_of])
+            block += np.tril(block, -1).T
+            left_out[rows_of] = _left_out(block, dual[rows_of], carried[rows_of], information)
     return Solution(dual, coefficients, left_out)
 
 

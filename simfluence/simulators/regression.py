@@ -218,12 +218,12 @@ class Regression:
             result[j] = carried * self.spread[j]
         return result
 
-    def solve(self, penalty: float) -> tuple[Model, LeftOut | None]:
+    def solve(self, penalty: float, leave_out: bool = True) -> tuple[Model, LeftOut | None]:
         """The model for λ = penalty (inf: the mean trajectory), and its leave-one-run-out rollouts.
 
-        The second is None for a single run.
+        The second is None for a single run, or if not asked for; the model is then not calibrated.
         """
-        several = len(self.losses) > 1
+        several = leave_out and len(self.losses) > 1
         if np.isinf(penalty):
             return self._without_effects(several)
         solution = dual_ridge.solve(self.problem, penalty, leave_out=several)

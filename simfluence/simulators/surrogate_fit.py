@@ -11,6 +11,7 @@ from the recorded β. The derivatives by these few numbers are finite difference
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -50,13 +51,11 @@ def fit_surrogate(
     memory, corrected : the optimizer's (memory.py). rates : relative learning rates [step].
     near : one fitted to the same runs with similar effects, to start from.
     """
-    points, tests = len(grid), effects.shape[1]
-    reached = np.array([[point < len(run) for point in range(points)] for run in losses])[..., None]
-    true = np.stack([np.pad(run, ((0, points - len(run)), (0, 0)), mode="edge") for run in losses])
+    tests = effects.shape[1]
+    true, reached = _padded(losses, len(grid))
 
     def mean(values: Array) -> Array:
-        """Over the runs that reached a point, [point, test]."""
-        return np.asarray(np.where(reached, values, 0.0).sum(0) / np.maximum(reached.sum(0), 1), np.float64)
+        return _mean(values, reached)
 
     level, average = mean(link(true, "log_odds")), mean(true)
     spread = np.sqrt(np.square(np.where(reached, true - average, 0.0))[:, 1:].sum()) or 1.0
@@ -97,6 +96,32 @@ def fit_surrogate(
         starts = [np.concatenate([[np.log(near.feedback), logit(near.memory)], at_knots])]
     first = min(starts, key=lambda parameters: float(np.square(residuals(parameters)).sum()))
     found = least_squares(residuals, first, xtol=1e-6, ftol=1e-6, gtol=1e-8, max_nfev=60).x
-    left_over = level - mean(moved(found))
-    each_step = np.stack([np.interp(np.arange(steps + 1), grid, column) for column in left_over.T], axis=1)
-    return surrogate(found, each_step)
+    return anchored(surrogate(found, level), curricula, losses, grid)
+
+
+def anchored(
+    surrogate: Surrogate,
+    curricula: Sequence[Curriculum],
+    losses: Sequence[Array],
+    grid: npt.NDArray[np.int64],
+) -> Surrogate:
+    """The surrogate that tells these runs with the mean log-odds that they have; arguments as above."""
+    true, reached = _padded(losses, len(grid))
+    moved = -surrogate.replay(Batches.of(curricula), grid)[0] @ surrogate.test.T
+    left_over = _mean(link(true, "log_odds") - moved, reached)
+    steps = np.arange(grid[-1] + 1)
+    return replace(
+        surrogate, average=np.stack([np.interp(steps, grid, column) for column in left_over.T], axis=1)
+    )
+
+
+def _padded(losses: Sequence[Array], points: int) -> tuple[Array, npt.NDArray[np.bool_]]:
+    """Losses [run, point, test], after a run's end its last; which points were reached [run, point, 1]."""
+    reached = np.arange(points) < np.array([len(run) for run in losses])[:, None]
+    padded = [np.pad(run, ((0, points - len(run)), (0, 0)), mode="edge") for run in losses]
+    return np.stack(padded), reached[..., None]
+
+
+def _mean(values: Array, reached: npt.NDArray[np.bool_]) -> Array:
+    """Over the runs that reached a point, [point, test]."""
+    return np.asarray(np.where(reached, values, 0.0).sum(0) / np.maximum(reached.sum(0), 1), np.float64)
