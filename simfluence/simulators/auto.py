@@ -2,24 +2,28 @@
 
 Every candidate is scored by its leave-one-run-out rollouts (and those of validation runs, if given), with a
 penalty of its own. Starting from what is usually best, one setting is changed at a time, and a change is
-kept if it lowers the error by more than a percent; then so for effects beside a surrogate (alternation.py),
-and the better of the two is taken. The mean trajectory is among the candidates of every step (penalty inf),
-so that a set from which nothing can be learnt about curricula gets just that.
+kept if it lowers the error by more than a percent; then so for effects beside a surrogate (alternation.py).
+The better of the two is taken, or the mean of what both say where that errs less than either. The mean
+trajectory is among the candidates of every step (penalty inf), so that a set from which nothing can be learnt
+about curricula gets just that.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
 from simfluence.simulators.alternation import Alternated, cross_fitted
+from simfluence.simulators.base import Array
 from simfluence.simulators.deviation import DeviationSimulator
 from simfluence.simulators.fitting import Chosen, Fitting, Settings
 from simfluence.simulators.memory import USUAL_MEMORY, recorded_memory
@@ -28,6 +32,7 @@ from simfluence.simulators.tangent import Tangent
 MARGIN = 0.01  # how much lower, relatively, the error must be
 NEARLY = 0.2  # how much higher it may be to be worth improving
 _SEARCH_ROWS = 1600
+_PARTNER = "partner_"
 
 
 class AutoSimulator(DeviationSimulator):
@@ -45,7 +50,8 @@ class AutoSimulator(DeviationSimulator):
     Attributes
     ----------
     selection_ : what was tried, in order: change, error, penalty, kept. See ``selection`` and
-        ``explain``. Others as in ``DeviationSimulator``.
+        ``explain``. Others as in ``DeviationSimulator``; where the answer is the mean of two members,
+        ``partner_…`` are those of the second, ``error_`` and ``left_out_rollouts_`` are of the mean.
     """
 
     name: ClassVar[str] = "auto"
@@ -73,13 +79,15 @@ class AutoSimulator(DeviationSimulator):
         if search is not fitting:
             best = fitting.choose_penalty(best.settings, start=_start(best))
             self._note("all training runs", best, True)
+        members = [best]
         memory = recorded_memory(train) or (best.settings.memory, best.settings.corrected)
         self.turns_: dict[str, Any] = {}
         if len(train) > 1 and (turns := cross_fitted(fitting, memory)):
             fitting.foretold["surrogate"] = turns.foretold
-            if beside := self._beside_surrogate(fitting, best, turns):
-                best, self.turns_ = beside, turns.again
-        self._keep(fitting, best)
+            members = self._beside_surrogate(fitting, best, turns)
+            self.turns_ = turns.again if members[-1] is not best else {}
+        self._keep(fitting, members[0])
+        self._join(fitting, members[1:])
 
     def _search(self, fitting: Fitting, train: RunSet) -> Chosen:
         """The best member without a surrogate."""
@@ -94,19 +102,74 @@ class AutoSimulator(DeviationSimulator):
         self._note("start", best, True)
         return best if len(train) == 1 else self._improve(fitting, best, self._changes(fitting, train))
 
-    def _beside_surrogate(self, fitting: Fitting, best: Chosen, turns: Alternated) -> Chosen | None:
-        """The best member with that surrogate; None unless it is better than ``best``."""
+    def _beside_surrogate(self, fitting: Fitting, best: Chosen, turns: Alternated) -> list[Chosen]:
+        """``best``, or the best member with that surrogate, or both if their mean is better still."""
         tried_before = len(self.selection_)
         settings = dataclasses.replace(best.settings, blocks=("examples",), link="log_odds", decay=0.1)
         other = fitting.choose_penalty(dataclasses.replace(settings, **turns.change), start=0.1)
         self._note("offset surrogate", other, True)
         if other.error < (1 + NEARLY) * best.error:
             other = self._improve(fitting, other, self._changes_of_the_rest())
-        if other.error < (1 - MARGIN) * best.error:
-            return other
-        for tried in self.selection_[tried_before:]:
-            tried["kept"] = False
-        return None
+        better = other if other.error < (1 - MARGIN) * best.error else best
+        error = fitting.error_of_mean([best, other])
+        together = error < better.error
+        if not together and better is best:
+            for tried in self.selection_[tried_before:]:
+                tried["kept"] = False
+        mean = dataclasses.replace(other, errors={other.penalty: error})
+        self._note("the mean of both", mean, together)
+        return [best, other] if together else [better]
+
+    # ------------------------------------------------------------------------------ the mean of two
+
+    def refitted(self, train: RunSet) -> Self:
+        """A copy with the same settings and penalties, fitted to other runs over the same examples."""
+        fitting, partner = self._fitting(train, None), self._partner()
+        other = copy.copy(self)
+        other._keep(fitting, self._again(fitting))
+        other._join(fitting, [] if partner is None else [partner._again(fitting)])
+        return other
+
+    def _join(self, fitting: Fitting, others: list[Chosen]) -> None:
+        """Keep a second member, if there is one; after ``_keep``."""
+        for name in [name for name in vars(self) if name.startswith(_PARTNER)]:
+            delattr(self, name)
+        for chosen in others:
+            partner = self._like_self()
+            partner._keep(fitting, chosen)
+            for name, value in vars(partner).items():
+                if name.endswith("_") and value is not vars(self).get(name):
+                    setattr(self, _PARTNER + name, value)
+            self.left_out_rollouts_ = (self.left_out_rollouts_ + partner.left_out_rollouts_) / 2
+            wrong = [
+                np.square(told[: len(true)] - true)[1:]
+                for told, true in zip(self.left_out_rollouts_, fitting.recorded.losses, strict=True)
+            ]
+            self.error_ = float(np.concatenate(wrong).mean())
+
+    def _partner(self) -> DeviationSimulator | None:
+        """The second member, if there is one."""
+        fitted = {name: value for name, value in vars(self).items() if name.startswith(_PARTNER)}
+        if not fitted:
+            return None
+        partner = self._like_self()
+        vars(partner).update({name.removeprefix(_PARTNER): value for name, value in fitted.items()})
+        return partner
+
+    def _like_self(self) -> DeviationSimulator:
+        """A member for the same examples and scores."""
+        member = DeviationSimulator()
+        vars(member).update(vars(self))
+        for name in [name for name in vars(member) if name.startswith((_PARTNER, "foreteller_"))]:
+            delattr(member, name)
+        return member
+
+    def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
+        losses = super()._simulate(curricula, initial_loss)
+        partner = self._partner()
+        return losses if partner is None else (losses + partner._simulate(curricula, initial_loss)) / 2
+
+    # ---------------------------------------------------------------------------------- what is tried
 
     def _improve(self, fitting: Fitting, best: Chosen, changes: Iterable[dict[str, Any]]) -> Chosen:
         """The best after these changes, one after the other, each kept if it pays."""
@@ -174,11 +237,13 @@ class AutoSimulator(DeviationSimulator):
     def explain(self) -> str:
         """In words: what was chosen, and what was tried and not kept."""
         frame = self.selection
-        lines = [
-            "settings: " + ", ".join(f"{key} {value}" for key, value in self.settings_.items()),
-            f"penalty: {self.penalty_:g}"
-            + (" (the mean trajectory: nothing else did better)" if np.isinf(self.penalty_) else ""),
-        ]
+        lines = []
+        for member in (self, self._partner()):
+            if member is not None:
+                said = ", ".join(f"{key} {value}" for key, value in member.settings_.items())
+                lines += [f"settings: {said}", f"penalty: {member.penalty_:g}"]
+                if np.isinf(member.penalty_):
+                    lines[-1] += " (the mean trajectory: nothing else did better)"
         if self.error_ is not None:
             lines.append(f"all-steps MSE of rollouts of runs left out: {self.error_:.4g}")
         for row in frame.itertuples():

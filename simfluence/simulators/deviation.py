@@ -133,6 +133,11 @@ class DeviationSimulator(Simulator):
         """A copy with the same settings and penalty, fitted to other runs over the same examples."""
         fitting = self._fitting(train, None)
         other = copy.copy(self)
+        other._keep(fitting, self._again(fitting))
+        return other
+
+    def _again(self, fitting: Fitting) -> Chosen:
+        """The same settings and penalty."""
         settings = Settings(**self.settings_)
         if settings.offset == "surrogate":
             turns = cross_fitted(fitting, **self.turns_)
@@ -141,8 +146,7 @@ class DeviationSimulator(Simulator):
             else:
                 fitting.foretold["surrogate"] = turns.foretold
                 settings = dataclasses.replace(settings, **turns.change)
-        other._keep(fitting, fitting.choose_penalty(settings, self.penalty_))
-        return other
+        return fitting.choose_penalty(settings, self.penalty_)
 
     def left_out_losses(self, train: RunSet) -> Array:
         """The training runs as simulated by fits without them, float [run, step + 1, test].

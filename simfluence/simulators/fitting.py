@@ -188,16 +188,38 @@ class Fitting:
         errors = {value: fit[0] for value, fit in fits.items()}
         return Chosen(settings, best, errors, fits[best][1], fits[best][2])
 
+    def error_of_mean(self, members: Sequence[Chosen]) -> float:
+        """``Chosen.error`` of the mean of what several members say, of two runs at least."""
+        told = [member.left_out.predicted for member in members if member.left_out is not None]
+        wrong = [
+            np.square(np.mean(run, axis=0) - true)[1:]
+            for *run, true in zip(*told, self.recorded.losses, strict=True)
+        ]
+        error = float(np.concatenate(wrong).mean())
+        if self.validation is None:
+            return error
+        simulated = [self._on_validation(member.settings, member.model) for member in members]
+        return self._together(error, np.mean(simulated, axis=0))
+
     def _error(self, settings: Settings, model: Model, left_out: LeftOut | None) -> float:
         """All-steps MSE of rollouts over the training runs, each left out, and the validation runs."""
         left_out_error = np.nan if left_out is None else left_out.error
         if self.validation is None:
             return left_out_error
+        return self._together(left_out_error, self._on_validation(settings, model))
+
+    def _on_validation(self, settings: Settings, model: Model) -> Array:
+        assert self.validation is not None
+        initial = self.validation.initial_loss.astype(np.float64)
+        return self.simulate(settings, model, self.validation.curricula, initial)
+
+    def _together(self, left_out_error: float, simulated: Array) -> float:
+        """The error of training runs left out (NaN for none) and of validation runs as simulated."""
         runs = self.validation
-        simulated = self.simulate(settings, model, runs.curricula, runs.initial_loss.astype(np.float64))
+        assert runs is not None
         known = np.isfinite(runs.loss[:, 1:])
         error = float(np.square(simulated - runs.loss)[:, 1:][known].mean())
-        if left_out is None:
+        if np.isnan(left_out_error):
             return error
         together = len(self.train) + len(runs)
         return (len(self.train) * left_out_error + len(runs) * error) / together

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from families import known_runs, skill
 
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
-from simfluence.simulators import AutoSimulator, load_simulator
+from simfluence.simulators import AutoSimulator, DeviationSimulator, load_simulator
 
 
 @pytest.fixture
@@ -89,3 +91,22 @@ def test_saved_and_loaded(rng, tmp_path):
 def test_asking_before_fitting(rng):
     with pytest.raises(NotFittedError):
         AutoSimulator().explain()
+
+
+def test_two_members_that_err_in_different_places_are_averaged(tmp_path):
+    """A recorded set where effects that add up and a surrogate are about as good."""
+    runs = RunSet.load(Path(__file__).parents[2] / "runs" / "copa-minilm")
+    train, test = runs[[0, 3, 6, 9, 12, 15, 18, 21]], runs[22:]
+    fit = AutoSimulator().fit(train)
+    assert fit.selection.iloc[-1][["change", "kept"]].tolist() == ["the mean of both", True]
+    assert fit.explain().count("settings:") == 2
+    assert fit.error_ == pytest.approx(np.square(fit.left_out_losses(train) - train.loss)[:, 1:].mean())
+    asked = test.curricula, test.initial_loss
+    members = [DeviationSimulator.simulate(member, *asked) for member in (fit._like_self(), fit._partner())]
+    losses = fit.simulate(*asked)
+    np.testing.assert_allclose(losses, (members[0] + members[1]) / 2, rtol=1e-12)
+    wrong = [np.square(told - test.loss).mean() for told in (losses, *members)]
+    assert wrong[0] < np.mean(wrong[1:])
+    fit.save(tmp_path / "auto")
+    np.testing.assert_array_equal(load_simulator(tmp_path / "auto").simulate(*asked), losses)
+    np.testing.assert_allclose(fit.refitted(train).simulate(*asked), losses, rtol=1e-9)
