@@ -16,10 +16,12 @@ its state is what a step changes. Both stand alone, or beside a deviation simula
 surrogate, which tells training runs without having seen them; "mean" is half of that and half of "two
 layers, alone". Losses after the first are never read.
 
-φ and ψ are singular vectors of gradient scores ("scores"), of the effects that the simulator found in the
-same runs ("effects"), "both", or learnt. All choices, the number of epochs too, are those of least error
-in four-fold cross-validation over the training runs; effects are found anew for every fold. The last ten
-runs are scored once. Writes analysis/results/recurrent.csv; what is in it is not run again.
+φ and ψ are singular vectors of gradient scores ("scores"), of effects that a regression finds in the same
+runs ("effects"), "both", or learnt. All choices, the number of epochs too, are those of least error in
+four-fold cross-validation over the training runs; effects are found anew for every fold, the simulator is
+fitted once. Learning rates and penalties of curves are set, not tuned. The last ten runs are scored once.
+With --alone there are scores and learnt vectors only, and gains are over the mean trajectory. Writes
+analysis/results/recurrent.csv; a set that is in it is not run again.
 """
 
 from __future__ import annotations
@@ -262,15 +264,18 @@ def effects_of(runs: RunSet, scores: Array) -> dict[str, Array]:
     return {"effects": average_effects(model, features, fitting.scores, 0.1, "log_odds", total)}
 
 
-def vectors_of(runs: RunSet, scores: Array, file: Path) -> dict[str, Vectors]:
-    """By name."""
-    effects = kept(file, lambda: effects_of(runs, scores))["effects"]
+def vectors_of(runs: RunSet, scores: Array, file: Path | None) -> dict[str, Vectors]:
+    """By name; without effects if there is no file to keep them in."""
+    known = {"scores": scores}
+    if file is not None:
+        known["effects"] = -kept(file, lambda: effects_of(runs, scores))["effects"]
     vectors: dict[str, Vectors] = {}
-    for name, values in (("scores", scores), ("effects", -effects)):
+    for name, values in known.items():
         left, sizes, right = np.linalg.svd(values, full_matrices=False)
         root = np.sqrt(sizes / np.sqrt(np.square(values).mean()))
         vectors[name] = [(torch.from_numpy(left * root).float(), torch.from_numpy(right.T * root).float())]
-    vectors["both"] = vectors["scores"] + vectors["effects"]
+    if file is not None:
+        vectors["both"] = vectors["scores"] + vectors["effects"]
     torch.manual_seed(0)
     vectors["learnt"] = [(torch.randn(len(runs.train), 16) / 2, torch.randn(len(runs.test), 16) / 2)]
     return vectors
@@ -310,6 +315,8 @@ def tune(best: Setting, parts: list[Part]) -> tuple[Setting, int, float, torch.T
     print(f"    {found[0]:.3f} {best}, {found[1]} epochs", flush=True)
     for name, values in () if best.beside else CHOICES[best.network].items():
         for setting in [dataclasses.replace(best, **{name: value}) for value in values]:
+            if setting.vectors not in parts[0].vectors:
+                continue
             tried = cross_validated(setting, parts)
             print(f"    {tried[0]:.3f} {setting}, {tried[1]} epochs", flush=True)
             if tried[0] > found[0]:
@@ -351,13 +358,19 @@ def measure(folder: Path, size: int, cache: Path, alone: bool) -> Iterator[dict[
     whole = Part(
         Data.of(train, said[0]),
         Data.of(test, said[1]),
-        vectors_of(train, scores, effects.with_suffix(".npz")),
+        vectors_of(train, scores, None if alone else effects.with_suffix(".npz")),
     )
     number, parts = np.arange(size) % FOLDS, []
     for fold in range(FOLDS):
         some, others = np.flatnonzero(number != fold), np.flatnonzero(number == fold)
         of_some, of_others = (Data.of(train[at], said[0][at]) for at in (some, others))
-        parts.append(Part(of_some, of_others, vectors_of(train[some], scores, Path(f"{effects}-{fold}.npz"))))
+        parts.append(
+            Part(
+                of_some,
+                of_others,
+                vectors_of(train[some], scores, None if alone else Path(f"{effects}-{fold}.npz")),
+            )
+        )
     usual = torch.cat([simulator_alone(part) for part in parts]), nn.functional.softplus(whole.asked.said)
     if not alone:
         yield {**figures("deviation", usual[1], whole), "skill, cross-validated": skill(usual[0], parts)}
@@ -385,7 +398,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=20)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "simfluence" / "recurrent")
     parser.add_argument(
-        "--alone", action="store_true", help="without the deviation simulator (minutes a set)"
+        "--alone", action="store_true", help="without what takes minutes: simulator and effects"
     )
     options = parser.parse_args()
     warnings.simplefilter("ignore")
