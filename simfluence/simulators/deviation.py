@@ -182,6 +182,8 @@ class DeviationSimulator(Simulator):
     def _keep(self, fitting: Fitting, chosen: Chosen) -> None:
         """Everything that simulating and saving take, as fitted attributes."""
         self.settings_ = dataclasses.asdict(chosen.settings)
+        for name in [name for name in vars(self) if name.startswith("foreteller_")]:  # of a fit before
+            delattr(self, name)
         self.foreteller_: dict[str, Any] = {}
         if chosen.settings.offset:
             by = fitting.foretold[chosen.settings.offset].by

@@ -141,3 +141,11 @@ def test_a_run_that_diverged_is_no_overflow(rng):
     diverged = RunSet.from_arrays([list(c) for c in runs.curricula], losses, train=TRAIN)
     fit = DeviationSimulator(surrogate=True, link="log_odds").fit(diverged)
     assert np.isfinite(fit.simulate(runs.curricula, runs.initial_loss)).all()
+
+
+def test_a_second_fit_forgets_the_surrogate_of_the_first(rng):
+    runs, _, _ = log_linear_runs(rng, 6)
+    fit = DeviationSimulator(surrogate=True).fit(runs)
+    assert fit.foreteller_train_.shape[0] == TRAIN
+    fit.fit(runs[:3])  # too few for one
+    assert [name for name in vars(fit) if name.startswith("foreteller_")] == ["foreteller_"]
