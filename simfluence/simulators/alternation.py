@@ -11,6 +11,9 @@ it, nor have the effects in them (``FOLDS`` parts, each taking all turns without
 best is what they say. Penalties are chosen once, on all runs. What counts later are deviations from the mean
 over all runs (offset.py): there every part's surrogate is given that mean, since that of the others differs
 from it by what is peculiar to the part's own runs, with the wrong sign.
+
+Two or three runs are too few to find effects, and to say how good they are. If there are scores, the
+surrogate has those as its effects (replayed.py), and all of few runs are told by the one fitted to all.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ Array = npt.NDArray[np.float64]
 FOLDS = 8
 TURNS = 4
 FEWEST_RUNS = 4
+SHUFFLES = 19
 _DECAY = 0.1  # effects of uses weighted by what they teach change little
 
 
@@ -122,13 +126,15 @@ class Alternated:
 def cross_fitted(
     fitting: Fitting, memory: tuple[float, bool], penalties: list[float] | None = None
 ) -> Alternated | None:
-    """The best turn's surrogate; None where losses have no log-odds, runs are few or nothing is found.
+    """The best turn's surrogate; None for a single run, losses without log-odds, or nothing found.
 
-    penalties : λ of each turn up to the best, if known; the rest as in ``alternate``.
+    penalties : λ of each turn up to the best, if known (none: scores alone); the rest as in ``alternate``.
     """
     positive = all((losses > 0).all() for losses in fitting.recorded.losses)
-    if len(fitting.train) < FEWEST_RUNS or not positive:
+    if len(fitting.train) < 2 or not positive:
         return None
+    if len(fitting.train) < FEWEST_RUNS or penalties == []:
+        return _of_scores(fitting, memory)
     turns = alternate(fitting, memory, penalties)
     number = np.arange(len(fitting.train)) % FOLDS
     told: list[list[Array]] = [[] for _ in turns]
@@ -160,6 +166,45 @@ def cross_fitted(
         best = int(np.argmin([sum(of_runs) for of_runs in errors[: len(turns)]]))
     chosen = [turn.penalty for turn in turns[: best + 1]]
     return Alternated(words[best], {"memory": memory, "penalties": chosen})
+
+
+def _of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None:
+    """The surrogate whose effects are one array of scores, or all of them added up; the one that errs least.
+
+    About 15 numbers are fitted and no run is left out. Instead, scores have to tell more than the same scores
+    given to other training examples do, every time of ``SHUFFLES``; None if they do not, or without any.
+    """
+    sizes = np.sqrt(np.square(fitting.scores).mean((1, 2), keepdims=True))
+    arrays = list(fitting.scores / np.maximum(sizes, 1e-300))
+    arrays += [np.sum(arrays, axis=0)] if len(arrays) > 1 else []
+    if not arrays:
+        return None
+    fits = [_replayed(fitting, memory, scores) for scores in arrays]
+    best = int(np.argmin([error for _, error in fits]))
+    surrogate, error = fits[best]
+    rng = np.random.default_rng(0)
+    for _ in range(SHUFFLES):
+        if _replayed(fitting, memory, rng.permutation(arrays[best]))[1] <= error:
+            return None
+    curricula = fitting.train.curricula
+    foretold = Foretold(surrogate, _told(surrogate, curricula), surrogate.teaching(curricula))
+    return Alternated(foretold, {"memory": memory, "penalties": []})
+
+
+def _replayed(fitting: Fitting, memory: tuple[float, bool], scores: Array) -> tuple[Surrogate, float]:
+    """The surrogate with these as its effects, and its error on the runs that it was fitted to."""
+    beta, corrected = memory
+    surrogate = fit_surrogate(
+        -scores,
+        fitting.train.curricula,
+        fitting.recorded.losses,
+        fitting.recorded.grid,
+        memory=beta,
+        corrected=corrected,
+        rates=fitting.rates,
+    )
+    told = _told(surrogate, fitting.train.curricula)
+    return surrogate, sum(_error(fitting, run, losses) for run, losses in enumerate(told))
 
 
 def _told(surrogate: Surrogate, curricula: Sequence[Curriculum]) -> list[Array]:

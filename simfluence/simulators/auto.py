@@ -3,9 +3,10 @@
 Every candidate is scored by its leave-one-run-out rollouts (and those of validation runs, if given), with a
 penalty of its own. Starting from what is usually best, one setting is changed at a time, and a change is
 kept if it lowers the error by more than a percent; then so for effects beside a surrogate (alternation.py).
-The better of the two is taken, or the mean of what both say where that errs less than either. The mean
-trajectory is among the candidates of every step (penalty inf), so that a set from which nothing can be learnt
-about curricula gets just that.
+The better of the two is taken, or the mean of what both say where that errs less than either. Two or three
+runs cannot tell effects that hold from effects that do not: where there are scores, a surrogate has those.
+The mean trajectory is among the candidates of every step (penalty inf), so that a set from which nothing can
+be learnt about curricula gets just that.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pandas as pd
 from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
-from simfluence.simulators.alternation import Alternated, cross_fitted
+from simfluence.simulators.alternation import FEWEST_RUNS, Alternated, cross_fitted
 from simfluence.simulators.base import Array
 from simfluence.simulators.deviation import DeviationSimulator
 from simfluence.simulators.fitting import Chosen, Fitting, Settings
@@ -30,7 +31,7 @@ from simfluence.simulators.memory import USUAL_MEMORY, recorded_memory
 from simfluence.simulators.tangent import Tangent
 
 MARGIN = 0.01  # how much lower, relatively, the error must be
-NEARLY = 0.2  # how much higher it may be to be worth improving
+NEARLY = 0.2  # how much higher it may be to be worth improving, or must be lower where nothing is left out
 _SEARCH_ROWS = 1600
 _PARTNER = "partner_"
 
@@ -84,7 +85,8 @@ class AutoSimulator(DeviationSimulator):
         self.turns_: dict[str, Any] = {}
         if len(train) > 1 and (turns := cross_fitted(fitting, memory)):
             fitting.foretold["surrogate"] = turns.foretold
-            members = self._beside_surrogate(fitting, best, turns)
+            few = len(train) < FEWEST_RUNS
+            members = (self._surrogate_alone if few else self._beside_surrogate)(fitting, best, turns)
             self.turns_ = turns.again if members[-1] is not best else {}
         self._keep(fitting, members[0])
         self._join(fitting, members[1:])
@@ -95,7 +97,7 @@ class AutoSimulator(DeviationSimulator):
         settings = Settings(
             memory=beta,
             corrected=corrected,
-            means=tuple(range(len(fitting.scores))),
+            means=() if len(train) < FEWEST_RUNS else tuple(range(len(fitting.scores))),
             offset="tangent" if "tangent" in fitting.foretold else "",
         )
         best = fitting.choose_penalty(settings)
@@ -119,6 +121,17 @@ class AutoSimulator(DeviationSimulator):
         mean = dataclasses.replace(other, errors={other.penalty: error})
         self._note("the mean of both", mean, together)
         return [best, other] if together else [better]
+
+    def _surrogate_alone(self, fitting: Fitting, best: Chosen, turns: Alternated) -> list[Chosen]:
+        """The surrogate of the scores if it errs much less than the mean trajectory, or else ``best``."""
+        settings = dataclasses.replace(best.settings, link="log_odds", means=(), **turns.change)
+        told = fitting.choose_penalty(settings, penalty=np.inf)
+        drift = fitting.choose_penalty(best.settings, penalty=np.inf)
+        kept = told.error < (1 - NEARLY) * drift.error
+        for tried in self.selection_ if kept else ():
+            tried["kept"] = False
+        self._note("surrogate of the scores alone: few runs", told, kept)
+        return [told if kept else best]
 
     # ------------------------------------------------------------------------------ the mean of two
 
@@ -202,7 +215,7 @@ class AutoSimulator(DeviationSimulator):
         if fitting.groups is not None:
             yield {"blocks": ("examples", "groups")}
         yield {"blocks": ("examples", "seen")}
-        everything = tuple(range(len(fitting.scores)))
+        everything = tuple(range(len(fitting.scores) if len(train) >= FEWEST_RUNS else 0))
         for left_out in everything if len(everything) > 1 else ():
             yield {"means": tuple(number for number in everything if number != left_out)}
         if everything:

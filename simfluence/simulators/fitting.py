@@ -158,7 +158,10 @@ class Fitting:
         start: float = 0.01,
         weights: Sequence[Array] | None = None,
     ) -> Chosen:
-        """The member with this λ, or with the one of least error: from ``start`` both ways downhill."""
+        """The member with this λ, or with the one of least error: from ``start`` both ways downhill.
+
+        Of two runs, what the other foretells is no measure of what both do: λ is at least 1.
+        """
         regression = self.regression(settings, weights)
         fits: dict[float, tuple[float, Model, LeftOut | None]] = {}
 
@@ -179,12 +182,14 @@ class Fitting:
                 raise ValueError(f"the penalty {penalty:g} is too small for a stable solution")
             best = penalty
         else:
-            at = int(np.argmin(np.abs(np.log(np.array(PENALTIES) / start))))
+            two = len(self.train) == 2 and self.validation is None
+            penalties = [value for value in PENALTIES if value >= 1 or not two]
+            at = int(np.argmin(np.abs(np.log(np.array(penalties) / start))))
             for way in (-1, 1):
-                while 0 <= at + way < len(PENALTIES) and error(PENALTIES[at + way]) < error(PENALTIES[at]):
+                while 0 <= at + way < len(penalties) and error(penalties[at + way]) < error(penalties[at]):
                     at += way
             error(np.inf)
-            best = min((value for value in (PENALTIES[at], np.inf) if value in fits), key=error)
+            best = min((value for value in (penalties[at], np.inf) if value in fits), key=error)
         errors = {value: fit[0] for value, fit in fits.items()}
         return Chosen(settings, best, errors, fits[best][1], fits[best][2])
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from families import known_runs, skill
+from safetensors.numpy import load_file
 
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
@@ -53,6 +54,32 @@ def test_few_runs_are_no_disaster(rng, runs_used):
     runs, _ = known_runs(rng)
     fit = AutoSimulator().fit(runs[:runs_used])
     assert skill(fit, runs[:runs_used], runs[4:]) > -0.2
+
+
+@pytest.mark.parametrize(("runs_used", "at_least"), [(2, 0.8), (3, 0.8)])
+def test_two_runs_and_scores_are_answered_by_what_the_scores_know(runs_used, at_least, tmp_path):
+    """Effects fitted to two of these runs were at -.69: left-out runs cannot choose among so few."""
+    folder = Path(__file__).parents[2] / "runs" / "rte-minilm"
+    runs, scores = RunSet.load(folder), load_file(folder / "scores.safetensors")["scores"]
+    noise = np.random.default_rng(0).normal(size=scores.shape)
+    fit = AutoSimulator(scores=[scores, noise]).fit(runs[:runs_used])
+    assert skill(fit, runs[:runs_used], runs[22:]) > at_least
+    assert fit.selection.query("kept")["change"].tolist() == ["surrogate of the scores alone: few runs"]
+    fit.save(tmp_path / "auto")
+    asked = runs[22:].curricula, runs[22:].initial_loss
+    np.testing.assert_array_equal(load_simulator(tmp_path / "auto").simulate(*asked), fit.simulate(*asked))
+    np.testing.assert_allclose(fit.refitted(runs[:runs_used]).simulate(*asked), fit.simulate(*asked))
+
+
+def test_scores_that_know_nothing_are_left_alone_by_two_runs():
+    """Told from chance by giving them to other examples: not always right about so little, but mostly."""
+    skills = []
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        runs, effects = known_runs(rng, noise=0.02, n=40)
+        fit = AutoSimulator(scores=rng.normal(size=effects.shape)).fit(runs[:2])
+        skills.append(skill(fit, runs[:2], runs[4:]))
+    assert np.median(skills) > -0.2
 
 
 def test_groups_shared_with_test_examples_are_found(rng):
