@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum
 from simfluence.simulators.effects import average_effects
-from simfluence.simulators.fitting import Fitting, Settings
+from simfluence.simulators.fitting import FEWEST_RUNS, Fitting, Settings
 from simfluence.simulators.offset import Foretold
 from simfluence.simulators.surrogate import Surrogate
 from simfluence.simulators.surrogate_fit import anchored, fit_surrogate
@@ -37,7 +37,6 @@ Array = npt.NDArray[np.float64]
 
 FOLDS = 8
 TURNS = 4
-FEWEST_RUNS = 4
 SHUFFLES = 19
 _DECAY = 0.1  # effects of uses weighted by what they teach change little
 

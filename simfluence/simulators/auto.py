@@ -23,7 +23,7 @@ import pandas as pd
 from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
-from simfluence.simulators.alternation import FEWEST_RUNS, Alternated, cross_fitted
+from simfluence.simulators.alternation import Alternated, cross_fitted
 from simfluence.simulators.base import Array
 from simfluence.simulators.deviation import DeviationSimulator
 from simfluence.simulators.fitting import Chosen, Fitting, Settings
@@ -85,8 +85,8 @@ class AutoSimulator(DeviationSimulator):
         self.turns_: dict[str, Any] = {}
         if len(train) > 1 and (turns := cross_fitted(fitting, memory)):
             fitting.foretold["surrogate"] = turns.foretold
-            few = len(train) < FEWEST_RUNS
-            members = (self._surrogate_alone if few else self._beside_surrogate)(fitting, best, turns)
+            use = self._surrogate_alone if fitting.few else self._beside_surrogate
+            members = use(fitting, best, turns)
             self.turns_ = turns.again if members[-1] is not best else {}
         self._keep(fitting, members[0])
         self._join(fitting, members[1:])
@@ -97,7 +97,7 @@ class AutoSimulator(DeviationSimulator):
         settings = Settings(
             memory=beta,
             corrected=corrected,
-            means=() if len(train) < FEWEST_RUNS else tuple(range(len(fitting.scores))),
+            means=() if fitting.few else tuple(range(len(fitting.scores))),
             offset="tangent" if "tangent" in fitting.foretold else "",
         )
         best = fitting.choose_penalty(settings)
@@ -215,7 +215,7 @@ class AutoSimulator(DeviationSimulator):
         if fitting.groups is not None:
             yield {"blocks": ("examples", "groups")}
         yield {"blocks": ("examples", "seen")}
-        everything = tuple(range(len(fitting.scores) if len(train) >= FEWEST_RUNS else 0))
+        everything = () if fitting.few else tuple(range(len(fitting.scores)))
         for left_out in everything if len(everything) > 1 else ():
             yield {"means": tuple(number for number in everything if number != left_out)}
         if everything:

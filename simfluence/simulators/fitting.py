@@ -19,6 +19,7 @@ from simfluence.simulators.offset import Foretold, Offset, offset
 from simfluence.simulators.regression import LeftOut, Regression
 from simfluence.simulators.tangent import Tangent, TangentTraining
 
+FEWEST_RUNS = 4  # that can tell effects that hold by leaving one out
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 3.5, 0.5))
 
 Array = npt.NDArray[np.float64]
@@ -64,6 +65,7 @@ class Fitting:
     Attributes
     ----------
     scores : the given ones, and last, where training and test examples share groups, 1 for those pairs.
+    few : whether nothing can check effects: two or three runs, or one, and no validation runs.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Fitting:
     ) -> None:
         self.train = train
         self.validation = validation
+        self.few = len(train) < FEWEST_RUNS and validation is None
         kinship = common_groups(train)
         self._given_scores, self._max_rows = scores, max_rows
         self.scores = scores if kinship is None else np.concatenate([scores, kinship[None]])
@@ -182,7 +185,7 @@ class Fitting:
                 raise ValueError(f"the penalty {penalty:g} is too small for a stable solution")
             best = penalty
         else:
-            two = len(self.train) == 2 and self.validation is None
+            two = self.few and len(self.train) == 2
             penalties = [value for value in PENALTIES if value >= 1 or not two]
             at = int(np.argmin(np.abs(np.log(np.array(penalties) / start))))
             for way in (-1, 1):
