@@ -71,6 +71,14 @@ def test_two_runs_and_scores_are_answered_by_what_the_scores_know(runs_used, at_
     np.testing.assert_allclose(fit.refitted(runs[:runs_used]).simulate(*asked), fit.simulate(*asked))
 
 
+def test_validation_runs_check_effects_that_two_runs_alone_cannot():
+    folder = Path(__file__).parents[2] / "runs" / "rte-minilm"
+    runs, scores = RunSet.load(folder), load_file(folder / "scores.safetensors")["scores"]
+    fit = AutoSimulator(scores=scores).fit(runs[:2], runs[2:6])
+    assert np.isfinite(fit.penalty_)
+    assert skill(fit, runs[:2], runs[22:]) > 0.85
+
+
 def test_scores_that_know_nothing_are_left_alone_by_two_runs():
     """Told from chance by giving them to other examples: not always right about so little, but mostly."""
     skills = []
