@@ -12,8 +12,8 @@ demo: .venv/text
 	@echo
 	@echo "The recorded runs are in demo/runs, the tables and figures in demo."
 
-test: .venv/dev
-	$(BIN)/python -m pytest -n 2
+test: .venv/dev  # a thread a process: two processes with two each wait for one another
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .
