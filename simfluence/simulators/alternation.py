@@ -89,16 +89,7 @@ def alternate(
         if turns:
             found = (found + (effects * found).sum() / np.square(effects).sum() * effects) / 2
         effects = found
-        surrogate = fit_surrogate(
-            effects,
-            fitting.train.curricula,
-            fitting.recorded.losses,
-            fitting.recorded.grid,
-            memory=beta,
-            corrected=corrected,
-            rates=fitting.rates,
-            near=turns[-1].surrogate if turns else None,
-        )
+        surrogate = _surrogate(fitting, memory, effects, turns[-1].surrogate if turns else None)
         turns.append(Turn(surrogate, penalty))
         weights = surrogate.teaching(fitting.train.curricula)
         start = penalty if np.isfinite(penalty) else start
@@ -192,18 +183,26 @@ def _of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | Non
 
 def _replayed(fitting: Fitting, memory: tuple[float, bool], scores: Array) -> tuple[Surrogate, float]:
     """The surrogate with these as its effects, and its error on the runs that it was fitted to."""
+    surrogate = _surrogate(fitting, memory, -scores)
+    told = _told(surrogate, fitting.train.curricula)
+    return surrogate, sum(_error(fitting, run, losses) for run, losses in enumerate(told))
+
+
+def _surrogate(
+    fitting: Fitting, memory: tuple[float, bool], effects: Array, near: Surrogate | None = None
+) -> Surrogate:
+    """The surrogate with these effects that is nearest to the training runs."""
     beta, corrected = memory
-    surrogate = fit_surrogate(
-        -scores,
+    return fit_surrogate(
+        effects,
         fitting.train.curricula,
         fitting.recorded.losses,
         fitting.recorded.grid,
         memory=beta,
         corrected=corrected,
         rates=fitting.rates,
+        near=near,
     )
-    told = _told(surrogate, fitting.train.curricula)
-    return surrogate, sum(_error(fitting, run, losses) for run, losses in enumerate(told))
 
 
 def _told(surrogate: Surrogate, curricula: Sequence[Curriculum]) -> list[Array]:
