@@ -46,6 +46,13 @@ def main() -> None:
     parser.add_argument("--splits", type=int, default=6)
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
+    for folder in options.sets:
+        if read_scores(Path("runs") / folder) is None:
+            parser.error(f"runs/{folder} has no scores.safetensors or scores.npz to ask with")
+        if options.size >= (count := len(RunSet.load(Path("runs") / folder))):
+            parser.error(
+                f"--size {options.size} leaves none of the {count} runs of runs/{folder} to hold out"
+            )
     file = RESULTS / "splits.csv"
     frame = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=KEYS)
     done = set(frame[KEYS].itertuples(index=False, name=None))
@@ -61,7 +68,9 @@ def main() -> None:
             frame.to_csv(file, index=False, float_format="%.5g")
             print(row, flush=True)
     print(
-        frame.groupby(KEYS[:3], sort=False)[["skill", "across-runs Spearman"]].agg(["mean", "sem", "count"])
+        frame.groupby(KEYS[:3], sort=False)[["skill", "across-runs Spearman"]]
+        .agg(["mean", "sem", "count"])
+        .to_string()
     )
 
 
