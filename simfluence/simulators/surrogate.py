@@ -4,15 +4,20 @@ Effects say how much a use of training example i moves test example z, on averag
 becomes of that when i, or others like it, were used before: what is known teaches less. A model whose
 gradients have inner products like the effects does say it. Factor the effects on log-odds,
 
-    −B_iz = ⟨u_i, v_z⟩                                     (singular value decomposition, whole rank)
+    −B_iz ∝ ⟨u_i, v_z⟩,     U = P Σ^{½+q},  V = Q Σ^{½+q}                  from −B = P Σ Qᵀ, its whole rank
 
-and train x ∈ ℝᵏ by the optimizer's rule, where f_i(x) = f_0 + κ ⟨u_i, x⟩ are the log-odds of i being right:
+and train two linear layers, w ∈ ℝᵏ and a gain a, by the optimizer's rule, where f_i = f_0 + κ ⟨u_i, x⟩ with
+x = a w are the log-odds of i being right:
 
-    g_t = 1/|c_t| Σ_{i ∈ c_t} ρ_i(x_{t-1}) u_i,     ρ_i(x) = σ(−f_i(x)) / σ(−f_0)      what i still teaches
-    m_t = β m_{t-1} + (1 − β) g_t,                  x_t = x_{t-1} + γ_t m_t / (1 − βᵗ)
+    g_t = 1/|c_t| Σ_{i ∈ c_t} ρ_i u_i,     ρ_i = σ(−f_i) / σ(−f_0)                   what i still teaches
+    m_t = β m_{t-1} + (1 − β) g_t,         w_t = α_t w_{t-1} + γ_t a_{t-1} m_t / (1 − βᵗ)
+    n_t = β n_{t-1} + (1 − β) ⟨w_{t-1}, g_t⟩,      a_t = a_{t-1} + η n_t / (1 − βᵗ),     a_0 = 1, w_0 = 0
     log(e^{L_t(z)} − 1) = mean over the training runs + ⟨v_z, x̄_t − x_t⟩
 
-(the gradient of −log σ(f) is −σ(−f) ∇f). surrogate_fit.py fits γ, κ and β, alternation.py the effects.
+(the gradient of −log σ(f) is −σ(−f) ∇f). Where training changes the kernel little, α = 1 and η = 0; at high
+rates directions turn away (α) and what was learnt first is learnt faster (η). q < 0 makes directions more
+alike, as an optimizer that divides by the size of gradients does. surrogate_fit.py fits γ, α, κ, β, η and q,
+alternation.py the effects.
 """
 
 from __future__ import annotations
@@ -39,29 +44,37 @@ class Surrogate:
     Attributes
     ----------
     train, test : u [train, k], v [test, k].
-    rates : γ [step]; the last goes on. memory, corrected : β, and whether 1 − βᵗ divides (memory.py).
-    feedback : κ. start : f_0.
+    rates, kept : γ and α [step]; the last goes on.
+    memory, corrected : β, and whether 1 − βᵗ divides (memory.py).
+    feedback : κ. growth : η. power : q, which u and v have already. start : f_0.
     average : of the training runs, mean log(eᴸ − 1) + ⟨v_z, x_t⟩, [step + 1, test].
     """
 
     train: Array
     test: Array
     rates: Array
+    kept: Array
     memory: float
     corrected: bool
     feedback: float
+    growth: float
+    power: float
     start: float
     average: Array
 
     def simulate(self, curricula: Sequence[Curriculum], initial_loss: Array | None = None) -> Array:
         """Losses [run, step + 1, test], from the mean initial ones whatever ``initial_loss`` says."""
         steps = max(len(curriculum) for curriculum in curricula)
-        places, _ = self.replay(Batches.of(curricula), np.arange(steps + 1))
-        step = np.minimum(np.arange(places.shape[1]), len(self.average) - 1)
-        return unlink(self.average[step] - places @ self.test.T, "log_odds")
+        moved = self.moved(Batches.of(curricula), np.arange(steps + 1))
+        step = np.minimum(np.arange(steps + 1), len(self.average) - 1)
+        return unlink(self.average[step] + moved, "log_odds")
+
+    def moved(self, batches: Batches, points: IntArray) -> Array:
+        """What training has changed log(eᴸ − 1) by after these steps, [run, point, test]."""
+        return np.asarray(-self.replay(batches, points)[0] @ self.test.T, np.float64)
 
     def teaching(self, curricula: Sequence[Curriculum]) -> list[Array]:
-        """ρ_i(x_{t-1}) γ_t over the mean of γ of each use, one [use] a curriculum."""
+        """ρ_i γ_t over the mean of γ of each use, one [use] a curriculum."""
         batches = Batches.of(curricula)
         left = self.replay(batches, np.empty(0, np.int64))[1]
         steps = np.concatenate([np.arange(length) for length in batches.lengths])
@@ -84,9 +97,11 @@ class Surrogate:
             batches.lengths,
             self.train,
             self.rates,
+            self.kept,
             self.memory,
             self.corrected,
             self.feedback,
+            self.growth,
             self.start,
             points,
         )
@@ -96,7 +111,7 @@ class Surrogate:
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The fields that are arrays, by name."""
-        return {name: getattr(self, name) for name in ("train", "test", "rates", "average")}
+        return {name: getattr(self, name) for name in ("train", "test", "rates", "kept", "average")}
 
     def plain(self) -> dict[str, Any]:
         """The other fields, as JSON has them."""

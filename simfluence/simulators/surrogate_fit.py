@@ -1,11 +1,13 @@
-"""The few numbers of a surrogate that effects leave open: γ, κ and β, by nonlinear least squares.
+"""The few numbers of a surrogate that effects leave open, by nonlinear least squares.
 
-    Σ_{r,t,z} (L̂ − L)² / Σ (L̄ − L)² + roughness · mean (Δ log γ)² + trust · (Δκ² + Δβ²)
+    Σ_{r,t,z} (L̂ − L)² / Σ (L̄ − L)² + mean (Δ log γ)² / 10 + mean (Δ log α)² + mean (log α)² / 10
+        + (Δκ² + Δβ² + q²) / 100 + 3 η² / 1000
 
 L̂ are the surrogate's losses, shifted to have the same mean over the training runs as L; log γ is linear
-between knots in log time. Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m) (singular values
-are shared between u and v, but the gradients of n training and m test examples are of equal length) and
-from the recorded β. The derivatives by these few numbers are finite differences.
+between knots in log time, log α in time, Δ from knot to knot. Δκ and Δβ are what log κ and logit β differ by
+from ½ log(n/m) (singular values are shared between u and v, but the gradients of n training and m test
+examples are of equal length) and from the recorded β. The derivatives by these few numbers are finite
+differences.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from simfluence.simulators.surrogate import Batches, Surrogate
 
 Array = npt.NDArray[np.float64]
 
-KNOTS = 13
-ROUGHNESS = 0.1
-TRUST = 0.01
+KNOTS = 13  # of log γ
+KEPT_KNOTS = 5  # of log α
+ROUGHNESS, KEPT_ROUGHNESS, KEPT_TRUST, TRUST, GROWTH_TRUST = 0.1, 1.0, 0.1, 0.01, 0.003
 _LEVELS = np.arange(-6.0, 6.5, 1.0)  # of log γ to start from
 _MEMORY = (0.02, 0.98)
+_PARTS = (4, 4 + KNOTS)  # where log γ and log α begin, after log κ, logit β, η and q
 
 
 def fit_surrogate(
@@ -61,42 +64,72 @@ def fit_surrogate(
     spread = np.sqrt(np.square(np.where(reached, true - average, 0.0))[:, 1:].sum()) or 1.0
     steps = int(grid[-1])
     time = np.log1p(np.arange(steps)) / max(np.log1p(steps - 1), 1e-12)
-    hats = np.stack([np.interp(time, np.linspace(0, 1, KNOTS), hat) for hat in np.eye(KNOTS)], axis=1)
+    rate_hats, kept_hats = _hats(time, KNOTS), _hats(np.linspace(0, 1, steps), KEPT_KNOTS)
     relative = rates[np.minimum(np.arange(steps), len(rates) - 1)]
     unit = np.sqrt(np.square(effects).mean()) or 1.0
     left, values, right = np.linalg.svd(-effects / unit, full_matrices=False)
     train, test = left * np.sqrt(values), right.T * np.sqrt(values)
+    sizes = np.maximum(values / (np.sqrt(np.square(values).mean()) or 1.0), 1e-12)
     start = -float(link(average[0].mean(), "log_odds"))
     batches = Batches.of(curricula)
 
     def surrogate(parameters: Array, average: Array) -> Surrogate:
-        gamma = relative * np.exp(hats @ parameters[2:])
-        feedback, beta = float(np.exp(parameters[0])), float(expit(parameters[1]))
-        return Surrogate(train, test, gamma, beta, corrected, feedback, start, average)
+        (feedback, beta, growth, power), gamma, alpha = np.split(parameters, _PARTS)
+        stretched = sizes**power
+        return Surrogate(
+            train * stretched,
+            test * stretched,
+            relative * np.exp(rate_hats @ gamma),
+            np.exp(kept_hats @ alpha),
+            memory=float(expit(beta)),
+            corrected=corrected,
+            feedback=float(np.exp(feedback)),
+            growth=float(growth),
+            power=float(power),
+            start=start,
+            average=average,
+        )
 
     def moved(parameters: Array) -> Array:
         """What training changes log(eᴸ − 1) by, [run, point, test]."""
-        places, _ = surrogate(parameters, level).replay(batches, grid)
-        return np.asarray(-places @ test.T, np.float64)
+        return surrogate(parameters, level).moved(batches, grid)
 
-    usual = np.array([0.5 * np.log(len(effects) / tests), logit(np.clip(memory, *_MEMORY))])
+    usual = np.array([0.5 * np.log(len(effects) / tests), logit(np.clip(memory, *_MEMORY)), 0.0, 0.0])
+    trust = np.sqrt([TRUST, TRUST, GROWTH_TRUST, TRUST])
 
     def residuals(parameters: Array) -> Array:
         change = moved(parameters)
         told = unlink(level + change - mean(change), "log_odds")
         wrong = np.where(reached, told - mean(told) + average - true, 0.0)[:, 1:] / spread
-        rough = np.sqrt(ROUGHNESS / (KNOTS - 1)) * np.diff(parameters[2:])
-        return np.concatenate([wrong.ravel(), rough, np.sqrt(TRUST) * (parameters[:2] - usual)])
+        numbers, gamma, alpha = np.split(parameters, _PARTS)
+        return np.concatenate(
+            [
+                wrong.ravel(),
+                trust * (numbers - usual),
+                np.sqrt(ROUGHNESS / (KNOTS - 1)) * np.diff(gamma),
+                np.sqrt(KEPT_ROUGHNESS / (KEPT_KNOTS - 1)) * np.diff(alpha),
+                np.sqrt(KEPT_TRUST / KEPT_KNOTS) * alpha,
+            ]
+        )
 
-    starts = [np.concatenate([usual, np.full(KNOTS, log_rate)]) for log_rate in _LEVELS]
+    starts = [
+        np.concatenate([usual, np.full(KNOTS, level), np.zeros(KEPT_KNOTS)]) for level in _LEVELS
+    ]
     if near is not None:
+        numbers = [np.log(near.feedback), logit(near.memory), near.growth, near.power]
         trained = relative > 0
         log_rates = np.log(near.rates[trained] / relative[trained])
-        at_knots = np.interp(np.linspace(0, 1, KNOTS), time[trained], log_rates)
-        starts = [np.concatenate([[np.log(near.feedback), logit(near.memory)], at_knots])]
+        gamma = np.interp(np.linspace(0, 1, KNOTS), time[trained], log_rates)
+        alpha = np.interp(np.linspace(0, 1, KEPT_KNOTS), np.linspace(0, 1, steps), np.log(near.kept))
+        starts = [np.concatenate([numbers, gamma, alpha])]
     first = min(starts, key=lambda parameters: float(np.square(residuals(parameters)).sum()))
     found = least_squares(residuals, first, xtol=1e-6, ftol=1e-6, gtol=1e-8, max_nfev=60).x
     return anchored(surrogate(found, level), curricula, losses, grid)
+
+
+def _hats(positions: Array, knots: int) -> Array:
+    """What is linear between ``knots`` even ones on [0, 1], [position, knot]."""
+    return np.stack([np.interp(positions, np.linspace(0, 1, knots), hat) for hat in np.eye(knots)], axis=1)
 
 
 def anchored(
@@ -107,7 +140,7 @@ def anchored(
 ) -> Surrogate:
     """The surrogate that tells these runs with the mean log-odds that they have; arguments as above."""
     true, reached = _padded(losses, len(grid))
-    moved = -surrogate.replay(Batches.of(curricula), grid)[0] @ surrogate.test.T
+    moved = surrogate.moved(Batches.of(curricula), grid)
     left_over = _mean(link(true, "log_odds") - moved, reached)
     steps = np.arange(grid[-1] + 1)
     return replace(
