@@ -89,7 +89,7 @@ class InfluenceScores:
         calibrated : one scalar is fitted on the training runs. Otherwise the scores are taken as they
             are, which takes units (``weighing``).
         replayed : scores do not add up but a small model that has them as effects is trained along every
-            curriculum; about 15 numbers are fitted, whatever the scores. Takes losses > 0.
+            curriculum; about 22 numbers are fitted, whatever the scores. Takes losses > 0.
         """
         return ReplayedSimulator(self) if replayed else ScoredSimulator(self, calibrated)
 

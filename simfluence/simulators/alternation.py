@@ -161,7 +161,7 @@ def cross_fitted(
 def _of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None:
     """The surrogate whose effects are one array of scores, or all of them added up; the one that errs least.
 
-    About 15 numbers are fitted and no run is left out. Instead, scores have to tell more than the same scores
+    About 22 numbers are fitted and no run is left out. Instead, scores have to tell more than the same scores
     given to other training examples do, every time of ``SHUFFLES``; None if they do not, or without any.
     """
     sizes = np.sqrt(np.square(fitting.scores).mean((1, 2), keepdims=True))

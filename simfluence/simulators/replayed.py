@@ -2,7 +2,7 @@
 
 Added up (scored.py), scores say the same of an example's first use and of its tenth, and nothing of the
 optimizer. Here they are the effects of a surrogate (surrogate.py), −B = S: all that is fitted to the training
-runs are about 15 numbers that no example has to itself (a rate over time, the optimizer's memory, how much
+runs are about 22 numbers that no example has to itself (a rate over time, the optimizer's memory, how much
 what is known still teaches), so that what is predicted of a curriculum is what the scores know.
 """
 

@@ -112,9 +112,7 @@ def fit_surrogate(
             ]
         )
 
-    starts = [
-        np.concatenate([usual, np.full(KNOTS, level), np.zeros(KEPT_KNOTS)]) for level in _LEVELS
-    ]
+    starts = [np.concatenate([usual, np.full(KNOTS, level), np.zeros(KEPT_KNOTS)]) for level in _LEVELS]
     if near is not None:
         numbers = [np.log(near.feedback), logit(near.memory), near.growth, near.power]
         trained = relative > 0

@@ -69,9 +69,7 @@ def test_two_layers_are_trained_by_the_optimizer(rng):
         loss = -torch.nn.functional.logsigmoid(f).mean() / (1 + np.exp(0.2)) ** -1
         gradients = torch.autograd.grad(loss, [w, a])
         gradients = gradients[0] / a.detach(), gradients[1]
-        moments = tuple(
-            MOMENTUM * m - (1 - MOMENTUM) * g for m, g in zip(moments, gradients, strict=True)
-        )
+        moments = tuple(MOMENTUM * m - (1 - MOMENTUM) * g for m, g in zip(moments, gradients, strict=True))
         w, a = (kept[t] * w + rates[t] * a * moments[0]).detach(), (a + 0.4 * moments[1]).detach()
     end = surrogate.simulate(runs.curricula)[0, -1]
     np.testing.assert_allclose(end, np.log1p(np.exp(-test @ (a * w).numpy())), rtol=1e-10)
