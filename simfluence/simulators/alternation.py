@@ -89,7 +89,8 @@ def alternate(
         if turns:
             found = (found + (effects * found).sum() / np.square(effects).sum() * effects) / 2
         effects = found
-        surrogate = _surrogate(fitting, memory, effects, turns[-1].surrogate if turns else None)
+        near = turns[-1].surrogate if turns else None
+        surrogate = _surrogate(fitting, memory, effects, changing=False, near=near)
         turns.append(Turn(surrogate, penalty))
         weights = surrogate.teaching(fitting.train.curricula)
         start = penalty if np.isfinite(penalty) else start
@@ -183,13 +184,18 @@ def _of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | Non
 
 def _replayed(fitting: Fitting, memory: tuple[float, bool], scores: Array) -> tuple[Surrogate, float]:
     """The surrogate with these as its effects, and its error on the runs that it was fitted to."""
-    surrogate = _surrogate(fitting, memory, -scores)
+    surrogate = _surrogate(fitting, memory, -scores, changing=True)
     told = _told(surrogate, fitting.train.curricula)
     return surrogate, sum(_error(fitting, run, losses) for run, losses in enumerate(told))
 
 
 def _surrogate(
-    fitting: Fitting, memory: tuple[float, bool], effects: Array, near: Surrogate | None = None
+    fitting: Fitting,
+    memory: tuple[float, bool],
+    effects: Array,
+    *,
+    changing: bool,
+    near: Surrogate | None = None,
 ) -> Surrogate:
     """The surrogate with these effects that is nearest to the training runs."""
     beta, corrected = memory
@@ -201,6 +207,7 @@ def _surrogate(
         memory=beta,
         corrected=corrected,
         rates=fitting.rates,
+        changing=changing,
         near=near,
     )
 

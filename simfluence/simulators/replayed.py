@@ -67,6 +67,7 @@ class ReplayedSimulator(Simulator):
             memory=beta,
             corrected=corrected,
             rates=relative_rates(train),
+            changing=True,
         )
         for name, value in {**surrogate.arrays(), **surrogate.plain()}.items():
             setattr(self, f"surrogate_{name}_", value)

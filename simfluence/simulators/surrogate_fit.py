@@ -1,13 +1,13 @@
 """The few numbers of a surrogate that effects leave open, by nonlinear least squares.
 
-    Σ_{r,t,z} (L̂ − L)² / Σ (L̄ − L)² + mean (Δ log γ)² / 10 + mean (Δ log α)² + mean (log α)² / 10
-        + (Δκ² + Δβ² + q²) / 100 + 3 η² / 1000
+    Σ_{r,t,z} (L̂ − L)² / Σ (L̄ − L)² + mean (Δ log γ)² / 10 + (Δκ² + Δβ²) / 100
+        + max(1, 15 / (R − 1)) · (mean (Δ log α)² + mean (log α)² / 10 + q² / 100 + 3 η² / 1000)
 
 L̂ are the surrogate's losses, shifted to have the same mean over the training runs as L; log γ is linear
-between knots in log time, log α in time, Δ from knot to knot. Δκ and Δβ are what log κ and logit β differ by
-from ½ log(n/m) (singular values are shared between u and v, but the gradients of n training and m test
-examples are of equal length) and from the recorded β. The derivatives by these few numbers are finite
-differences.
+between knots in log time, log α in time, Δ from knot to knot. R runs are fitted: fewer say less of a kernel
+that changes. Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m) (singular values are shared
+between u and v, but the gradients of n training and m test examples are of equal length) and from the
+recorded β. The derivatives by these few numbers are finite differences.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ Array = npt.NDArray[np.float64]
 
 KNOTS = 13  # of log γ
 KEPT_KNOTS = 5  # of log α
-ROUGHNESS, KEPT_ROUGHNESS, KEPT_TRUST, TRUST, GROWTH_TRUST = 0.1, 1.0, 0.1, 0.01, 0.003
+ROUGHNESS, TRUST = 0.1, 0.01
+KEPT_ROUGHNESS, KEPT_TRUST, POWER_TRUST, GROWTH_TRUST = 1.0, 0.1, 0.01, 0.003
+ENOUGH_RUNS = 16  # for these weights; they were set there
 _LEVELS = np.arange(-6.0, 6.5, 1.0)  # of log γ to start from
 _MEMORY = (0.02, 0.98)
 _PARTS = (4, 4 + KNOTS)  # where log γ and log α begin, after log κ, logit β, η and q
@@ -43,6 +45,7 @@ def fit_surrogate(
     memory: float,
     corrected: bool,
     rates: Array,
+    changing: bool,
     near: Surrogate | None = None,
 ) -> Surrogate:
     """The surrogate with these effects that is nearest to recorded runs.
@@ -52,6 +55,8 @@ def fit_surrogate(
     effects : B [train, test] on log(eᴸ − 1), negative lowers the loss; any units.
     losses : one [point, test] a run, at the steps ``grid`` up to its end; finite, positive.
     memory, corrected : the optimizer's (memory.py). rates : relative learning rates [step].
+    changing : whether α, η and q are fitted, or 1, 0 and 0: effects that were found in the same runs tell
+        these runs too well, and a kernel that changes with them goes astray on others.
     near : one fitted to the same runs with similar effects, to start from.
     """
     tests = effects.shape[1]
@@ -95,7 +100,8 @@ def fit_surrogate(
         return surrogate(parameters, level).moved(batches, grid)
 
     usual = np.array([0.5 * np.log(len(effects) / tests), logit(np.clip(memory, *_MEMORY)), 0.0, 0.0])
-    trust = np.sqrt([TRUST, TRUST, GROWTH_TRUST, TRUST])
+    few = max(1.0, (ENOUGH_RUNS - 1) / max(len(losses) - 1, 1))
+    trust = np.sqrt([TRUST, TRUST, few * GROWTH_TRUST, few * POWER_TRUST])
 
     def residuals(parameters: Array) -> Array:
         change = moved(parameters)
@@ -107,8 +113,8 @@ def fit_surrogate(
                 wrong.ravel(),
                 trust * (numbers - usual),
                 np.sqrt(ROUGHNESS / (KNOTS - 1)) * np.diff(gamma),
-                np.sqrt(KEPT_ROUGHNESS / (KEPT_KNOTS - 1)) * np.diff(alpha),
-                np.sqrt(KEPT_TRUST / KEPT_KNOTS) * alpha,
+                np.sqrt(few * KEPT_ROUGHNESS / (KEPT_KNOTS - 1)) * np.diff(alpha),
+                np.sqrt(few * KEPT_TRUST / KEPT_KNOTS) * alpha,
             ]
         )
 
@@ -121,8 +127,19 @@ def fit_surrogate(
         alpha = np.interp(np.linspace(0, 1, KEPT_KNOTS), np.linspace(0, 1, steps), np.log(near.kept))
         starts = [np.concatenate([numbers, gamma, alpha])]
     first = min(starts, key=lambda parameters: float(np.square(residuals(parameters)).sum()))
-    found = least_squares(residuals, first, xtol=1e-6, ftol=1e-6, gtol=1e-8, max_nfev=60).x
-    return anchored(surrogate(found, level), curricula, losses, grid)
+    free = np.full(len(first), True)
+    free[2:4] = free[_PARTS[1] :] = changing
+
+    def whole(some: Array) -> Array:
+        parameters = first.copy()
+        parameters[free] = some
+        return parameters
+
+    def residuals_of(some: Array) -> Array:
+        return residuals(whole(some))
+
+    found = least_squares(residuals_of, first[free], xtol=1e-6, ftol=1e-6, gtol=1e-8, max_nfev=60).x
+    return anchored(surrogate(whole(found), level), curricula, losses, grid)
 
 
 def _hats(positions: Array, knots: int) -> Array:
