@@ -12,8 +12,9 @@ best is what they say. Penalties are chosen once, on all runs. What counts later
 over all runs (offset.py): there every part's surrogate is given that mean, since that of the others differs
 from it by what is peculiar to the part's own runs, with the wrong sign.
 
-Two or three runs are too few to find effects, and to say how good they are. If there are scores, the
-surrogate has those as its effects (replayed.py), and all of few runs are told by the one fitted to all.
+Scores may be the effects instead (replayed.py). Where nothing was found in these runs, the kernel may change
+(surrogate_fit.py). Two or three runs are too few to find effects, and to say how good they are: if there are
+scores, the surrogate has those, and all of few runs are told by the one fitted to all.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from simfluence.simulators.surrogate import Surrogate
 from simfluence.simulators.surrogate_fit import anchored, fit_surrogate
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 FOLDS = 8
 TURNS = 4
@@ -99,19 +101,19 @@ def alternate(
 
 @dataclass(frozen=True)
 class Alternated:
-    """What came of it: the surrogates' word on the training runs, and λ of each turn up to the best.
+    """What came of it: the surrogates' word on the training runs.
 
-    ``again`` : what ``cross_fitted`` takes to do the same with other runs.
+    name : "surrogate" of effects, or "replayed", of scores.
     """
 
+    name: str
     foretold: Foretold
-    again: dict[str, Any]
 
     @property
     def change(self) -> dict[str, Any]:
         """Of the settings, to use it."""
         assert isinstance(self.foretold.by, Surrogate)
-        return {"offset": "surrogate", "rates": False, "memory": self.foretold.by.memory}
+        return {"offset": self.name, "rates": False, "memory": self.foretold.by.memory}
 
 
 def cross_fitted(
@@ -125,45 +127,32 @@ def cross_fitted(
     if len(fitting.train) < 2 or not positive:
         return None
     if len(fitting.train) < FEWEST_RUNS or penalties == []:
-        return _of_scores(fitting, memory)
+        return of_scores(fitting, memory)
     turns = alternate(fitting, memory, penalties)
-    number = np.arange(len(fitting.train)) % FOLDS
-    told: list[list[Array]] = [[] for _ in turns]
-    weights: list[list[Array]] = [[] for _ in turns]
+    told: list[list[tuple[Array, Array]]] = [[] for _ in turns]
     errors: list[list[float]] = [[] for _ in turns]
-    recorded = fitting.recorded
-    for fold in range(min(FOLDS, len(fitting.train))):
-        runs = np.flatnonzero(number == fold)
+    for runs in _folds(fitting):
         others = alternate(fitting.without(runs), memory, [turn.penalty for turn in turns])
-        curricula = [fitting.train[int(run)].curriculum for run in runs]
         turns = turns[: len(others)]
         for turn, other in enumerate(others):
-            surrogate = anchored(other.surrogate, fitting.train.curricula, recorded.losses, recorded.grid)
-            told[turn] += _told(surrogate, curricula)
-            weights[turn] += surrogate.teaching(curricula)
-            blind = _told(other.surrogate, curricula)
-            errors[turn] += [
-                _error(fitting, int(run), losses) for run, losses in zip(runs, blind, strict=True)
-            ]
+            words, wrong = _of_unseen(fitting, other.surrogate, runs)
+            told[turn] += words
+            errors[turn] += wrong
     if not turns:
         return None
-    order = np.argsort(np.argsort(number, kind="stable"))  # from folds to runs
-    words = [
-        Foretold(turn.surrogate, [told[at][run] for run in order], [weights[at][run] for run in order])
-        for at, turn in enumerate(turns)
-    ]
     best = len(turns) - 1
     if penalties is None:
         best = int(np.argmin([sum(of_runs) for of_runs in errors[: len(turns)]]))
-    chosen = [turn.penalty for turn in turns[: best + 1]]
-    return Alternated(words[best], {"memory": memory, "penalties": chosen})
+    again = {"memory": memory, "penalties": [turn.penalty for turn in turns[: best + 1]]}
+    return Alternated("surrogate", _in_order(fitting, turns[best].surrogate, told[best], again))
 
 
-def _of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None:
+def of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None:
     """The surrogate whose effects are one array of scores, or all of them added up; the one that errs least.
 
-    About 22 numbers are fitted and no run is left out. Instead, scores have to tell more than the same scores
-    given to other training examples do, every time of ``SHUFFLES``; None if they do not, or without any.
+    About 22 numbers are fitted. Of few runs, none is left out; instead, scores have to tell more than the
+    same scores given to other training examples do, every time of ``SHUFFLES``. None if they do not, or
+    without any.
     """
     sizes = np.sqrt(np.square(fitting.scores).mean((1, 2), keepdims=True))
     arrays = list(fitting.scores / np.maximum(sizes, 1e-300))
@@ -173,13 +162,46 @@ def _of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | Non
     fits = [_replayed(fitting, memory, scores) for scores in arrays]
     best = int(np.argmin([error for _, error in fits]))
     surrogate, error = fits[best]
+    again = {"memory": memory, "penalties": []}
+    if len(fitting.train) >= FEWEST_RUNS:
+        told = []
+        for runs in _folds(fitting):
+            other = _surrogate(fitting.without(runs), memory, -arrays[best], changing=True)
+            told += _of_unseen(fitting, other, runs)[0]
+        return Alternated("replayed", _in_order(fitting, surrogate, told, again))
     rng = np.random.default_rng(0)
     for _ in range(SHUFFLES):
         if _replayed(fitting, memory, rng.permutation(arrays[best]))[1] <= error:
             return None
     curricula = fitting.train.curricula
-    foretold = Foretold(surrogate, _told(surrogate, curricula), surrogate.teaching(curricula))
-    return Alternated(foretold, {"memory": memory, "penalties": []})
+    foretold = Foretold(surrogate, _told(surrogate, curricula), surrogate.teaching(curricula), again)
+    return Alternated("replayed", foretold)
+
+
+def _folds(fitting: Fitting) -> list[IntArray]:
+    """Numbers of the runs in each of ``FOLDS`` parts."""
+    number = np.arange(len(fitting.train)) % FOLDS
+    return [np.flatnonzero(number == fold) for fold in range(min(FOLDS, len(fitting.train)))]
+
+
+def _of_unseen(
+    fitting: Fitting, surrogate: Surrogate, runs: IntArray
+) -> tuple[list[tuple[Array, Array]], list[float]]:
+    """What one that has not seen these runs says of them on the level of all, (losses, weights) of each; and
+    its errors on its own level."""
+    recorded, curricula = fitting.recorded, [fitting.train[int(run)].curriculum for run in runs]
+    leveled = anchored(surrogate, fitting.train.curricula, recorded.losses, recorded.grid)
+    words = list(zip(_told(leveled, curricula), leveled.teaching(curricula), strict=True))
+    blind = _told(surrogate, curricula)
+    return words, [_error(fitting, int(run), losses) for run, losses in zip(runs, blind, strict=True)]
+
+
+def _in_order(
+    fitting: Fitting, by: Surrogate, told: list[tuple[Array, Array]], again: dict[str, Any]
+) -> Foretold:
+    """From parts to runs."""
+    order = np.argsort(np.concatenate(_folds(fitting)))
+    return Foretold(by, [told[at][0] for at in order], [told[at][1] for at in order], again)
 
 
 def _replayed(fitting: Fitting, memory: tuple[float, bool], scores: Array) -> tuple[Surrogate, float]:

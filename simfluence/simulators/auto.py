@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar, Self
 
@@ -23,7 +24,7 @@ import pandas as pd
 from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
-from simfluence.simulators.alternation import Alternated, cross_fitted
+from simfluence.simulators.alternation import Alternated, cross_fitted, of_scores
 from simfluence.simulators.base import Array
 from simfluence.simulators.deviation import DeviationSimulator
 from simfluence.simulators.fitting import Chosen, Fitting, Settings
@@ -82,12 +83,8 @@ class AutoSimulator(DeviationSimulator):
             self._note("all training runs", best, True)
         members = [best]
         memory = recorded_memory(train) or (best.settings.memory, best.settings.corrected)
-        self.turns_: dict[str, Any] = {}
         if len(train) > 1 and (turns := cross_fitted(fitting, memory)):
-            fitting.foretold["surrogate"] = turns.foretold
-            use = self._surrogate_alone if fitting.few else self._beside_surrogate
-            members = use(fitting, best, turns)
-            self.turns_ = turns.again if members[-1] is not best else {}
+            members = self._with_surrogates(fitting, best, turns, memory)
         self._keep(fitting, members[0])
         self._join(fitting, members[1:])
 
@@ -104,23 +101,47 @@ class AutoSimulator(DeviationSimulator):
         self._note("start", best, True)
         return best if len(train) == 1 else self._improve(fitting, best, self._changes(fitting, train))
 
-    def _beside_surrogate(self, fitting: Fitting, best: Chosen, turns: Alternated) -> list[Chosen]:
-        """``best``, or the best member with that surrogate, or both if their mean is better still."""
-        tried_before = len(self.selection_)
+    def _with_surrogates(
+        self, fitting: Fitting, best: Chosen, turns: Alternated, memory: tuple[float, bool]
+    ) -> list[Chosen]:
+        """``best``, or a member beside a surrogate, or two whose mean is better still."""
+        fitting.foretold[turns.name] = turns.foretold
+        if fitting.few:
+            return self._surrogate_alone(fitting, best, turns)
+        members, rows = [best], [len(self.selection_)]
+        for foretold in (turns, of_scores(fitting, memory) if len(fitting.given_scores) else None):
+            if foretold is not None and foretold.name not in {one.settings.offset for one in members}:
+                fitting.foretold[foretold.name] = foretold.foretold
+                members.append(self._beside(fitting, best, foretold))
+                rows.append(len(self.selection_))
+        chosen = [best]
+        for member in members[1:]:
+            if member.error < (1 - MARGIN) * chosen[0].error:
+                chosen = [member]
+        pairs = list(itertools.combinations(members, 2))
+        errors = [fitting.error_of_mean(pair) for pair in pairs]
+        least = int(np.argmin(errors))
+        together = errors[least] < chosen[0].error
+        chosen = list(pairs[least]) if together else chosen
+        for member, start, end in zip(members[1:], rows, rows[1:], strict=False):
+            for tried in self.selection_[start:end] if not any(member is one for one in chosen) else ():
+                tried["kept"] = False
+        for pair, error in zip(pairs, errors, strict=True):
+            said = " and ".join(
+                f"offset {offset}" if (offset := one.settings.offset) else "no offset" for one in pair
+            )
+            mean = dataclasses.replace(pair[1], errors={pair[1].penalty: error})
+            self._note(f"the mean of {said}", mean, together and pair is pairs[least])
+        return chosen
+
+    def _beside(self, fitting: Fitting, best: Chosen, turns: Alternated) -> Chosen:
+        """The best member with that surrogate."""
         settings = dataclasses.replace(best.settings, blocks=("examples",), link="log_odds", decay=0.1)
         other = fitting.choose_penalty(dataclasses.replace(settings, **turns.change), start=0.1)
-        self._note("offset surrogate", other, True)
+        self._note(f"offset {turns.name}", other, True)
         if other.error < (1 + NEARLY) * best.error:
             other = self._improve(fitting, other, self._changes_of_the_rest())
-        better = other if other.error < (1 - MARGIN) * best.error else best
-        error = fitting.error_of_mean([best, other])
-        together = error < better.error
-        if not together and better is best:
-            for tried in self.selection_[tried_before:]:
-                tried["kept"] = False
-        mean = dataclasses.replace(other, errors={other.penalty: error})
-        self._note("the mean of both", mean, together)
-        return [best, other] if together else [better]
+        return other
 
     def _surrogate_alone(self, fitting: Fitting, best: Chosen, turns: Alternated) -> list[Chosen]:
         """The surrogate of the scores if it errs much less than the mean trajectory, or else ``best``."""

@@ -27,7 +27,11 @@ from simfluence.simulators.surrogate import Surrogate
 from simfluence.simulators.tangent import Tangent, TangentTraining
 
 _CURRICULA_AT_ONCE = 2**27  # bytes of features
-FORETELLERS: dict[str, type[Foreteller]] = {"tangent": TangentTraining, "surrogate": Surrogate}
+FORETELLERS: dict[str, type[Foreteller]] = {
+    "tangent": TangentTraining,
+    "surrogate": Surrogate,  # of effects
+    "replayed": Surrogate,  # of scores
+}
 
 
 class DeviationSimulator(Simulator):
@@ -121,9 +125,8 @@ class DeviationSimulator(Simulator):
         settings = dataclasses.replace(settings, means=tuple(range(len(fitting.scores))))
         turns = cross_fitted(fitting, (beta, corrected)) if self.surrogate else None
         if turns:
-            fitting.foretold["surrogate"] = turns.foretold
+            fitting.foretold[turns.name] = turns.foretold
             settings = dataclasses.replace(settings, **turns.change)
-        self.turns_ = turns.again if turns else {}
         self._keep(fitting, fitting.choose_penalty(settings, self.penalty))
 
     def _fitting(self, train: RunSet, validation: RunSet | None) -> Fitting:
@@ -140,12 +143,12 @@ class DeviationSimulator(Simulator):
     def _again(self, fitting: Fitting) -> Chosen:
         """The same settings and penalty."""
         settings = Settings(**self.settings_)
-        if settings.offset == "surrogate":
+        if self.turns_:
             turns = cross_fitted(fitting, **self.turns_)
             if turns is None:
                 settings = dataclasses.replace(settings, offset="")
             else:
-                fitting.foretold["surrogate"] = turns.foretold
+                fitting.foretold[turns.name] = turns.foretold
                 settings = dataclasses.replace(settings, **turns.change)
         return fitting.choose_penalty(settings, self.penalty_)
 
@@ -186,10 +189,11 @@ class DeviationSimulator(Simulator):
         for name in [name for name in vars(self) if name.startswith("foreteller_")]:  # of a fit before
             delattr(self, name)
         self.foreteller_: dict[str, Any] = {}
+        self.turns_: dict[str, Any] = {}
         if chosen.settings.offset:
-            by = fitting.foretold[chosen.settings.offset].by
-            self.foreteller_ = by.plain()
-            for name, values in by.arrays().items():
+            foretold = fitting.foretold[chosen.settings.offset]
+            self.turns_, self.foreteller_ = foretold.again, foretold.by.plain()
+            for name, values in foretold.by.arrays().items():
                 setattr(self, f"foreteller_{name}_", values)
         self.kinship_ = fitting.scores[len(self.scores_) :]
         self.penalty_ = chosen.penalty

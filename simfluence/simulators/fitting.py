@@ -37,7 +37,7 @@ class Settings:
     link: str = "identity"
     rates: bool = True
     means: tuple[int, ...] = ()  # which of the scores, see Fitting.scores
-    offset: Literal["", "tangent", "surrogate"] = ""  # what foretells most of it (offset.py)
+    offset: Literal["", "tangent", "surrogate", "replayed"] = ""  # what foretells most of it (offset.py)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Fitting:
         self.validation = validation
         self.few = len(train) < FEWEST_RUNS and validation is None
         kinship = common_groups(train)
-        self._given_scores, self._max_rows = scores, max_rows
+        self.given_scores, self._max_rows = scores, max_rows
         self.scores = scores if kinship is None else np.concatenate([scores, kinship[None]])
         self.redundancy = redundancy
         self.recorded: Recorded = record_on_grid(train, max_rows)
@@ -102,7 +102,7 @@ class Fitting:
         """The other runs, on about the same grid; without validation runs and foretellers."""
         others = np.setdiff1d(np.arange(len(self.train)), runs)
         rows = self._max_rows * len(others) // len(self.train)
-        return Fitting(self.train[others], None, self._given_scores, self.redundancy, rows)
+        return Fitting(self.train[others], None, self.given_scores, self.redundancy, rows)
 
     # ------------------------------------------------------------------------------------ fitting
 

@@ -13,7 +13,7 @@ the regression's (regression.py). A run that is left out is offset by the c of t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, Self
 
 import numpy as np
@@ -50,11 +50,13 @@ class Foretold:
     """What a foreteller says of the training runs, each of them told without having seen it.
 
     losses : one [step + 1, test] a run. weights : its ``teaching``, one [use] a run, or None.
+    again : what ``alternation.cross_fitted`` takes to make it of other runs; JSON.
     """
 
     by: Foreteller
     losses: list[Array]
     weights: list[Array] | None = None
+    again: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
