@@ -2,11 +2,11 @@
 
 Every candidate is scored by its leave-one-run-out rollouts (and those of validation runs, if given), with a
 penalty of its own. Starting from what is usually best, one setting is changed at a time, and a change is
-kept if it lowers the error by more than a percent; then so for effects beside a surrogate (alternation.py).
-The better of the two is taken, or the mean of what both say where that errs less than either. Two or three
-runs cannot tell effects that hold from effects that do not: where there are scores, a surrogate has those.
-The mean trajectory is among the candidates of every step (penalty inf), so that a set from which nothing can
-be learnt about curricula gets just that.
+kept if it lowers the error by more than a percent; then so for effects beside a surrogate (alternation.py),
+and, with scores, beside one that has those. The best is taken, or the mean of what two say where that errs
+less. Two or three runs cannot tell effects that hold from effects that do not: where there are scores, a
+surrogate has those. The mean trajectory is among the candidates of every step (penalty inf), so that a set
+from which nothing can be learnt about curricula gets just that.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def fit_surrogate(
     relative = rates[np.minimum(np.arange(steps), len(rates) - 1)]
     unit = np.sqrt(np.square(effects).mean()) or 1.0
     left, values, right = np.linalg.svd(-effects / unit, full_matrices=False)
-    train, test = left * np.sqrt(values), right.T * np.sqrt(values)
+    train, test = (np.ascontiguousarray(side * np.sqrt(values)) for side in (left, right.T))
     sizes = np.maximum(values / (np.sqrt(np.square(values).mean()) or 1.0), 1e-12)
     start = -float(link(average[0].mean(), "log_odds"))
     batches = Batches.of(curricula)

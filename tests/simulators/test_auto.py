@@ -128,6 +128,24 @@ def test_asking_before_fitting(rng):
         AutoSimulator().explain()
 
 
+def test_effects_beside_replayed_scores_are_a_member(tmp_path):
+    """At a high rate, where effects found in the runs alone say little."""
+    folder = Path(__file__).parents[2] / "runs" / "copa-minilm-high-rate"
+    runs = RunSet.load(folder)
+    train, test = runs[:8], runs[8:22]
+    scores = load_file(folder / "scores.safetensors")["scores"]
+    fit = AutoSimulator(scores=scores).fit(train)
+    assert "offset replayed" in set(fit.selection.loc[fit.selection["kept"], "change"])
+    assert "replayed" in fit.explain()
+    assert skill(fit, train, test) > 0.25
+    losses = fit.simulate(test.curricula, test.initial_loss)
+    fit.save(tmp_path / "auto")
+    loaded = load_simulator(tmp_path / "auto")
+    np.testing.assert_allclose(loaded.simulate(test.curricula, test.initial_loss), losses, rtol=1e-12)
+    again = loaded.refitted(train)
+    np.testing.assert_allclose(again.simulate(test.curricula, test.initial_loss), losses, rtol=1e-9)
+
+
 def test_two_members_that_err_in_different_places_are_averaged(tmp_path):
     """A recorded set where effects that add up and a surrogate are about as good."""
     runs = RunSet.load(Path(__file__).parents[2] / "runs" / "copa-minilm")

@@ -104,8 +104,10 @@ def test_from_runs_alone_it_beats_effects_that_add_up():
     assert 1 - with_it < 0.5 * (1 - without)
 
 
-def test_runs_are_told_without_having_been_seen(rng):
-    runs, _, _ = log_linear_runs(rng, 6)
+@pytest.mark.parametrize("penalties", [[0.1, 0.1], []], ids=["effects", "scores"])
+def test_runs_are_told_without_having_been_seen(rng, penalties):
+    runs, train, test = log_linear_runs(rng, 6)
+    scores = (train @ test.T)[None] if not penalties else np.empty((0, TRAIN, TESTS))
     losses = runs.loss.astype(np.float64)
     losses[2, 1:] *= 1.5
     other = RunSet.from_arrays(
@@ -113,8 +115,8 @@ def test_runs_are_told_without_having_been_seen(rng):
     )
     words = []
     for one in (runs, other):
-        fitting = Fitting(one, None, np.empty((0, TRAIN, TESTS)), np.empty((0, 0)), 4000)
-        words.append(cross_fitted(fitting, (MOMENTUM, False), [0.1, 0.1]).foretold)
+        fitting = Fitting(one, None, scores, np.empty((0, 0)), 4000)
+        words.append(cross_fitted(fitting, (MOMENTUM, False), penalties).foretold)
     deviations = [  # from the mean, which is that of all runs
         np.log(np.expm1(word.losses[2])) - link(one.loss, "log_odds").mean(0)
         for word, one in zip(words, (runs, other), strict=True)
