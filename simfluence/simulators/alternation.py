@@ -123,11 +123,10 @@ def cross_fitted(
 
     penalties : λ of each turn up to the best, if known (none: scores alone); the rest as in ``alternate``.
     """
-    positive = all((losses > 0).all() for losses in fitting.recorded.losses)
-    if len(fitting.train) < 2 or not positive:
-        return None
     if len(fitting.train) < FEWEST_RUNS or penalties == []:
         return of_scores(fitting, memory)
+    if not _has_log_odds(fitting):
+        return None
     turns = alternate(fitting, memory, penalties)
     told: list[list[tuple[Array, Array]]] = [[] for _ in turns]
     errors: list[list[float]] = [[] for _ in turns]
@@ -135,9 +134,9 @@ def cross_fitted(
         others = alternate(fitting.without(runs), memory, [turn.penalty for turn in turns])
         turns = turns[: len(others)]
         for turn, other in enumerate(others):
-            words, wrong = _of_unseen(fitting, other.surrogate, runs)
-            told[turn] += words
-            errors[turn] += wrong
+            told[turn] += _of_unseen(fitting, other.surrogate, runs)
+            blind = _told(other.surrogate, [fitting.train[int(run)].curriculum for run in runs])
+            errors[turn] += [_error(fitting, int(run), one) for run, one in zip(runs, blind, strict=True)]
     if not turns:
         return None
     best = len(turns) - 1
@@ -151,9 +150,11 @@ def of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None
     """The surrogate whose effects are one array of scores, or all of them added up; the one that errs least.
 
     About 22 numbers are fitted. Of few runs, none is left out; instead, scores have to tell more than the
-    same scores given to other training examples do, every time of ``SHUFFLES``. None if they do not, or
-    without any.
+    same scores given to other training examples do, every time of ``SHUFFLES``. None if they do not, without
+    any, for a single run, or losses without log-odds.
     """
+    if len(fitting.train) < 2 or not _has_log_odds(fitting):
+        return None
     sizes = np.sqrt(np.square(fitting.scores).mean((1, 2), keepdims=True))
     arrays = list(fitting.scores / np.maximum(sizes, 1e-300))
     arrays += [np.sum(arrays, axis=0)] if len(arrays) > 1 else []
@@ -167,7 +168,7 @@ def of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None
         told = []
         for runs in _folds(fitting):
             other = _surrogate(fitting.without(runs), memory, -arrays[best], changing=True)
-            told += _of_unseen(fitting, other, runs)[0]
+            told += _of_unseen(fitting, other, runs)
         return Alternated("replayed", _in_order(fitting, surrogate, told, again))
     rng = np.random.default_rng(0)
     for _ in range(SHUFFLES):
@@ -178,22 +179,21 @@ def of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None
     return Alternated("replayed", foretold)
 
 
+def _has_log_odds(fitting: Fitting) -> bool:
+    return all((losses > 0).all() for losses in fitting.recorded.losses)
+
+
 def _folds(fitting: Fitting) -> list[IntArray]:
     """Numbers of the runs in each of ``FOLDS`` parts."""
     number = np.arange(len(fitting.train)) % FOLDS
     return [np.flatnonzero(number == fold) for fold in range(min(FOLDS, len(fitting.train)))]
 
 
-def _of_unseen(
-    fitting: Fitting, surrogate: Surrogate, runs: IntArray
-) -> tuple[list[tuple[Array, Array]], list[float]]:
-    """What one that has not seen these runs says of them on the level of all, (losses, weights) of each; and
-    its errors on its own level."""
+def _of_unseen(fitting: Fitting, surrogate: Surrogate, runs: IntArray) -> list[tuple[Array, Array]]:
+    """What one that has not seen these runs says of them on the level of all: (losses, weights) of each."""
     recorded, curricula = fitting.recorded, [fitting.train[int(run)].curriculum for run in runs]
     leveled = anchored(surrogate, fitting.train.curricula, recorded.losses, recorded.grid)
-    words = list(zip(_told(leveled, curricula), leveled.teaching(curricula), strict=True))
-    blind = _told(surrogate, curricula)
-    return words, [_error(fitting, int(run), losses) for run, losses in zip(runs, blind, strict=True)]
+    return list(zip(_told(leveled, curricula), leveled.teaching(curricula), strict=True))
 
 
 def _in_order(

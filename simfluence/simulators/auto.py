@@ -27,7 +27,7 @@ from simfluence.runs import RunSet
 from simfluence.simulators.alternation import Alternated, cross_fitted, of_scores
 from simfluence.simulators.base import Array
 from simfluence.simulators.deviation import DeviationSimulator
-from simfluence.simulators.fitting import Chosen, Fitting, Settings
+from simfluence.simulators.fitting import FEWEST_RUNS, Chosen, Fitting, Settings
 from simfluence.simulators.memory import USUAL_MEMORY, recorded_memory
 from simfluence.simulators.tangent import Tangent
 
@@ -83,8 +83,11 @@ class AutoSimulator(DeviationSimulator):
             self._note("all training runs", best, True)
         members = [best]
         memory = recorded_memory(train) or (best.settings.memory, best.settings.corrected)
-        if len(train) > 1 and (turns := cross_fitted(fitting, memory)):
-            members = self._with_surrogates(fitting, best, turns, memory)
+        if len(train) > 1:
+            found = [cross_fitted(fitting, memory)]
+            if len(train) >= FEWEST_RUNS and len(fitting.given_scores):
+                found.append(of_scores(fitting, memory))
+            members = self._with_surrogates(fitting, best, [one for one in found if one is not None])
         self._keep(fitting, members[0])
         self._join(fitting, members[1:])
 
@@ -101,19 +104,17 @@ class AutoSimulator(DeviationSimulator):
         self._note("start", best, True)
         return best if len(train) == 1 else self._improve(fitting, best, self._changes(fitting, train))
 
-    def _with_surrogates(
-        self, fitting: Fitting, best: Chosen, turns: Alternated, memory: tuple[float, bool]
-    ) -> list[Chosen]:
+    def _with_surrogates(self, fitting: Fitting, best: Chosen, surrogates: list[Alternated]) -> list[Chosen]:
         """``best``, or a member beside a surrogate, or two whose mean is better still."""
-        fitting.foretold[turns.name] = turns.foretold
+        fitting.foretold |= {one.name: one.foretold for one in surrogates}
+        if not surrogates:
+            return [best]
         if fitting.few:
-            return self._surrogate_alone(fitting, best, turns)
+            return self._surrogate_alone(fitting, best, surrogates[0])
         members, rows = [best], [len(self.selection_)]
-        for foretold in (turns, of_scores(fitting, memory) if len(fitting.given_scores) else None):
-            if foretold is not None and foretold.name not in {one.settings.offset for one in members}:
-                fitting.foretold[foretold.name] = foretold.foretold
-                members.append(self._beside(fitting, best, foretold))
-                rows.append(len(self.selection_))
+        for surrogate in surrogates:
+            members.append(self._beside(fitting, best, surrogate))
+            rows.append(len(self.selection_))
         chosen = [best]
         for member in members[1:]:
             if member.error < (1 - MARGIN) * chosen[0].error:
