@@ -204,6 +204,12 @@ class AutoSimulator(DeviationSimulator):
         partner = self._partner()
         return losses if partner is None else (losses + partner._simulate(curricula, initial_loss)) / 2
 
+    def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
+        super()._restore(arrays, plain)
+        if partner := self._partner():
+            partner._foreteller()  # TypeError where fields are missing
+        return self
+
     # ---------------------------------------------------------------------------------- what is tried
 
     def _improve(self, fitting: Fitting, best: Chosen, changes: Iterable[dict[str, Any]]) -> Chosen:

@@ -73,9 +73,12 @@ class ReplayedSimulator(Simulator):
             setattr(self, f"surrogate_{name}_", value)
 
     def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
+        return self._surrogate().simulate(curricula)
+
+    def _surrogate(self) -> Surrogate:
         prefix = "surrogate_"
         fields = {key[len(prefix) : -1]: value for key, value in vars(self).items() if key.startswith(prefix)}
-        return Surrogate(**fields).simulate(curricula)
+        return Surrogate(**fields)
 
     def get_params(self) -> dict[str, Any]:
         """The constructor's arguments; scores are kept with the fitted values and left out here."""
@@ -83,5 +86,6 @@ class ReplayedSimulator(Simulator):
 
     def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
         super()._restore(arrays, plain)
+        self._surrogate()  # TypeError where fields are missing
         self.scores = self.scores_  # so that a loaded simulator can be fitted again
         return self

@@ -34,6 +34,7 @@ ENOUGH_RUNS = 16  # for these weights; they were set there
 _LEVELS = np.arange(-6.0, 6.5, 1.0)  # of log γ to start from
 _MEMORY = (0.02, 0.98)
 _PARTS = (4, 4 + KNOTS)  # where log γ and log α begin, after log κ, logit β, η and q
+_CHANGING = np.r_[2:4, _PARTS[1] : _PARTS[1] + KEPT_KNOTS]  # η, q and log α
 
 
 def fit_surrogate(
@@ -59,7 +60,6 @@ def fit_surrogate(
         these runs too well, and a kernel that changes with them goes astray on others.
     near : one fitted to the same runs with similar effects, to start from.
     """
-    tests = effects.shape[1]
     true, reached = _padded(losses, len(grid))
 
     def mean(values: Array) -> Array:
@@ -67,68 +67,22 @@ def fit_surrogate(
 
     level, average = mean(link(true, "log_odds")), mean(true)
     spread = np.sqrt(np.square(np.where(reached, true - average, 0.0))[:, 1:].sum()) or 1.0
-    steps = int(grid[-1])
-    time = np.log1p(np.arange(steps)) / max(np.log1p(steps - 1), 1e-12)
-    rate_hats, kept_hats = _hats(time, KNOTS), _hats(np.linspace(0, 1, steps), KEPT_KNOTS)
-    relative = rates[np.minimum(np.arange(steps), len(rates) - 1)]
-    unit = np.sqrt(np.square(effects).mean()) or 1.0
-    left, values, right = np.linalg.svd(-effects / unit, full_matrices=False)
-    train, test = (np.ascontiguousarray(side * np.sqrt(values)) for side in (left, right.T))
-    sizes = np.maximum(values / (np.sqrt(np.square(values).mean()) or 1.0), 1e-12)
+    steps = np.minimum(np.arange(int(grid[-1])), len(rates) - 1)
     start = -float(link(average[0].mean(), "log_odds"))
+    form = _Form(effects, rates[steps], memory, corrected, start, level)
+    few = max(1.0, (ENOUGH_RUNS - 1) / max(len(losses) - 1, 1))
     batches = Batches.of(curricula)
 
-    def surrogate(parameters: Array, average: Array) -> Surrogate:
-        (feedback, beta, growth, power), gamma, alpha = np.split(parameters, _PARTS)
-        stretched = sizes**power
-        return Surrogate(
-            train * stretched,
-            test * stretched,
-            relative * np.exp(rate_hats @ gamma),
-            np.exp(kept_hats @ alpha),
-            memory=float(expit(beta)),
-            corrected=corrected,
-            feedback=float(np.exp(feedback)),
-            growth=float(growth),
-            power=float(power),
-            start=start,
-            average=average,
-        )
-
-    def moved(parameters: Array) -> Array:
-        """What training changes log(eᴸ − 1) by, [run, point, test]."""
-        return surrogate(parameters, level).moved(batches, grid)
-
-    usual = np.array([0.5 * np.log(len(effects) / tests), logit(np.clip(memory, *_MEMORY)), 0.0, 0.0])
-    few = max(1.0, (ENOUGH_RUNS - 1) / max(len(losses) - 1, 1))
-    trust = np.sqrt([TRUST, TRUST, few * GROWTH_TRUST, few * POWER_TRUST])
-
     def residuals(parameters: Array) -> Array:
-        change = moved(parameters)
+        change = form.surrogate(parameters).moved(batches, grid)
         told = unlink(level + change - mean(change), "log_odds")
         wrong = np.where(reached, told - mean(told) + average - true, 0.0)[:, 1:] / spread
-        numbers, gamma, alpha = np.split(parameters, _PARTS)
-        return np.concatenate(
-            [
-                wrong.ravel(),
-                trust * (numbers - usual),
-                np.sqrt(ROUGHNESS / (KNOTS - 1)) * np.diff(gamma),
-                np.sqrt(few * KEPT_ROUGHNESS / (KEPT_KNOTS - 1)) * np.diff(alpha),
-                np.sqrt(few * KEPT_TRUST / KEPT_KNOTS) * alpha,
-            ]
-        )
+        return np.concatenate([wrong.ravel(), form.penalties(parameters, few)])
 
-    starts = [np.concatenate([usual, np.full(KNOTS, level), np.zeros(KEPT_KNOTS)]) for level in _LEVELS]
-    if near is not None:
-        numbers = [np.log(near.feedback), logit(near.memory), near.growth, near.power]
-        trained = relative > 0
-        log_rates = np.log(near.rates[trained] / relative[trained])
-        gamma = np.interp(np.linspace(0, 1, KNOTS), time[trained], log_rates)
-        alpha = np.interp(np.linspace(0, 1, KEPT_KNOTS), np.linspace(0, 1, steps), np.log(near.kept))
-        starts = [np.concatenate([numbers, gamma, alpha])]
+    starts = form.starts() if near is None else [form.parameters(near)]
     first = min(starts, key=lambda parameters: float(np.square(residuals(parameters)).sum()))
     free = np.full(len(first), True)
-    free[2:4] = free[_PARTS[1] :] = changing
+    free[_CHANGING] = changing
 
     def whole(some: Array) -> Array:
         parameters = first.copy()
@@ -139,7 +93,72 @@ def fit_surrogate(
         return residuals(whole(some))
 
     found = least_squares(residuals_of, first[free], xtol=1e-6, ftol=1e-6, gtol=1e-8, max_nfev=60).x
-    return anchored(surrogate(whole(found), level), curricula, losses, grid)
+    return anchored(form.surrogate(whole(found)), curricula, losses, grid)
+
+
+class _Form:
+    """Surrogates with these effects by their parameters: log κ, logit β, η, q, log γ and log α at knots.
+
+    rates : relative ones [step]. start : f_0. level : what their ``average`` is until they are anchored.
+    """
+
+    def __init__(
+        self, effects: Array, rates: Array, memory: float, corrected: bool, start: float, level: Array
+    ) -> None:
+        unit = np.sqrt(np.square(effects).mean()) or 1.0
+        left, values, right = np.linalg.svd(-effects / unit, full_matrices=False)
+        self.train, self.test = (np.ascontiguousarray(side * np.sqrt(values)) for side in (left, right.T))
+        self.sizes = np.maximum(values / (np.sqrt(np.square(values).mean()) or 1.0), 1e-12)
+        self.rates, self.corrected, self.start, self.level = rates, corrected, start, level
+        self.log_time = np.log1p(np.arange(len(rates))) / max(np.log1p(len(rates) - 1), 1e-12)
+        self.time = np.linspace(0, 1, len(rates))
+        self.rate_hats, self.kept_hats = _hats(self.log_time, KNOTS), _hats(self.time, KEPT_KNOTS)
+        feedback = 0.5 * np.log(effects.shape[0] / effects.shape[1])
+        self.usual = np.array([feedback, logit(np.clip(memory, *_MEMORY)), 0.0, 0.0])
+
+    def surrogate(self, parameters: Array) -> Surrogate:
+        (feedback, beta, growth, power), gamma, alpha = np.split(parameters, _PARTS)
+        stretched = self.sizes**power
+        return Surrogate(
+            self.train * stretched,
+            self.test * stretched,
+            self.rates * np.exp(self.rate_hats @ gamma),
+            np.exp(self.kept_hats @ alpha),
+            memory=float(expit(beta)),
+            corrected=self.corrected,
+            feedback=float(np.exp(feedback)),
+            growth=float(growth),
+            power=float(power),
+            start=self.start,
+            average=self.level,
+        )
+
+    def penalties(self, parameters: Array, few: float) -> Array:
+        """What is squared in the objective beside the losses; few : max(1, 15 / (R − 1))."""
+        numbers, gamma, alpha = np.split(parameters, _PARTS)
+        trust = np.sqrt([TRUST, TRUST, few * GROWTH_TRUST, few * POWER_TRUST])
+        return np.concatenate(
+            [
+                trust * (numbers - self.usual),
+                np.sqrt(ROUGHNESS / (KNOTS - 1)) * np.diff(gamma),
+                np.sqrt(few * KEPT_ROUGHNESS / (KEPT_KNOTS - 1)) * np.diff(alpha),
+                np.sqrt(few * KEPT_TRUST / KEPT_KNOTS) * alpha,
+            ]
+        )
+
+    def starts(self) -> list[Array]:
+        """The usual numbers, and γ of several sizes."""
+        still = np.zeros(KEPT_KNOTS)
+        return [np.concatenate([self.usual, np.full(KNOTS, log_rate), still]) for log_rate in _LEVELS]
+
+    def parameters(self, near: Surrogate) -> Array:
+        """Those of a surrogate."""
+        numbers = [np.log(near.feedback), logit(near.memory), near.growth, near.power]
+        trained = self.rates > 0
+        log_rates = np.log(near.rates[trained] / self.rates[trained])
+        gamma = np.interp(np.linspace(0, 1, KNOTS), self.log_time[trained], log_rates)
+        alpha = np.interp(np.linspace(0, 1, KEPT_KNOTS), self.time, np.log(near.kept))
+        return np.concatenate([numbers, gamma, alpha])
 
 
 def _hats(positions: Array, knots: int) -> Array:

@@ -9,9 +9,9 @@ import pytest
 from families import known_runs, skill
 from safetensors.numpy import load_file
 
-from simfluence.errors import NotFittedError
+from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import RunSet
-from simfluence.simulators import AutoSimulator, DeviationSimulator, load_simulator
+from simfluence.simulators import AutoSimulator, DeviationSimulator, ReplayedSimulator, load_simulator
 
 
 @pytest.fixture
@@ -126,6 +126,24 @@ def test_saved_and_loaded(rng, tmp_path):
 def test_asking_before_fitting(rng):
     with pytest.raises(NotFittedError):
         AutoSimulator().explain()
+
+
+def test_scores_that_know_nothing_are_no_member_that_counts(rng):
+    runs, _ = known_runs(rng, noise=0.003)
+    for scores in (np.zeros((16, 5)), rng.normal(size=(16, 5))):
+        fit = AutoSimulator(scores=scores).fit(runs[:8])
+        assert skill(fit, runs[:8], runs[8:]) > 0.9
+
+
+def test_a_file_without_all_fields_is_an_error_when_loaded(tmp_path):
+    runs = RunSet.load(Path(__file__).parents[2] / "runs" / "rte-minilm")[:4]
+    fits = ReplayedSimulator(np.ones((200, 40))).fit(runs), AutoSimulator().fit(runs)
+    for fit, name in zip(fits, ("surrogate_kept_", "foreteller_kept_"), strict=True):
+        left_out = next(key for key in vars(fit) if key.endswith(name))
+        delattr(fit, left_out)
+        fit.save(tmp_path / fit.name)
+        with pytest.raises(RunDataError, match="kept"):
+            load_simulator(tmp_path / fit.name)
 
 
 def test_effects_beside_replayed_scores_are_a_member(tmp_path):
