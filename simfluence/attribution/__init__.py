@@ -1,5 +1,6 @@
 """Data attribution: one method a file, all returning InfluenceScores in one sign convention."""
 
+from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
 from simfluence.attribution.ekfac import (
     EKFACFactors,
@@ -37,6 +38,7 @@ __all__ = [
     "LossesOnly",
     "Objective",
     "Regression",
+    "adam_similarity",
     "bm25",
     "candidates",
     "ekfac",

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.checkpoints import Checkpoint
 from simfluence.attribution.ekfac import (
     EKFACFactors,
@@ -45,6 +46,7 @@ class Setting:
     checkpoints : of the run, in the order of their steps; methods that look at one take the last.
     tokens : example → its tokens as strings, as the model's layers see them.
     curvature : the examples that curvature is a mean over, if they are more than ``train``.
+    batch : the examples of one of the run's steps, where that is known.
     """
 
     objective: Objective
@@ -55,6 +57,7 @@ class Setting:
     checkpoints: Sequence[Checkpoint]
     tokens: Callable[[Any], list[str]]
     curvature: Sequence[Any] | None = None
+    batch: int | None = None
 
 
 Method = Callable[..., InfluenceScores]
@@ -92,9 +95,24 @@ def over_checkpoints(method: Method) -> Method:
     return called
 
 
+def gradient_adam(setting: Setting, *, batch: int | None = None, **options: Any) -> InfluenceScores:
+    """See :func:`.adam.adam_similarity`; batch : None: that of the run."""
+    batch = setting.batch if batch is None else batch
+    if batch is None:
+        raise ValueError("gradient_adam needs batch, the number of examples in a training step")
+    return at_last_checkpoint(adam_similarity)(
+        setting, **{"batch": batch, "population": setting.curvature, **options}
+    )
+
+
 def influence(setting: Setting, **options: Any) -> InfluenceScores:
     """See :func:`.influence.influence`."""
     return at_last_checkpoint(influence_function)(setting, **{"curvature": setting.curvature, **options})
+
+
+def tracin(setting: Setting, **options: Any) -> InfluenceScores:
+    """See :func:`.tracin.tracin`."""
+    return over_checkpoints(tracin_scores)(setting, **{"population": setting.curvature, **options})
 
 
 def ekfac(
@@ -179,7 +197,8 @@ def representation(
 
 METHODS: dict[str, Method] = {
     "gradient_similarity": at_last_checkpoint(gradient_similarity),
-    "tracin": over_checkpoints(tracin_scores),
+    "gradient_adam": gradient_adam,
+    "tracin": tracin,
     "influence": influence,
     "ekfac": ekfac,
     "trak": over_checkpoints(trak_scores),

@@ -4,19 +4,22 @@
     TracIn(i, z)    = Σ_t η_t n_t(i)/|c_t| ⟨∇L(i; θ_t), ∇L(z; θ_t)⟩      over steps t, with a curriculum
 
 n_t(i) is how often i is in the batch c_t. Units: loss. For plain SGD and small rates, the second summed over
-all training examples is L(z; θ_0) − L(z; θ_T). Source: Pruthi et al. 2020, equations 1 and 2.
+all training examples is L(z; θ_0) − L(z; θ_T). For Adam, inner products may be in its metric (adam.py).
+Source: Pruthi et al. 2020, equations 1 and 2.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.checkpoints import Checkpoint, losses_fingerprint, weights_fingerprint
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.objective import Objective
@@ -32,6 +35,8 @@ def tracin(
     checkpoints: Sequence[Checkpoint],
     *,
     curriculum: Curriculum | None = None,
+    adam_batch: int | None = None,
+    population: Sequence[Any] | None = None,
     parameters: Sequence[str] | None = None,
     batch_size: int = 8,
     progress: bool = False,
@@ -45,6 +50,8 @@ def tracin(
     curriculum : of the run. Given, the gradients at a checkpoint count only for those training examples that
         the step from there took, as the second formula has it; for checkpoints of all steps. The training
         examples are the curriculum's, in its order.
+    adam_batch : the examples of a training step; given, inner products are in Adam's metric.
+    population : what Adam's batches are drawn from, if more than ``train``.
     parameters, batch_size : as in :func:`.gradients.gradient_similarity`.
     folder : keeps every checkpoint's part, so that an interrupted computation goes on where it was.
 
@@ -54,6 +61,10 @@ def tracin(
     RunDataError : the folder has parts of other weights or examples.
     """
     _check(checkpoints, curriculum, len(train))
+    similarity: Callable[..., InfluenceScores] = gradient_similarity
+    if adam_batch is not None:
+        drawn = train if population is None else population
+        similarity = partial(adam_similarity, batch=adam_batch, population=drawn)
     total: npt.NDArray[np.floating] = np.zeros((len(train), len(test)))
     covers: tuple[str, ...] = ()
     for number, checkpoint in enumerate(checkpoints, 1):
@@ -61,10 +72,11 @@ def tracin(
         with checkpoint.loaded(objective.module):
             about = _about(objective, [train[i] for i in which[:1]] + list(test[:1]), checkpoint, parameters)
             about |= {"examples": [len(which), len(test)]}
+            about |= {} if adam_batch is None else {"adam_batch": adam_batch}
             if (part := _kept(folder, checkpoint.step, about)) is None:
                 if progress:
                     print(f"checkpoint {number} of {len(checkpoints)}, after step {checkpoint.step}")
-                part = gradient_similarity(
+                part = similarity(
                     objective,
                     [train[i] for i in which],
                     test,
@@ -81,7 +93,11 @@ def tracin(
         method="tracin_cp" if curriculum is None else "tracin",
         units="loss",
         covers=covers,
-        provenance={"steps": steps, "learning_rates": [c.learning_rate for c in checkpoints]},
+        provenance={
+            "steps": steps,
+            "learning_rates": [c.learning_rate for c in checkpoints],
+            **({} if adam_batch is None else {"adam_batch": adam_batch}),
+        },
         weighing="use" if curriculum is None else "",  # else it is what one run did, not what a use does
         scale=1 / len(steps) if curriculum is None else 1.0,  # as a simulator: the mean over checkpoints
     )

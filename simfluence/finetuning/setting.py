@@ -42,6 +42,7 @@ def recorded_setting(
         test_texts=[example.text for example in task.test],
         checkpoints=[_after_initial(checkpoint, prepared) for checkpoint in kept],
         tokens=prepared.model.token_strings,
+        batch=int(np.median(run.curriculum.batch_sizes)),
     )
 
 

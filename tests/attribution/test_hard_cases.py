@@ -16,6 +16,7 @@ from simfluence.attribution import (
     Exact,
     InfluenceScores,
     Lissa,
+    adam_similarity,
     ekfac,
     gradient_similarity,
     influence,
@@ -32,6 +33,7 @@ def over_one_checkpoint(objective: Any, train: Any, test: Any, **options: Any) -
 METHODS: dict[str, Callable[..., InfluenceScores]] = {
     "dot": gradient_similarity,
     "cosine": partial(gradient_similarity, similarity="cosine"),
+    "adam": partial(adam_similarity, batch=4),
     "tracin": over_one_checkpoint,
     "ekfac": partial(ekfac, fisher="empirical"),
     "ekfac, drawn labels": ekfac,
@@ -45,8 +47,8 @@ METHODS: dict[str, Callable[..., InfluenceScores]] = {
     "trak, projected": partial(trak, dimension=16),
 }
 
-OF_A_MEAN = ("ekfac", "kfac", "ekfac of rank 1", "influence", "influence, exact", "influence, cg")
-"""Curvature is a mean over examples: all of them twice changes nothing."""
+OF_A_MEAN = ("adam", "ekfac", "kfac", "ekfac of rank 1", "influence", "influence, exact", "influence, cg")
+"""Curvature, or the size of gradients, is a mean over examples: all of them twice changes nothing."""
 
 
 def without_gradients_below() -> Any:

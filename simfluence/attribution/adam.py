@@ -1,0 +1,106 @@
+"""Inner products of gradients in Adam's metric: what a step of Adam on i takes off the loss of z.
+
+    S(i, z) = Σ_c ∇_c L(i; θ) ∇_c L(z; θ) / (√v_c + ε),      v_c = m_c² + s_c² / b
+
+Adam divides each weight's step by the size of the gradients that it has seen there. v is that size squared
+for batches of b examples drawn at random from those that are trained on, m and s² being the mean and the
+variance of their ∇_c L(i; θ). To first order, a step with learning rate η on a batch of b examples changes
+the loss of z by −η/b times the sum of their scores (momentum spreads that over steps). Units: loss /
+parameter. After Xia et al. 2024 (arXiv 2402.04333, influence under Adam), who take v from the optimizer's
+state and momentum into the gradient of i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from simfluence.attribution.gradients import followed
+from simfluence.attribution.objective import Objective
+from simfluence.attribution.pieces import Summed, dense
+from simfluence.attribution.products import Queries, scores
+from simfluence.attribution.scores import InfluenceScores
+from simfluence.attribution.tracing import Tracer, tracer
+
+_NUMBERS = 2**28  # in the test gradients that are held while training examples pass by: 1 GB in float32
+
+
+def adam_similarity(
+    objective: Objective,
+    train: Sequence[Any],
+    test: Sequence[Any],
+    *,
+    batch: int,
+    eps: float = 1e-8,
+    population: Sequence[Any] | None = None,
+    parameters: Sequence[str] | None = None,
+    batch_size: int = 8,
+    progress: bool = False,
+) -> InfluenceScores:
+    """Inner products of gradients in Adam's metric, in eval mode.
+
+    Parameters
+    ----------
+    batch : b, the examples that a training step takes. eps : ε, Adam's own.
+    population : the examples that batches are drawn from, if they are more than ``train``.
+    parameters, batch_size : as in :func:`.gradients.gradient_similarity`.
+
+    Raises ValueError if the model has nothing to train, there are no examples, or b < 1 or ε ≤ 0.
+    """
+    if batch < 1 or not eps > 0:
+        raise ValueError(f"batch must be at least 1 and eps above 0, got {batch} and {eps}")
+    if not len(train) or not len(test):
+        raise ValueError(f"expected examples, got {len(train)} for training and {len(test)} to test")
+    with tracer(objective, [train[0], test[0]], parameters) as trace:
+        drawn = train if population is None else population
+        sizes = _batch_gradient_sizes(trace, drawn, batch, batch_size, progress)
+        numbers = sum(parameter.numel() for parameter in trace.parameters.values())
+        together = max(1, _NUMBERS // numbers)
+        columns = []
+        for start in range(0, len(test), together):
+            some = test[start : start + together]
+            queries = _divided(trace, some, sizes, eps, batch_size)
+            batches = followed(trace.batches(train, batch_size), len(train), progress)
+            columns.append(torch.cat([scores(queries, trace(one), len(some)) for one in batches]))
+    return InfluenceScores(
+        torch.cat(columns, 1).cpu().numpy(),
+        method="gradient_adam",
+        units="loss / parameter",
+        covers=tuple(trace.parameters),
+        provenance={"batch": batch, "eps": eps},
+        weighing="rate",
+    )
+
+
+def _batch_gradient_sizes(
+    trace: Tracer, population: Sequence[Any], batch: int, batch_size: int, progress: bool
+) -> dict[str, Tensor]:
+    """√v by parameter: v = (1 − 1/b) m² + (1/b) mean of squares."""
+    sums: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
+    for examples in followed(trace.batches(population, batch_size), len(population), progress, "sizes"):
+        for name, pieces in trace(examples).pieces.items():
+            gradients = dense(pieces)
+            sums[name] = gradients.sum(0) + sums.get(name, 0.0)
+            squares[name] = gradients.square().sum(0) + squares.get(name, 0.0)
+    n = len(population)
+    return {
+        name: ((1 - 1 / batch) * (total / n).square() + squares[name] / (n * batch)).sqrt()
+        for name, total in sums.items()
+    }
+
+
+def _divided(
+    trace: Tracer, test: Sequence[Any], sizes: dict[str, Tensor], eps: float, batch_size: int
+) -> Queries:
+    """∇L(z) / (√v + ε) of a few test examples; what no training example moves is left out."""
+    found: dict[str, list[Tensor]] = {name: [] for name in sizes}
+    for examples in trace.batches(test, batch_size):
+        pieces = trace(examples).pieces
+        for name, size in sizes.items():
+            gradients = dense(pieces[name]) if name in pieces else size.new_zeros(len(examples), *size.shape)
+            found[name].append(gradients / (size + eps))
+    return {name: [Summed(torch.cat(parts)[:, None])] for name, parts in found.items()}
