@@ -4,7 +4,8 @@
 
 Takes all run sets under runs/ (but those of unseen.py, named …-pool) and the folders given. The last
 ``--held-out`` runs are scored, the first ones train. ``scores.safetensors`` or ``scores.npz`` (array
-``scores`` [train, test], positive lowers the loss) beside a set adds the attribution-informed simulators.
+``scores`` [train, test], positive lowers the loss) beside a set adds the attribution-informed simulators, and
+``scores_adam`` of either form those again.
 Writes analysis/results/simulators.csv (one row a set, simulator, number of training runs and metric) after
 every fit, so that an interrupted run goes on where it was; rows of a set that has changed since are made
 again. Then analysis/results/simulators.png, the learning curves.
@@ -17,6 +18,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -45,6 +47,7 @@ import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 Make = Callable[[], Simulator]
+KINDS = {"scores": "scores", "Adam's scores": "scores_adam"}
 ASIDE = ["set", "fingerprint"]
 COLUMNS = [
     "task",
@@ -59,7 +62,7 @@ COLUMNS = [
 ]
 
 
-def simulators(scores: np.ndarray | None, quick: bool) -> dict[str, Make]:
+def simulators(scores: dict[str, np.ndarray], quick: bool) -> dict[str, Make]:
     """What is compared, by name."""
     made: dict[str, Make] = {
         "persistence": Persistence,
@@ -82,21 +85,23 @@ def simulators(scores: np.ndarray | None, quick: bool) -> dict[str, Make]:
             "+ groups": lambda: DeviationSimulator(link="log_odds", blocks=["groups"]),
             "+ seen before": lambda: DeviationSimulator(link="log_odds", blocks=["seen"]),
         }
-    if scores is not None:
-        made["auto, scores"] = lambda: AutoSimulator(scores=scores)
-        made["scores, calibrated"] = lambda: ScoredSimulator(scores)
-        made["scores, replayed"] = lambda: ReplayedSimulator(scores)
+    for kind, array in scores.items():
+        made[f"auto, {kind}"] = partial(AutoSimulator, scores=array)
+        made[f"{kind}, calibrated"] = partial(ScoredSimulator, array)
+        made[f"{kind}, replayed"] = partial(ReplayedSimulator, array)
     return made
 
 
-def read_scores(folder: Path) -> np.ndarray | None:
-    """[train, test], or None."""
-    if (folder / "scores.safetensors").exists():
-        return load_file(folder / "scores.safetensors")["scores"].astype(np.float64)
-    if (folder / "scores.npz").exists():
-        with np.load(folder / "scores.npz") as file:
-            return file["scores"].astype(np.float64)
-    return None
+def read_scores(folder: Path) -> dict[str, np.ndarray]:
+    """Those that lie beside a set, [train, test], by kind."""
+    found = {}
+    for kind, name in KINDS.items():
+        if (folder / f"{name}.safetensors").exists():
+            found[kind] = load_file(folder / f"{name}.safetensors")["scores"].astype(np.float64)
+        elif (folder / f"{name}.npz").exists():
+            with np.load(folder / f"{name}.npz") as file:
+                found[kind] = file["scores"].astype(np.float64)
+    return found
 
 
 def run_sets(folders: list[Path]) -> Iterator[tuple[Path, RunSet]]:
@@ -177,12 +182,14 @@ def main() -> None:
     for folder, runs in run_sets(options.folders):
         scores = read_scores(folder)
         held_out = min(options.held_out, len(runs) // 3)
-        mark = fingerprint(runs, held_out, scores)
-        frame = frame[(frame["set"] != folder.name) | (frame["fingerprint"] == mark)]
+        marks = {kind: fingerprint(runs, held_out, scores.get(kind)) for kind in KINDS}
+        frame = frame[(frame["set"] != folder.name) | frame["fingerprint"].isin(marks.values())]
         test = runs[len(runs) - held_out :]
         for size in [size for size in options.sizes if size + held_out <= len(runs)]:
             for name, make in simulators(scores, options.quick).items():
+                mark = marks[next((kind for kind in reversed(KINDS) if kind in name), "scores")]
                 same = (frame["set"] == folder.name) & (frame["simulator"] == name)
+                same &= frame["fingerprint"] == mark
                 if (same & (frame["training runs"].astype(int) == size)).any():
                     continue
                 try:

@@ -14,27 +14,27 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from simulators import RESULTS, measure, read_scores
+from simulators import RESULTS, measure, read_scores, simulators
 
 from simfluence.runs import RunSet
-from simfluence.simulators import AutoSimulator, ReplayedSimulator
 
 HELD_OUT = 12
 KEYS = ["set", "simulator", "training runs", "split"]
 
 
+def asked(folder: Path) -> list[str]:
+    """``auto``, and with the scores that lie beside a set; and these alone."""
+    kinds = read_scores(folder)
+    return ["auto", *[f"auto, {kind}" for kind in kinds], *[f"{kind}, replayed" for kind in kinds]]
+
+
 def ask(key: tuple[str, str, int, int]) -> dict[str, object]:
     """One row."""
     folder, simulator, size, split = key
-    runs, scores = RunSet.load(Path("runs") / folder), read_scores(Path("runs") / folder)
+    runs, make = RunSet.load(Path("runs") / folder), simulators(read_scores(Path("runs") / folder), True)
     order = np.random.default_rng(split).permutation(len(runs))
     train, test = runs[np.sort(order[:size])], runs[np.sort(order[size:][:HELD_OUT])]
-    make = {
-        "auto": AutoSimulator,
-        "auto, scores": lambda: AutoSimulator(scores=scores),
-        "scores, replayed": lambda: ReplayedSimulator(scores),
-    }[simulator]
-    measured = measure(make, train, test)
+    measured = measure(make[simulator], train, test)
     told = {name: float(np.nanmean(measured[name])) for name in ("skill", "across-runs Spearman")}
     return dict(zip(KEYS, key, strict=True)) | told
 
@@ -47,8 +47,6 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
     for folder in options.sets:
-        if read_scores(Path("runs") / folder) is None:
-            parser.error(f"runs/{folder} has no scores.safetensors or scores.npz to ask with")
         if options.size >= (count := len(RunSet.load(Path("runs") / folder))):
             parser.error(
                 f"--size {options.size} leaves none of the {count} runs of runs/{folder} to hold out"
@@ -60,7 +58,7 @@ def main() -> None:
         (folder, simulator, options.size, split)
         for folder in options.sets
         for split in range(options.splits)
-        for simulator in ("auto, scores", "scores, replayed", "auto")
+        for simulator in asked(Path("runs") / folder)
     ]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
         for row in pool.imap(ask, [key for key in wanted if key not in done]):
