@@ -27,9 +27,9 @@ from simfluence.runs import RunSet
 from simfluence.simulators.alternation import Alternated, cross_fitted, of_scores
 from simfluence.simulators.base import Array
 from simfluence.simulators.deviation import DeviationSimulator
-from simfluence.simulators.fitting import FEWEST_RUNS, Chosen, Fitting, Settings
+from simfluence.simulators.fitting import FEWEST_RUNS, Chosen, Fitting, Settings, as_scores
 from simfluence.simulators.memory import USUAL_MEMORY, recorded_memory
-from simfluence.simulators.tangent import Tangent
+from simfluence.simulators.tangent import Tangent, recorded_update
 
 MARGIN = 0.01  # how much lower, relatively, the error must be
 NEARLY = 0.2  # how much higher it may be to be worth improving, or must be lower where nothing is left out
@@ -45,15 +45,16 @@ class AutoSimulator(DeviationSimulator):
     scores : attribution scores [train, test], or a list of several; used where they help. Positive
         lowers the loss; any units.
     tangent : Jacobians of all examples (``attribution.tangent``), which foretell most of what a
-        curriculum changes; used if it helps.
+        curriculum changes; used if it helps. What they say at the start are scores too, from four runs on.
     redundancy : [train, train] ≥ 0, which examples stand for each other (blocks.py); used if it helps.
     max_rows : the grid of steps is thinned until the regression has about that many rows.
 
     Attributes
     ----------
     selection_ : what was tried, in order: change, error, penalty, kept. See ``selection`` and
-        ``explain``. Others as in ``DeviationSimulator``; where the answer is the mean of two members,
-        ``partner_…`` are those of the second, ``error_`` and ``left_out_rollouts_`` are of the mean.
+        ``explain``. from_tangent_ : how many of the last ``scores_`` are the tangent's, 0 or 1. Others as
+        in ``DeviationSimulator``; where the answer is the mean of two members, ``partner_…`` are those of
+        the second, ``error_`` and ``left_out_rollouts_`` are of the mean.
     """
 
     name: ClassVar[str] = "auto"
@@ -70,6 +71,11 @@ class AutoSimulator(DeviationSimulator):
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         self._read_arrays()
         self.selection_: list[dict[str, Any]] = []
+        self.from_tangent_ = int(self.tangent is not None and len(train) >= FEWEST_RUNS)
+        if self.tangent is not None and self.from_tangent_:
+            batch = float(np.median(np.concatenate([c.batch_sizes for c in train.curricula])))
+            known = self.tangent.scores(recorded_update(train)[0], batch)
+            self.scores_ = np.concatenate([self.scores_, as_scores(known, known.shape)])
         fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows, self.tangent)
         search = fitting
         most = max(8, _SEARCH_ROWS // max(len(fitting.recorded.grid) - 1, 1))
@@ -206,6 +212,8 @@ class AutoSimulator(DeviationSimulator):
 
     def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
         super()._restore(arrays, plain)
+        if self.tangent is not None and self.from_tangent_:
+            self.scores = list(self.scores_[:-1]) or None
         if partner := self._partner():
             partner._foreteller()  # TypeError where fields are missing
         return self

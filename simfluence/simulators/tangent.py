@@ -184,6 +184,27 @@ class Tangent:
             [np.pad(part, ((0, 0), (0, steps - part.shape[1]), (0, 0)), mode="edge") for part in parts]
         )
 
+    def scores(self, update: Update, batch: float) -> Array:
+        """What gradients at the start say, [train, test]; positive lowers the loss.
+
+            S(i, z) = (1 − p_i) Σ_c ω_c J_{i,c} J_{z,c} / (√v_c + ε)
+
+        with v as in attribution/adam.py; for SGD without the divisor.
+
+        batch : the examples of a training step.
+        """
+        references = range(len(self.runs))
+        jacobian = torch.stack([self._jacobian(reference, 0) for reference in references]).mean(0).double()
+        odds = torch.from_numpy(self.log_odds[:, 0, : self.n_train].mean(0)).double()
+        gradients, metric = (
+            torch.sigmoid(-odds)[:, None] * jacobian[: self.n_train],
+            torch.from_numpy(self.weights),
+        )
+        if update.adam:
+            size = (1 - 1 / batch) * gradients.mean(0).square() + gradients.square().mean(0) / batch
+            metric = metric / (size.sqrt() + update.eps)
+        return (gradients * metric @ jacobian[self.n_train :].T).numpy()
+
     @torch.no_grad()
     def _simulate(
         self,

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from simfluence.attribution import tangent
+from simfluence.attribution import LossesOnly, adam_similarity, gradient_similarity, tangent
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs import RunSet
@@ -212,6 +212,23 @@ def naive_slope(product: np.ndarray, square: np.ndarray) -> np.ndarray:
     return np.clip(top / smooth(square.sum(0) + square.mean(0), window), 0, 2)
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_its_scores_are_those_of_gradients(examples, name) -> None:
+    """∇L(z) = −(1 − p_z) J_z, at the start; what the optimizer divides by is in them."""
+    train, test = examples
+    model = curved()
+    kind, options = OPTIMIZERS[name]
+    update = Update.of({"class": kind.__name__, **options})
+    found = tangent(model, losses_of(model), train, test, coordinates=10**6).scores(update, batch=4)
+    objective = LossesOnly(model, losses_of(model))
+    if update.adam:
+        expected = adam_similarity(objective, train, test, batch=4, eps=update.eps).scores
+    else:
+        expected = gradient_similarity(objective, train, test).scores
+    wrong = -np.expm1(-losses_of(model)(test).detach().numpy())
+    np.testing.assert_allclose(found, expected / wrong, rtol=5e-3, atol=1e-3 * np.abs(found).max())
+
+
 def test_offsets_are_the_regression_on_what_is_foretold() -> None:
     rng = np.random.default_rng(5)
     foretold, grid = rng.normal(size=(4, 13, 3)), np.arange(0, 13, 2)
@@ -282,6 +299,23 @@ def test_lengths_validation_and_saving(examples, tmp_path) -> None:
     np.testing.assert_array_equal(loaded.simulate([short, long], runs.initial_loss[:2]), losses)
     again = loaded.refitted(runs[:4]).simulate([long], runs.initial_loss[0])
     assert np.isfinite(again).all()
+
+
+def test_its_scores_are_scores_of_auto(examples, tmp_path) -> None:
+    """From four runs on; a loaded simulator is fitted again with the same ones."""
+    runs, known = recorded(curved, examples, "adamw", lr=0.01), of(curved, examples)
+    expected = known.scores(recorded_update(runs)[0], np.median(runs[0].curriculum.batch_sizes))
+    given = np.ones((N_TRAIN, N_TEST))
+    assert len(AutoSimulator(given, tangent=known).fit(runs[:3]).scores_) == 1
+    fit = AutoSimulator(given, tangent=known).fit(runs[:5])
+    assert len(fit.scores_) == 2
+    assert np.corrcoef(fit.scores_[1].ravel(), expected.ravel())[0, 1] == pytest.approx(1)
+    assert any("replayed" in change for change in fit.selection["change"])
+    fit.save(tmp_path / "auto")
+    loaded = load_simulator(tmp_path / "auto")
+    again = loaded.fit(runs[:5]).simulate(runs.curricula[5:], runs.initial_loss[5:])
+    expected = fit.simulate(runs.curricula[5:], runs.initial_loss[5:])
+    np.testing.assert_allclose(again, expected, rtol=1e-6)
 
 
 def test_a_tangent_saved_and_loaded(examples, tmp_path) -> None:
