@@ -76,7 +76,7 @@ class Columns:
         self._rows = rows.in_both_precisions(chosen)
         self.moment = np.zeros(self.n * self.blocks * self.width)
         self._diagonal = np.zeros(self.blocks * len(self.moment))
-        self._mean = np.zeros(self.blocks**2 * self.width)
+        self._mean = np.zeros(self.blocks**2 * self.width if self.pooled else 0)
         doubles = self._rows[self.moment.dtype]
         self._found: dict[float, Vectors] = {}  # of a rough path, in units of m's largest number
         kernels.statistics(self.moment, self._diagonal, self._mean, rows.target, doubles)

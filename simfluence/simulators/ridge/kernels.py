@@ -176,7 +176,8 @@ def statistics(moment, diagonal, mean, target, rows):  # type: ignore[no-untyped
     """What one pass over the rows says, added to zeros:
 
     moment : Uᵀ s_j y, [example, block, column]. diagonal : the examples' own blocks of G,
-    [example, block, block, column]. mean : NᵀGN, N = I_k ⊗ 1/√n, [block, block, column].
+    [example, block, block, column]. mean : NᵀGN, N = I_k ⊗ 1/√n, [block, block, column],
+    unless it is empty.
     """
     chosen, indices, counts, bounds, scales, scaled, width = rows
     w, k = np.uint64(width), np.uint64(len(scaled))
@@ -195,8 +196,9 @@ def statistics(moment, diagonal, mean, target, rows):  # type: ignore[no-untyped
                 pair = (a * k + b) * w
                 for z in range(w):
                     products[pair + z] = s[a * w + z] * s[b * w + z]
-                for z in range(w):
-                    mean[pair + z] += size * size / n * products[pair + z]
+                if len(mean):
+                    for z in range(w):
+                        mean[pair + z] += size * size / n * products[pair + z]
         for at in range(bounds[row], bounds[row + 1]):
             c, i = counts[at], np.uint64(indices[at]) * k * w
             if c == 0.0:
