@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import difflib
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,8 @@ class Setting:
     checkpoints : of the run, in the order of their steps; methods that look at one take the last.
     tokens : example → its tokens as strings, as the model's layers see them.
     curvature : the examples that curvature is a mean over, if they are more than ``train``.
-    batch : the examples of one of the run's steps, where that is known.
+    batch, optimizer : the examples of one of the run's steps, and what trained it (``Run.optimizer``), where
+        that is known.
     """
 
     objective: Objective
@@ -58,6 +59,7 @@ class Setting:
     tokens: Callable[[Any], list[str]]
     curvature: Sequence[Any] | None = None
     batch: int | None = None
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
 
 
 Method = Callable[..., InfluenceScores]
@@ -102,6 +104,21 @@ def gradient_adam(setting: Setting, *, batch: int | None = None, **options: Any)
         raise ValueError("gradient_adam needs batch, the number of examples in a training step")
     return at_last_checkpoint(adam_similarity)(
         setting, **{"batch": batch, "population": setting.curvature, **options}
+    )
+
+
+def gradient_step(setting: Setting, **options: Any) -> InfluenceScores:
+    """To first order, what a step of the run's own optimizer on i takes off the loss of z: inner products of
+    gradients for SGD, those in Adam's metric for Adam and its kin."""
+    name = str(setting.optimizer.get("class", "")).rsplit(".", 1)[-1]
+    if name in ("Adam", "AdamW", "NAdam", "RAdam"):
+        return gradient_adam(setting, **{"eps": float(setting.optimizer.get("eps") or 1e-8), **options})
+    if name == "SGD":
+        return at_last_checkpoint(gradient_similarity)(setting, **options)
+    said = name or "nothing of its optimizer"
+    raise ValueError(
+        f"gradient_step takes runs trained by Adam or SGD; this one says {said}: choose gradient_adam or"
+        " gradient_similarity"
     )
 
 
@@ -198,6 +215,7 @@ def representation(
 METHODS: dict[str, Method] = {
     "gradient_similarity": at_last_checkpoint(gradient_similarity),
     "gradient_adam": gradient_adam,
+    "gradient_step": gradient_step,
     "tracin": tracin,
     "influence": influence,
     "ekfac": ekfac,

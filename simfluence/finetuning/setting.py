@@ -43,6 +43,7 @@ def recorded_setting(
         checkpoints=[_after_initial(checkpoint, prepared) for checkpoint in kept],
         tokens=prepared.model.token_strings,
         batch=int(np.median(run.curriculum.batch_sizes)),
+        optimizer=run.optimizer,
     )
 
 

@@ -9,7 +9,14 @@ import pytest
 import torch
 from attribution_models import CASES, naive_gradients, network, points
 
-from simfluence.attribution import Checkpoint, adam, adam_similarity, selected_parameters, tracin
+from simfluence.attribution import (
+    Checkpoint,
+    adam,
+    adam_similarity,
+    gradient_similarity,
+    selected_parameters,
+    tracin,
+)
 from simfluence.attribution.methods import Setting, attribute
 from simfluence.errors import RunDataError
 
@@ -94,6 +101,30 @@ def test_by_name() -> None:
     unknown = Setting(objective, train, test, *texts, checkpoints, lambda example: [])
     with pytest.raises(ValueError, match="the number of examples in a training step"):
         attribute(unknown, "gradient_adam")
+
+
+@pytest.mark.parametrize("optimizer", ["AdamW", "torch.optim.sgd.SGD", "Lion", ""])
+def test_in_the_metric_of_the_runs_optimizer(optimizer: str) -> None:
+    objective, train, test = network(), points(6), points(3, seed=1)
+    checkpoints = [Checkpoint(0, 0.1, lambda module: None)]
+    said = {"class": optimizer, "eps": 1e-3} if optimizer else {}
+    texts = [[""] * 6, [""] * 3]
+    setting = Setting(
+        objective, train, test, *texts, checkpoints, lambda example: [], batch=4, optimizer=said
+    )
+    if optimizer in ("Lion", ""):
+        with pytest.raises(
+            ValueError, match=f"{optimizer or 'nothing of its optimizer'}: choose gradient_adam"
+        ):
+            attribute(setting, "gradient_step")
+        return
+    found = attribute(setting, "gradient_step")
+    if optimizer == "AdamW":
+        expected = adam_similarity(objective, train, test, batch=4, eps=1e-3)
+    else:
+        expected = gradient_similarity(objective, train, test)
+    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-12)
+    assert found.method == expected.method
 
 
 def test_misuse() -> None:
