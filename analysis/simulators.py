@@ -1,6 +1,6 @@
 """Every simulator on every recorded run set: held-out skill against the number of training runs.
 
-    python analysis/simulators.py [folder ...] [--held-out 10] [--sizes 2 4 8 12 16 20 22] [--quick]
+    python analysis/simulators.py [folder ...] [--held-out 10] [--sizes 1 2 4 8 12 16 20 22] [--quick]
 
 Takes all run sets under runs/ (but those of unseen.py, named …-pool) and the folders given. The last
 ``--held-out`` runs are scored, the first ones train. ``scores.safetensors`` or ``scores.npz`` (array
@@ -172,7 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--held-out", type=int, default=10)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2, 4, 8, 12, 16, 20, 22])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 12, 16, 20, 22])
     parser.add_argument("--quick", action="store_true", help="the trivial simulators and auto only")
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()

@@ -13,7 +13,7 @@ over all runs (offset.py): there every part's surrogate is given that mean, sinc
 from it by what is peculiar to the part's own runs, with the wrong sign.
 
 Scores may be the effects instead (replayed.py). Where nothing was found in these runs, the kernel may change
-(surrogate_fit.py). Two or three runs are too few to find effects, and to say how good they are: if there are
+(surrogate_fit.py). Fewer than four runs are too few to find effects, and to say how good they are: if there are
 scores, the surrogate has those, and all of few runs are told by the one fitted to all.
 """
 
@@ -32,7 +32,7 @@ from simfluence.simulators.effects import average_effects
 from simfluence.simulators.fitting import FEWEST_RUNS, Fitting, Settings
 from simfluence.simulators.offset import Foretold
 from simfluence.simulators.surrogate import Surrogate
-from simfluence.simulators.surrogate_fit import anchored, fit_surrogate
+from simfluence.simulators.surrogate_fit import anchored, fit_surrogate, misfit
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -40,6 +40,7 @@ IntArray = npt.NDArray[np.int64]
 FOLDS = 8
 TURNS = 4
 SHUFFLES = 19
+_LEAST_TOLD = 0.8  # how wrong scores may be of few runs
 _DECAY = 0.1  # effects of uses weighted by what they teach change little
 
 
@@ -119,7 +120,7 @@ class Alternated:
 def cross_fitted(
     fitting: Fitting, memory: tuple[float, bool], penalties: list[float] | None = None
 ) -> Alternated | None:
-    """The best turn's surrogate; None for a single run, losses without log-odds, or nothing found.
+    """The best turn's surrogate; None for losses without log-odds, or nothing found.
 
     penalties : λ of each turn up to the best, if known (none: scores alone); the rest as in ``alternate``.
     """
@@ -149,11 +150,11 @@ def cross_fitted(
 def of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None:
     """The surrogate whose effects are one array of scores, or all of them added up; the one that errs least.
 
-    About 22 numbers are fitted. Of few runs, none is left out; instead, scores have to tell more than the
-    same scores given to other training examples do, every time of ``SHUFFLES``. None if they do not, without
-    any, for a single run, or losses without log-odds.
+    About 22 numbers are fitted. Of few runs, none is left out; instead, scores have to tell a fifth of what
+    changes, and more than the same scores given to other training examples do, every time of ``SHUFFLES``.
+    None if they do not, without any, or for losses without log-odds.
     """
-    if len(fitting.train) < 2 or not _has_log_odds(fitting):
+    if not _has_log_odds(fitting):
         return None
     sizes = np.sqrt(np.square(fitting.scores).mean((1, 2), keepdims=True))
     arrays = list(fitting.scores / np.maximum(sizes, 1e-300))
@@ -161,8 +162,8 @@ def of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None
     if not arrays:
         return None
     fits = [_replayed(fitting, memory, scores) for scores in arrays]
-    best = int(np.argmin([error for _, error in fits]))
-    surrogate, error = fits[best]
+    best = int(np.argmin([wrong for _, wrong in fits]))
+    surrogate, wrong = fits[best]
     again = {"memory": memory, "penalties": []}
     if len(fitting.train) >= FEWEST_RUNS:
         told = []
@@ -171,9 +172,10 @@ def of_scores(fitting: Fitting, memory: tuple[float, bool]) -> Alternated | None
             told += _of_unseen(fitting, other, runs)
         return Alternated("replayed", _in_order(fitting, surrogate, told, again))
     rng = np.random.default_rng(0)
-    for _ in range(SHUFFLES):
-        if _replayed(fitting, memory, rng.permutation(arrays[best]))[1] <= error:
-            return None
+    if wrong > _LEAST_TOLD or any(
+        _replayed(fitting, memory, rng.permutation(arrays[best]))[1] <= wrong for _ in range(SHUFFLES)
+    ):
+        return None
     curricula = fitting.train.curricula
     foretold = Foretold(surrogate, _told(surrogate, curricula), surrogate.teaching(curricula), again)
     return Alternated("replayed", foretold)
@@ -205,10 +207,9 @@ def _in_order(
 
 
 def _replayed(fitting: Fitting, memory: tuple[float, bool], scores: Array) -> tuple[Surrogate, float]:
-    """The surrogate with these as its effects, and its error on the runs that it was fitted to."""
-    surrogate = _surrogate(fitting, memory, -scores, changing=True)
-    told = _told(surrogate, fitting.train.curricula)
-    return surrogate, sum(_error(fitting, run, losses) for run, losses in enumerate(told))
+    """The surrogate with these as its effects, and how wrong it is of the runs that it was fitted to, 0 .. 1."""
+    surrogate, recorded = _surrogate(fitting, memory, -scores, changing=True), fitting.recorded
+    return surrogate, misfit(surrogate, fitting.train.curricula, recorded.losses, recorded.grid)
 
 
 def _surrogate(

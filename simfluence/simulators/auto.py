@@ -4,7 +4,7 @@ Every candidate is scored by its leave-one-run-out rollouts (and those of valida
 penalty of its own. Starting from what is usually best, one setting is changed at a time, and a change is
 kept if it lowers the error by more than a percent; then so for effects beside a surrogate (alternation.py),
 and, with scores, beside one that has those. The best is taken, or the mean of what two say where that errs
-less. Two or three runs cannot tell effects that hold from effects that do not: where there are scores, a
+less. One to three runs cannot tell effects that hold from effects that do not: where there are scores, a
 surrogate has those. The mean trajectory is among the candidates of every step (penalty inf), so that a set
 from which nothing can be learnt about curricula gets just that.
 """
@@ -89,11 +89,10 @@ class AutoSimulator(DeviationSimulator):
             self._note("all training runs", best, True)
         members = [best]
         memory = recorded_memory(train) or (best.settings.memory, best.settings.corrected)
-        if len(train) > 1:
-            found = [cross_fitted(fitting, memory)]
-            if len(train) >= FEWEST_RUNS and len(fitting.given_scores):
-                found.append(of_scores(fitting, memory))
-            members = self._with_surrogates(fitting, best, [one for one in found if one is not None])
+        found = [cross_fitted(fitting, memory)]
+        if len(train) >= FEWEST_RUNS and len(fitting.given_scores):
+            found.append(of_scores(fitting, memory))
+        members = self._with_surrogates(fitting, best, [one for one in found if one is not None])
         self._keep(fitting, members[0])
         self._join(fitting, members[1:])
 
@@ -151,11 +150,17 @@ class AutoSimulator(DeviationSimulator):
         return other
 
     def _surrogate_alone(self, fitting: Fitting, best: Chosen, turns: Alternated) -> list[Chosen]:
-        """The surrogate of the scores if it errs much less than the mean trajectory, or else ``best``."""
+        """The surrogate of the scores if it errs much less than the mean trajectory, or else ``best``.
+
+        Of a single run nothing can err: there it is taken unless there is a tangent.
+        """
         settings = dataclasses.replace(best.settings, link="log_odds", means=(), **turns.change)
         told = fitting.choose_penalty(settings, penalty=np.inf)
         drift = fitting.choose_penalty(best.settings, penalty=np.inf)
-        kept = told.error < (1 - NEARLY) * drift.error
+        if len(fitting.train) == 1:
+            kept = not best.settings.offset
+        else:
+            kept = told.error < (1 - NEARLY) * drift.error
         for tried in self.selection_ if kept else ():
             tried["kept"] = False
         self._note("surrogate of the scores alone: few runs", told, kept)

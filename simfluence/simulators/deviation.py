@@ -53,7 +53,7 @@ class DeviationSimulator(Simulator):
         effects are fitted to the rest.
     surrogate : whether a small model that has such effects, trained along each curriculum, foretells
         most of it (surrogate.py); with fewer than 4 runs its effects are the scores; there is none without
-        scores then, for a single run, or for losses ≤ 0.
+        scores then, or for losses ≤ 0.
     max_rows : the grid of steps is thinned until the regression has about that many rows.
 
     Attributes

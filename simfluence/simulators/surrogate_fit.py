@@ -4,10 +4,14 @@
         + max(1, 15 / (R − 1)) · (mean (Δ log α)² + mean (log α)² / 10 + q² / 100 + 3 η² / 1000)
 
 L̂ are the surrogate's losses, shifted to have the same mean over the training runs as L; log γ is linear
-between knots in log time, log α in time, Δ from knot to knot. R runs are fitted: fewer say less of a kernel
-that changes. Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m) (singular values are shared
-between u and v, but the gradients of n training and m test examples are of equal length) and from the
-recorded β. The derivatives by these few numbers are finite differences.
+between knots in log time, log α in time, Δ from knot to knot. Fewer runs, R, say less of a kernel that changes.
+Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m) (singular values are shared between u and v,
+but the gradients of n training and m test examples are of equal length) and from the recorded β. The
+derivatives by these few numbers are finite differences.
+
+Deviations from the mean say little of few runs, and nothing of one. Where effects are scores, which know nothing
+of the runs, whole curves are told from the losses before the first step, L̂': of R < 4 runs the first term
+counts (R − 1) / R, and Σ (L̂' − L)² / Σ (L_0 − L)² counts 1/R.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ from scipy.special import expit, logit
 
 from simfluence.curriculum import Curriculum
 from simfluence.simulators.effects import link, unlink
+from simfluence.simulators.fitting import FEWEST_RUNS
 from simfluence.simulators.surrogate import Batches, Surrogate
 
 Array = npt.NDArray[np.float64]
@@ -60,24 +65,15 @@ def fit_surrogate(
         these runs too well, and a kernel that changes with them goes astray on others.
     near : one fitted to the same runs with similar effects, to start from.
     """
-    true, reached = _padded(losses, len(grid))
-
-    def mean(values: Array) -> Array:
-        return _mean(values, reached)
-
-    level, average = mean(link(true, "log_odds")), mean(true)
-    spread = np.sqrt(np.square(np.where(reached, true - average, 0.0))[:, 1:].sum()) or 1.0
+    curves = _Curves(losses, len(grid), whole=changing)
     steps = np.minimum(np.arange(int(grid[-1])), len(rates) - 1)
-    start = -float(link(average[0].mean(), "log_odds"))
-    form = _Form(effects, rates[steps], memory, corrected, start, level)
+    form = _Form(effects, rates[steps], memory, corrected, curves.start, curves.level)
     few = max(1.0, (ENOUGH_RUNS - 1) / max(len(losses) - 1, 1))
     batches = Batches.of(curricula)
 
     def residuals(parameters: Array) -> Array:
-        change = form.surrogate(parameters).moved(batches, grid)
-        told = unlink(level + change - mean(change), "log_odds")
-        wrong = np.where(reached, told - mean(told) + average - true, 0.0)[:, 1:] / spread
-        return np.concatenate([wrong.ravel(), form.penalties(parameters, few)])
+        wrong = curves.wrong(form.surrogate(parameters).moved(batches, grid))
+        return np.concatenate([wrong, form.penalties(parameters, few)])
 
     starts = form.starts() if near is None else [form.parameters(near)]
     first = min(starts, key=lambda parameters: float(np.square(residuals(parameters)).sum()))
@@ -94,6 +90,54 @@ def fit_surrogate(
 
     found = least_squares(residuals_of, first[free], xtol=1e-6, ftol=1e-6, gtol=1e-8, max_nfev=60).x
     return anchored(form.surrogate(whole(found)), curricula, losses, grid)
+
+
+def misfit(
+    surrogate: Surrogate,
+    curricula: Sequence[Curriculum],
+    losses: Sequence[Array],
+    grid: npt.NDArray[np.int64],
+) -> float:
+    """What is squared of the losses in the objective: 0 is told, 1 nothing; of a surrogate of scores."""
+    wrong = _Curves(losses, len(grid), whole=True).wrong(surrogate.moved(Batches.of(curricula), grid))
+    return float(np.square(wrong).sum())
+
+
+class _Curves:
+    """Recorded losses, and how wrong it is that log(eᴸ − 1) changes so.
+
+    level : its mean over the runs [point, test]. start : f_0.
+    whole : whether the curves of few runs are to be told too.
+    """
+
+    def __init__(self, losses: Sequence[Array], points: int, whole: bool) -> None:
+        self.true, self.reached = _padded(losses, points)
+        runs = len(losses)
+        self.share = 1 / runs if whole and runs < FEWEST_RUNS else 0.0
+        self.level, self.average = self._mean(link(self.true, "log_odds")), self._mean(self.true)
+        self.first = link(self.true[:, :1], "log_odds")
+        self.start = -float(link(self.average[0].mean(), "log_odds"))
+        self.spread = self._size(self.true - self.average)
+        self.grown = self._size(self.true - self.true[:, :1])
+
+    def wrong(self, change: Array) -> Array:
+        """change : [run, point, test]. Flat; its squares add up to the objective's part."""
+        told = unlink(self.level + change - self._mean(change), "log_odds")
+        apart = self._known(told - self._mean(told) + self.average - self.true) / self.spread
+        if not self.share:
+            return apart
+        along = self._known(unlink(self.first + change, "log_odds") - self.true) / self.grown
+        return np.concatenate([np.sqrt(1 - self.share) * apart, np.sqrt(self.share) * along])
+
+    def _mean(self, values: Array) -> Array:
+        return _mean(values, self.reached)
+
+    def _known(self, values: Array) -> Array:
+        """Those after the start and before a run's end, flat; 0 where there are none."""
+        return np.where(self.reached, values, 0.0)[:, 1:].ravel()
+
+    def _size(self, values: Array) -> float:
+        return float(np.sqrt(np.square(self._known(values)).sum())) or 1.0
 
 
 class _Form:

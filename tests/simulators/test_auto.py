@@ -75,7 +75,7 @@ def test_validation_runs_check_effects_that_two_runs_alone_cannot():
     folder = Path(__file__).parents[2] / "runs" / "rte-minilm"
     runs, scores = RunSet.load(folder), load_file(folder / "scores.safetensors")["scores"]
     fit = AutoSimulator(scores=scores).fit(runs[:2], runs[2:6])
-    assert np.isfinite(fit.penalty_)
+    assert np.isfinite(fit.selection["penalty"]).any()
     assert skill(fit, runs[:2], runs[22:]) > 0.85
 
 
