@@ -13,8 +13,8 @@ over all runs (offset.py): there every part's surrogate is given that mean, sinc
 from it by what is peculiar to the part's own runs, with the wrong sign.
 
 Scores may be the effects instead (replayed.py). Where nothing was found in these runs, the kernel may change
-(surrogate_fit.py). Fewer than four runs are too few to find effects, and to say how good they are: if there are
-scores, the surrogate has those, and all of few runs are told by the one fitted to all.
+(surrogate_fit.py). Fewer than four runs are too few to find effects, and to say how good they are: if there
+are scores, the surrogate has those, and all of few runs are told by the one fitted to all.
 """
 
 from __future__ import annotations
@@ -207,7 +207,7 @@ def _in_order(
 
 
 def _replayed(fitting: Fitting, memory: tuple[float, bool], scores: Array) -> tuple[Surrogate, float]:
-    """The surrogate with these as its effects, and how wrong it is of the runs that it was fitted to, 0 .. 1."""
+    """The surrogate with these as its effects, and its misfit of the runs that it was fitted to."""
     surrogate, recorded = _surrogate(fitting, memory, -scores, changing=True), fitting.recorded
     return surrogate, misfit(surrogate, fitting.train.curricula, recorded.losses, recorded.grid)
 

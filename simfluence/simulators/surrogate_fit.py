@@ -4,14 +4,14 @@
         + max(1, 15 / (R − 1)) · (mean (Δ log α)² + mean (log α)² / 10 + q² / 100 + 3 η² / 1000)
 
 L̂ are the surrogate's losses, shifted to have the same mean over the training runs as L; log γ is linear
-between knots in log time, log α in time, Δ from knot to knot. Fewer runs, R, say less of a kernel that changes.
-Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m) (singular values are shared between u and v,
-but the gradients of n training and m test examples are of equal length) and from the recorded β. The
+between knots in log time, log α in time, Δ from knot to knot. Fewer runs, R, say less of a kernel that
+changes. Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m) (singular values are shared between u
+and v, but the gradients of n training and m test examples are of equal length) and from the recorded β. The
 derivatives by these few numbers are finite differences.
 
-Deviations from the mean say little of few runs, and nothing of one. Where effects are scores, which know nothing
-of the runs, whole curves are told from the losses before the first step, L̂': of R < 4 runs the first term
-counts (R − 1) / R, and Σ (L̂' − L)² / Σ (L_0 − L)² counts 1/R.
+Deviations from the mean say little of few runs, and nothing of one. Where effects are scores, which know
+nothing of the runs, whole curves are told from the losses before the first step, L̂': of R < 4 runs the first
+term counts (R − 1) / R, and Σ (L̂' − L)² / Σ (L_0 − L)² counts 1/R.
 """
 
 from __future__ import annotations

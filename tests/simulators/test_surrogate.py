@@ -18,7 +18,7 @@ from simfluence.simulators.alternation import cross_fitted
 from simfluence.simulators.effects import link
 from simfluence.simulators.fitting import Fitting
 from simfluence.simulators.surrogate import Surrogate
-from simfluence.simulators.surrogate_fit import fit_surrogate
+from simfluence.simulators.surrogate_fit import fit_surrogate, misfit
 
 
 @pytest.fixture
@@ -116,6 +116,52 @@ def test_two_runs_do_not_say_how_a_kernel_changes():
     folder = Path(__file__).parents[2] / "runs" / "copa-minilm-high-rate"
     runs, scores = RunSet.load(folder), load_file(folder / "scores.safetensors")["scores"]
     assert skill(ReplayedSimulator(scores).fit(runs[:2]), runs[:2], runs[2:]) > 0
+
+
+@pytest.mark.parametrize("runs_used", [1, 2])
+def test_scores_and_whole_curves_of_few_runs_are_enough(rng, runs_used):
+    """What the curves of one run are told by says how others go; against the mean of all eight."""
+    runs, train, test = log_linear_runs(rng, 8)
+    surrogate = fitted_surrogate(-7.0 * train @ test.T, runs[:runs_used], True)
+    told, mean = surrogate.simulate(runs[2:].curricula), runs.loss.mean(0)
+    wrong, base = (np.square(guess - runs[2:].loss).mean() for guess in (told, mean))
+    assert 1 - wrong / base > 0.9
+    own = surrogate.simulate(runs[:runs_used].curricula)
+    np.testing.assert_allclose(own.mean(0), runs[:runs_used].loss.mean(0), atol=0.02)  # the level is theirs
+
+
+def test_misfit_is_none_of_the_truth_and_all_of_nothing(rng):
+    runs, train, test = log_linear_runs(rng, 3)
+    truth = linear_surrogate(train, test, np.full(1, RATE / 2))
+    nothing = linear_surrogate(0 * train, test, np.full(1, RATE / 2))
+    for few in (runs[:1], runs[:2], runs):
+        recorded = few.curricula, [run.loss.astype(np.float64) for run in few], np.arange(STEPS + 1)
+        assert misfit(truth, *recorded) < 0.005  # log-odds of losses near 0 are cut off
+        assert misfit(nothing, *recorded) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", ["rte-minilm", "copa-minilm"])
+def test_one_run_and_scores_answer_what_ifs(name, tmp_path):
+    """Against the mean of twenty runs; that one run's own course is at -.5 to -.7."""
+    folder = Path(__file__).parents[2] / "runs" / name
+    runs, scores = RunSet.load(folder), load_file(folder / "scores_adam.safetensors")["scores"]
+    held_out = runs[22:]
+    fit = AutoSimulator(scores=scores).fit(runs[:1])
+    told = fit.simulate(held_out.curricula, held_out.initial_loss)
+    errors = [np.square(guess - held_out.loss).mean() for guess in (told, runs[:20].loss.mean(0))]
+    assert 1 - errors[0] / errors[1] > 0.8
+    own = fit.simulate(runs[:1].curricula, runs[:1].initial_loss)
+    np.testing.assert_allclose(own, runs[:1].loss, atol=1e-6)
+    fit.save(tmp_path / "auto")
+    again = load_simulator(tmp_path / "auto").simulate(held_out.curricula, held_out.initial_loss)
+    np.testing.assert_array_equal(again, told)
+
+
+def test_scores_that_know_nothing_are_left_alone_by_one_run(rng):
+    runs, _, _ = log_linear_runs(rng, 2)
+    useless = np.random.default_rng(7).normal(size=(TRAIN, TESTS))
+    told = AutoSimulator(scores=useless).fit(runs[:1]).simulate(runs[1:].curricula, runs[1:].initial_loss)
+    np.testing.assert_allclose(told[0], runs[0].loss, atol=1e-6)  # as that one went
 
 
 def test_inner_products_and_a_few_runs_are_enough(rng):
