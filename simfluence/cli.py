@@ -77,16 +77,27 @@ def whatif(config: DictConfig) -> None:
     from simfluence.whatif import agreement, by_group, edit, verified, what_if, with_band
 
     runs = _load(config.path)
-    train, validation, _ = runs.split(config.train, config.validation)
     run = runs[runs.position(config.run_id) if config.run_id is not None else -1]
-    if run.id in train.ids + validation.ids:
-        print(f"note: the simulator is fitted to {run.id} itself; choose a run that it has not seen")
+    level = config.level
+    if len(runs) < config.train + config.validation:
+        print(
+            f"note: {len(runs)} runs, fewer than train + validation = {config.train + config.validation}:"
+            " fitted to all"
+        )
+        train, validation, _ = runs.split(len(runs))
+    else:
+        train, validation, _ = runs.split(config.train, config.validation)
+        if run.id in train.ids + validation.ids:
+            print(f"note: the simulator is fitted to {run.id} itself; choose a run that it has not seen")
+    if level is not None and len(train) + len(validation) < 3:
+        print("note: no bands, which take three runs to learn errors from")
+        level = None
     edited = edit(run.curriculum, train=runs.train, **_plain(config.edit))
-    if config.level is None:
+    if level is None:
         simulator = _simulator(config.simulator).fit(train, validation)
         answer = what_if(simulator, run.curriculum, edited, run.initial_loss, runs.test)
     else:
-        bands = PredictiveBands(_simulator(config.simulator), config.level)
+        bands = PredictiveBands(_simulator(config.simulator), level)
         bands.fit(runs[: len(train) + len(validation)])
         answer = what_if(bands.simulator_, run.curriculum, edited, run.initial_loss, runs.test)
         answer = with_band(answer, bands, run.initial_loss)
@@ -105,7 +116,7 @@ def whatif(config: DictConfig) -> None:
         print(
             f"\nagainst retraining, over {len(changes)} test examples: Pearson {found['pearson']:.2f},"
             f" Spearman {found['spearman']:.2f}, same sign {found['same_sign']:.0%}"
-            + (f", {found['in_band']:.0%} within the {config.level:.0%} band" if "in_band" in found else "")
+            + (f", {found['in_band']:.0%} within the {level:.0%} band" if "in_band" in found else "")
         )
     if config.output is not None:
         report.write_what_if(changes, config.output)

@@ -157,6 +157,26 @@ def test_whatif_on_real_recordings(simfluence, tmp_path: Path) -> None:
     assert (tmp_path / "what_if.csv").read_text().count("\n") == 41
 
 
+def test_a_what_if_from_one_run_and_scores(simfluence, tmp_path: Path) -> None:
+    """The change that twenty runs foretell, and retraining confirms: the which questions lose most."""
+    import pandas as pd
+
+    from simfluence import RunSet
+
+    RunSet.load(RECORDED)[:1].save(tmp_path / "one")
+    result = simfluence(
+        "whatif", f"path={tmp_path}/one", f"simulator.scores={RECORDED}/scores_adam.safetensors",
+        "edit.groups=[which,what]", f"output={tmp_path}", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "1 runs, fewer than train + validation = 22: fitted to all" in result.stdout
+    assert "no bands, which take three runs" in result.stdout
+    changes = pd.read_csv(tmp_path / "what_if.csv")
+    change = changes.groupby("group")["change"].mean()
+    assert change["which"] > 0.04
+    assert change["what"] < 0
+
+
 def test_evaluate_works_on_the_recordings_at_once(simfluence, tmp_path: Path) -> None:
     result = simfluence("evaluate", f"path={RECORDED}", "only=[persistence,additive]", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
