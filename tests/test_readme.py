@@ -139,3 +139,44 @@ def test_lightning(tmp_path: Path) -> None:
     }  # fmt: skip
     exec(BLOCKS[4], names)
     assert RunSet.load(tmp_path / "runs").loss.shape == (1, 7, 6)
+
+
+def test_one_run_and_its_gradients(tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+
+    from simfluence import RunRecorder, RunSet
+
+    generator = torch.Generator().manual_seed(0)
+    truth = torch.randn(3, generator=generator)
+    points = torch.randn(30, 3, generator=generator)
+    examples = [{"id": i, "x": x, "y": torch.sign(x @ truth)} for i, x in enumerate(points)]
+    model = torch.nn.Linear(3, 1)
+
+    def per_example_loss(model, examples):
+        x, y = (torch.stack([example[key] for example in examples]) for key in "xy")
+        return torch.nn.functional.softplus(-y * model(x)[:, 0])
+
+    train, test = examples[:20], examples[20:]
+    names = {"model": model, "per_example_loss": per_example_loss}
+    names |= {"train_examples": train, "test_examples": test}
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    recorder, rng = RunRecorder(tmp_path, train=train, test=test), np.random.default_rng(0)
+    for seed in range(8):
+        model.load_state_dict(start)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+        pool = rng.permutation(20)[:6]  # which differ: so do the runs
+        with recorder.run(f"{seed}", model=model, loss=per_example_loss, optimizer=optimizer) as run:
+            for batch in rng.choice(pool, (30, 2)):
+                loss = per_example_loss(model, [train[i] for i in batch]).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                run.step(example_ids=batch.tolist(), train_loss=float(loss.detach()))
+    model.load_state_dict(start)
+    runs = RunSet.load(tmp_path)
+    names["runs"] = runs[:1]
+    exec(BLOCKS[5], names)
+    told = names["simulator"].simulate(runs[1:].curricula, runs[1:].initial_loss)
+    errors = [np.square(guess - runs[1:].loss).mean() for guess in (told, runs.loss.mean(0))]
+    assert 1 - errors[0] / errors[1] > 0.5
