@@ -40,7 +40,7 @@ def record(config: DictConfig) -> None:
 
 def fit(config: DictConfig) -> None:
 
-    train, validation, _ = _load(config.path).split(config.train, config.validation)
+    train, validation = _to_fit(_load(config.path), config)
     simulator = _simulator(config.simulator).fit(train, validation)
     simulator.save(config.output)
     chosen = getattr(simulator, "penalty_", None)
@@ -78,17 +78,9 @@ def whatif(config: DictConfig) -> None:
 
     runs = _load(config.path)
     run = runs[runs.position(config.run_id) if config.run_id is not None else -1]
-    level = config.level
-    if len(runs) < config.train + config.validation:
-        print(
-            f"note: {len(runs)} runs, fewer than train + validation = {config.train + config.validation}:"
-            " fitted to all"
-        )
-        train, validation, _ = runs.split(len(runs))
-    else:
-        train, validation, _ = runs.split(config.train, config.validation)
-        if run.id in train.ids + validation.ids:
-            print(f"note: the simulator is fitted to {run.id} itself; choose a run that it has not seen")
+    level, (train, validation) = config.level, _to_fit(runs, config)
+    if run.id in train.ids + validation.ids and len(train) + len(validation) < len(runs):
+        print(f"note: the simulator is fitted to {run.id} itself; choose a run that it has not seen")
     if level is not None and len(train) + len(validation) < 3:
         print("note: no bands, which take three runs to learn errors from")
         level = None
@@ -376,6 +368,14 @@ def _load(path: str) -> Any:
     from simfluence.runs import RunSet
 
     return RunSet.load(path)
+
+
+def _to_fit(runs: Any, config: DictConfig) -> tuple[Any, Any]:
+    """The first runs, for fitting and for choosing; all for fitting, if that would be more than there are."""
+    if len(runs) >= (wanted := config.train + config.validation):
+        return runs.split(config.train, config.validation)[:2]
+    print(f"note: {len(runs)} runs, fewer than train + validation = {wanted}: fitted to all")
+    return runs.split(len(runs))[:2]
 
 
 def _simulator(config: DictConfig) -> Any:

@@ -224,7 +224,7 @@ class RunSet:
         Raises ValueError if there are too few runs.
         """
         if test is None:
-            test = len(self) - train - validation
+            test = max(len(self) - train - validation, 0)
         if min(train, validation, test) < 0 or train + validation + test > len(self):
             raise ValueError(
                 f"cannot split {len(self)} runs into {train} for training, {validation} for"
