@@ -210,6 +210,7 @@ _EXAMPLES = {
     "whatif": (
         "simfluence whatif edit.name=remove edit.groups=[completion]",
         "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
+        "simfluence whatif path=runs/mine simulator.scores=scores/scores.safetensors edit.ids=[q-17]",
     ),
     "attribute": (
         "simfluence attribute steps=initial",

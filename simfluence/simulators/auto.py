@@ -70,12 +70,8 @@ class AutoSimulator(DeviationSimulator):
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         self._read_arrays()
+        self._read_tangent(train)
         self.selection_: list[dict[str, Any]] = []
-        self.from_tangent_ = int(self.tangent is not None and len(train) >= FEWEST_RUNS)
-        if self.tangent is not None and self.from_tangent_:
-            batch = float(np.median(np.concatenate([c.batch_sizes for c in train.curricula])))
-            known = self.tangent.scores(recorded_update(train)[0], batch)
-            self.scores_ = np.concatenate([self.scores_, as_scores(known, known.shape)])
         fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows, self.tangent)
         search = fitting
         most = max(8, _SEARCH_ROWS // max(len(fitting.recorded.grid) - 1, 1))
@@ -95,6 +91,15 @@ class AutoSimulator(DeviationSimulator):
         members = self._with_surrogates(fitting, best, [one for one in found if one is not None])
         self._keep(fitting, members[0])
         self._join(fitting, members[1:])
+
+    def _read_tangent(self, train: RunSet) -> None:
+        """What it knows at the start becomes the last of the scores."""
+        self.from_tangent_ = 0
+        if self.tangent is not None and len(train) >= FEWEST_RUNS:
+            batch = float(np.median(np.concatenate([c.batch_sizes for c in train.curricula])))
+            known = self.tangent.scores(recorded_update(train)[0], batch)
+            self.scores_ = np.concatenate([self.scores_, as_scores(known, known.shape)])
+            self.from_tangent_ = 1
 
     def _search(self, fitting: Fitting, train: RunSet) -> Chosen:
         """The best member without a surrogate."""

@@ -196,10 +196,8 @@ class Tangent:
         references = range(len(self.runs))
         jacobian = torch.stack([self._jacobian(reference, 0) for reference in references]).mean(0).double()
         odds = torch.from_numpy(self.log_odds[:, 0, : self.n_train].mean(0)).double()
-        gradients, metric = (
-            torch.sigmoid(-odds)[:, None] * jacobian[: self.n_train],
-            torch.from_numpy(self.weights),
-        )
+        gradients = torch.sigmoid(-odds)[:, None] * jacobian[: self.n_train]
+        metric = torch.from_numpy(self.weights).double()
         if update.adam:
             size = (1 - 1 / batch) * gradients.mean(0).square() + gradients.square().mean(0) / batch
             metric = metric / (size.sqrt() + update.eps)
