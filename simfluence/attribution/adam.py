@@ -12,6 +12,7 @@ state and momentum into the gradient of i.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,12 +51,15 @@ def adam_similarity(
 
     Raises ValueError if the model has nothing to train, there are no examples, or b < 1 or ε ≤ 0.
     """
-    if batch < 1 or not eps > 0:
+    if not 1 <= batch < math.inf or not 0 < eps < math.inf:
         raise ValueError(f"batch must be at least 1 and eps above 0, got {batch} and {eps}")
-    if not len(train) or not len(test):
-        raise ValueError(f"expected examples, got {len(train)} for training and {len(test)} to test")
+    drawn = train if population is None else population
+    if not len(train) or not len(test) or not len(drawn):
+        raise ValueError(
+            f"expected examples, got {len(train)} for training and {len(test)} to test, batches drawn from"
+            f" {len(drawn)}"
+        )
     with tracer(objective, [train[0], test[0]], parameters) as trace:
-        drawn = train if population is None else population
         sizes = _batch_gradient_sizes(trace, drawn, batch, batch_size, progress)
         numbers = sum(parameter.numel() for parameter in trace.parameters.values())
         together = max(1, _NUMBERS // numbers)

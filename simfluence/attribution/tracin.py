@@ -62,8 +62,8 @@ def tracin(
     """
     _check(checkpoints, curriculum, len(train))
     similarity: Callable[..., InfluenceScores] = gradient_similarity
+    drawn = train if population is None else population
     if adam_batch is not None:
-        drawn = train if population is None else population
         similarity = partial(adam_similarity, batch=adam_batch, population=drawn)
     total: npt.NDArray[np.floating] = np.zeros((len(train), len(test)))
     covers: tuple[str, ...] = ()
@@ -72,7 +72,9 @@ def tracin(
         with checkpoint.loaded(objective.module):
             about = _about(objective, [train[i] for i in which[:1]] + list(test[:1]), checkpoint, parameters)
             about |= {"examples": [len(which), len(test)]}
-            about |= {} if adam_batch is None else {"adam_batch": adam_batch}
+            if adam_batch is not None:
+                sample = losses_fingerprint(objective, [drawn[0], drawn[-1]])
+                about |= {"adam_batch": adam_batch, "population": [len(drawn), *sample]}
             if (part := _kept(folder, checkpoint.step, about)) is None:
                 if progress:
                     print(f"checkpoint {number} of {len(checkpoints)}, after step {checkpoint.step}")

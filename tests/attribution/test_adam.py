@@ -85,8 +85,13 @@ def test_over_checkpoints(tmp_path) -> None:
     assert found.provenance["adam_batch"] == 4
     part = tracin(objective, train[:2], test, checkpoints, adam_batch=4, population=train)
     np.testing.assert_allclose(part.scores, expected[:2], rtol=1e-12)
-    with pytest.raises(RunDataError, match="other weights or examples"):
-        tracin(objective, train, test, checkpoints, folder=tmp_path)
+    for options in (
+        {},
+        {"adam_batch": 3},
+        {"adam_batch": 4, "population": train[:4]},
+    ):  # none of them is kept
+        with pytest.raises(RunDataError, match="other weights or examples"):
+            tracin(objective, train, test, checkpoints, folder=tmp_path, **options)
 
 
 def test_by_name() -> None:
@@ -129,8 +134,14 @@ def test_in_the_metric_of_the_runs_optimizer(optimizer: str) -> None:
 
 def test_misuse() -> None:
     objective, train, test = network(), points(6), points(3, seed=1)
-    for options in ({"batch": 0}, {"batch": 4, "eps": 0.0}):
+    unknown, endless = float("nan"), float("inf")
+    wrong = [{"batch": b} for b in (0, unknown, endless)] + [
+        {"batch": 4, "eps": e} for e in (0.0, unknown, endless)
+    ]
+    for options in wrong:
         with pytest.raises(ValueError, match="batch must be at least 1 and eps above 0"):
             adam_similarity(objective, train, test, **options)
     with pytest.raises(ValueError, match="got 0 for training and 3 to test"):
         adam_similarity(objective, [], test, batch=4)
+    with pytest.raises(ValueError, match="drawn from 0"):
+        adam_similarity(objective, train, test, batch=4, population=[])

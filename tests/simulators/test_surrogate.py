@@ -18,7 +18,7 @@ from simfluence.simulators.alternation import cross_fitted
 from simfluence.simulators.effects import link
 from simfluence.simulators.fitting import Fitting
 from simfluence.simulators.surrogate import Surrogate
-from simfluence.simulators.surrogate_fit import fit_surrogate, misfit
+from simfluence.simulators.surrogate_fit import _Curves, fit_surrogate, misfit
 
 
 @pytest.fixture
@@ -138,6 +138,19 @@ def test_misfit_is_none_of_the_truth_and_all_of_nothing(rng):
         recorded = few.curricula, [run.loss.astype(np.float64) for run in few], np.arange(STEPS + 1)
         assert misfit(truth, *recorded) < 0.005  # log-odds of losses near 0 are cut off
         assert misfit(nothing, *recorded) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("runs_used", "counts"), [(1, 1), (2, 1 / 2), (3, 1 / 3), (4, 0)])
+def test_whole_curves_count_as_one_run_of_few(rng, runs_used, counts):
+    """A change that all runs share is none of deviations, and all of whole curves."""
+    runs, _, _ = log_linear_runs(rng, runs_used)
+    losses = [np.maximum(run.loss.astype(np.float64), 0.1) for run in runs]
+    true = np.stack(losses)
+    shared = link(true, "log_odds") - link(true[:, :1], "log_odds") + 0.5
+    wrong = _Curves(losses, STEPS + 1, whole=True).wrong(shared)
+    off = np.log1p(np.exp(link(true, "log_odds") + 0.5)) - true
+    share = np.square(off[:, 1:]).sum() / np.square(true - true[:, :1])[:, 1:].sum()
+    assert np.square(wrong).sum() == pytest.approx(counts * share, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["rte-minilm", "copa-minilm"])
