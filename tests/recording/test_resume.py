@@ -42,6 +42,7 @@ def test_twenty_kills(tmp_path):
     resumed run's weights, checkpoints and recording are those of one that was left alone."""
     script = Path(__file__).with_name("killed.py")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment["CUDA_VISIBLE_DEVICES"] = ""  # torch's threads for GPUs do not survive the script's forks
     ran = subprocess.run(
         [sys.executable, str(script), str(tmp_path)], env=environment, capture_output=True, text=True
     )

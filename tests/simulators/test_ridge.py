@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import sparse
+from regressions import make_problem
 from sklearn.linear_model import Ridge
 
 from simfluence.simulators import ridge
@@ -16,17 +16,6 @@ from simfluence.simulators.ridge.products import CountProducts
 
 CPU = torch.device("cpu")
 SOLVERS = ("primal", "dual", "iterative")
-
-
-def make_problem(rng, n=12, rows=60, tests=3, *, blocks=2, batch=3, pooled=False, missing=0.0):
-    """Positive scales, as losses are; batches with repetitions."""
-    examples = rng.integers(0, n, (rows, batch))
-    counts = sparse.coo_array(
-        (np.ones(rows * batch), (np.repeat(np.arange(rows), batch), examples.ravel())), shape=(rows, n)
-    ).tocsr()
-    known = rng.random((rows, tests)) >= missing
-    scales = np.stack([known * rng.uniform(0.5, 3, (rows, tests)) for _ in range(blocks - 1)] + [known * 1.0])
-    return ridge.RidgeProblem(counts, scales, known * rng.normal(size=(rows, tests)), pooled)
 
 
 def dense_design(problem, z):
@@ -289,15 +278,6 @@ def test_what_gpus_do_is_what_compiled_loops_do(rng, monkeypatch, pooled, shared
     for tolerance, expected in zip((1e-5, 1e-11), paths, strict=True):
         again = path.solve_path(problem, penalties, CPU, tolerance)
         np.testing.assert_allclose(again, expected, atol=20 * tolerance)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("pooled", [False, True])
-def test_a_gpu_gives_the_same(rng, solver, pooled):
-    problem = make_problem(rng, n=30, rows=50, pooled=pooled)
-    a, b = (ridge.solve_ridge(problem, 1.0, solver, torch.device(d)) for d in ("cpu", "cuda"))
-    np.testing.assert_allclose(a.coefficients, b.coefficients, atol=1e-9)
 
 
 @pytest.fixture

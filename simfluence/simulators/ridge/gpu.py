@@ -6,7 +6,8 @@ column a system (test × λ); there is one group.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import combinations_with_replacement, product
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +22,7 @@ from simfluence.simulators.ridge.problem import (
 )
 from simfluence.simulators.ridge.products import CountProducts
 
+_CHUNK_VALUES = 2**24  # of (rows + columns) × systems at once; some ten arrays of that size are held
 _DROP = 0.6  # share of columns still to converge at which the others are left behind
 
 Preconditioner: TypeAlias = tuple[torch.Tensor, torch.Tensor | None]
@@ -95,23 +97,63 @@ class Systems:
         return Systems(self._products, scales, self.penalty.float(), self.diagonal.float(), mean)
 
 
-def sparse_systems(problem: RidgeProblem, penalty: Array, products: CountProducts) -> Systems:
-    """Columns test × λ, the penalties' grid outermost; ``penalty`` is [λ, test]."""
-    diagonal, mean = _diagonal_blocks(problem)
+class Regressions:
+    """Some test examples' regressions, on the device.
 
-    def columns(values: Array) -> torch.Tensor:
-        tensor = torch.from_numpy(np.ascontiguousarray(values)).to(products.device)
-        if problem.shared or len(penalty) == 1:
-            return tensor
-        return tensor.repeat(*[1] * (tensor.ndim - 1), len(penalty))
+    scales : s, [row, test] or [row, 1] for each block; None for a block of ones.
+    moment : m = Xᵀy, [p, test].
+    """
 
-    return Systems(
-        products,
-        [None if (scale == 1).all() else columns(scale) for scale in problem.scales],
-        torch.from_numpy(penalty.ravel()).to(products.device),
-        columns(diagonal)[None],
-        columns(mean)[None] if problem.pooled else None,
-    )
+    def __init__(self, problem: RidgeProblem, products: CountProducts) -> None:
+        self.blocks, self.n, self.n_tests = problem.blocks, problem.n, problem.n_tests
+        self.pooled = problem.pooled
+        self._products = products
+        self.scales = [
+            None if _all_ones(scale) else _moved(scale, products.device) for scale in problem.scales
+        ]
+        target = _moved(problem.target, products.device)
+        self.moment = torch.cat([products.backward(_times(scale, target)) for scale in self.scales])
+
+    def systems(self, penalty: torch.Tensor) -> Systems:
+        """Columns λ × test, the penalties' grid outermost; ``penalty`` is [λ, test]."""
+
+        def repeated(values: torch.Tensor) -> torch.Tensor:
+            return values if values.shape[-1] == 1 else values.tile(len(penalty))
+
+        return Systems(
+            self._products,
+            [None if scale is None else repeated(scale) for scale in self.scales],
+            penalty.flatten(),
+            repeated(self._of_pairs(self._products.squares_backward))[None],
+            repeated(self._of_pairs(self._mean))[None] if self.pooled else None,
+        )
+
+    def norm_bound(self) -> torch.Tensor:
+        """‖|X|ᵀ|X|‖_∞ ≥ ‖G‖₂, [test] ([1] if shared)."""
+        sizes = [None if scale is None else scale.abs() for scale in self.scales]
+        total = self._products.total
+        rows = torch.stack(torch.broadcast_tensors(*[_times(size, total) for size in sizes])).sum(0)
+        sums = [self._products.backward(_times(size, rows)).amax(0) for size in sizes]
+        return torch.stack(sums).amax(0)
+
+    def _mean(self, products: torch.Tensor) -> torch.Tensor:
+        """What an average of coefficients sees: Σ_rows (U 1)² s_a s_b / n, [test]."""
+        return (self._products.total.square() * products).sum(0) / self.n
+
+    def _of_pairs(self, reduce: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+        """reduce(s_a s_b) for all pairs of blocks, [k, k, …]."""
+        ones, k = torch.ones_like(self._products.total), self.blocks
+        found = {
+            (a, b): reduce(_times(self.scales[a], _times(self.scales[b], ones)))
+            for a, b in combinations_with_replacement(range(k), 2)
+        }
+        pairs = [found[min(a, b), max(a, b)] for a, b in product(range(k), repeat=2)]
+        return torch.stack(torch.broadcast_tensors(*pairs)).unflatten(0, (k, k))
+
+
+def columns_at_once(problem: RidgeProblem) -> int:
+    """How many systems' vectors fit."""
+    return max(1, _CHUNK_VALUES // (problem.counts.shape[0] + problem.columns))
 
 
 def conjugate_gradients(
@@ -218,21 +260,16 @@ def solve_systems(
     return theta, left <= target, iterations, residual
 
 
-def moments(problem: RidgeProblem) -> Array:
-    """m = Xᵀy, [p, test]."""
-    return np.concatenate([problem.counts.T @ (scale * problem.target) for scale in problem.scales])
+def _all_ones(scale: Array) -> bool:
+    return bool((scale.flat[0] == 1) if set(scale.strides) == {0} else (scale == 1).all())
 
 
-def _diagonal_blocks(problem: RidgeProblem) -> tuple[Array, Array]:
-    """The k × k diagonal blocks of G [k, k, n, column] and NᵀGN [k, k, column]."""
-    squares = problem.counts.copy()
-    squares.data = squares.data**2
-    total = np.square(np.asarray(problem.counts.sum(axis=1))) / problem.n
-    k = problem.blocks
-    rows = [[problem.scales[a] * problem.scales[b] for b in range(k)] for a in range(k)]
-    diagonal = np.stack([np.stack([squares.T @ product for product in row]) for row in rows])
-    mean = np.stack([np.stack([total @ product for product in row]) for row in rows])
-    return diagonal, mean
+def _moved(values: Array, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(values, np.float64)).to(device)
+
+
+def _times(scale: torch.Tensor | None, values: torch.Tensor) -> torch.Tensor:
+    return values if scale is None else scale * values
 
 
 def _chosen(values: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -31,14 +31,18 @@ from simfluence.simulators.ridge.columns import (
     column_blocks,
     is_compiled_for,
 )
-from simfluence.simulators.ridge.gpu import conjugate_gradients, moments, solve_systems, sparse_systems
+from simfluence.simulators.ridge.gpu import (
+    Regressions,
+    columns_at_once,
+    conjugate_gradients,
+    solve_systems,
+)
 from simfluence.simulators.ridge.problem import (
     Array,
     BoolArray,
     Convergence,
     RidgeProblem,
     RidgeSolution,
-    norm_bound,
     off_mean,
     penalised_rank,
     probes,
@@ -48,8 +52,6 @@ from simfluence.simulators.ridge.products import CountProducts
 TOLERANCE = 3e-11
 MAX_ITERATIONS = 400
 _PROBE_TOLERANCE = 5e-2  # for diagnostics: what vᵀθ errs by is its square, less than by one random probe v
-_CHUNK_COLUMNS = (16, 64)  # test examples at once: wide enough to vectorise, and not to leave the cache
-_CHUNK_VALUES = 2_500_000  # of rows × test examples
 
 
 Part: TypeAlias = tuple[Array, Array, Array, float, BoolArray, int]
@@ -75,12 +77,11 @@ def solve_iterative(
         parts = list(in_threads(solve_part, chunks))
     else:
         products = CountProducts(problem.counts, device)
-        size = int(np.clip(_CHUNK_VALUES // max(1, problem.counts.shape[0]), *_CHUNK_COLUMNS))
         parts = [
             _solve_chunk(
                 problem.tests(chunk), penalty[chunk], products, signs[:, chunk], tolerance, max_iterations
             )
-            for chunk in pieces(problem.n_tests, size)
+            for chunk in pieces(problem.n_tests, columns_at_once(problem))
         ]
     thetas, freedoms, conditions, residuals, converged, iterations = zip(*parts, strict=True)
     failed = ~np.concatenate(converged)
@@ -121,9 +122,10 @@ def _solve_chunk(
     max_iterations: int,
 ) -> Part:
     k = problem.blocks
-    systems = sparse_systems(problem, penalty[None], products)
-    device, weights = systems.penalty.device, systems.penalty
-    moment = torch.from_numpy(moments(problem)).to(device)[None]
+    device = products.device
+    weights = torch.from_numpy(penalty).to(device)
+    regressions = Regressions(problem, products)
+    systems, moment = regressions.systems(weights[None]), regressions.moment[None]
     theta, converged, iterations, left = solve_systems(systems, moment, tolerance, max_iterations)
     residual = left.norm(dim=1) / moment.norm(dim=1).clamp_min(1e-300)
     probe = torch.from_numpy(signs).to(device)[None]
@@ -131,11 +133,7 @@ def _solve_chunk(
     rough, _, _ = conjugate_gradients(systems.single(), pushed.float(), _PROBE_TOLERANCE, max_iterations)
     probed = rough.double()
     freedom = problem.columns - penalised_rank(problem) + (pushed * (pushed - weights * probed)).sum((0, 1))
-    condition = (
-        (torch.from_numpy(norm_bound(problem)).to(device) + weights)
-        * probed.norm(dim=(0, 1))
-        / pushed.norm(dim=(0, 1))
-    )
+    condition = (regressions.norm_bound() + weights) * probed.norm(dim=(0, 1)) / pushed.norm(dim=(0, 1))
     return (
         theta[0].reshape(k, problem.n, -1).cpu().numpy(),
         freedom.cpu().numpy(),

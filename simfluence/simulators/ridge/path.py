@@ -13,15 +13,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from simfluence.loops import in_threads
+from simfluence.loops import in_threads, pieces
 from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, all_rows, is_compiled_for
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.gpu import (
+    Regressions,
     Systems,
+    columns_at_once,
     conjugate_gradients,
-    moments,
     solve_systems,
-    sparse_systems,
 )
 from simfluence.simulators.ridge.normal import normal_equations_of
 from simfluence.simulators.ridge.primal import solve_primal
@@ -34,7 +34,6 @@ FACTOR_COLUMNS = 8000  # the widest system that is factorized where iterations f
 PATH_TOLERANCE = 3e-6  # rollout errors are then good to about a part in a thousand
 _LIMIT = 150  # of iterations
 _SHARED_COLUMNS = 5000  # wider Gram matrices cost more to diagonalise than to iterate with
-_CHUNK_COLUMNS = 128
 _KEPT_BYTES = 2**28  # of coefficients
 
 
@@ -117,9 +116,7 @@ def _shared_path(problem: RidgeProblem, penalties: Array, device: torch.device) 
     k, n = problem.blocks, problem.n
     reduced, side = gram, moment
     if problem.pooled:
-        mean = torch.kron(
-            torch.eye(k, dtype=torch.float64, device=device), torch.full((n, 1), n**-0.5, dtype=torch.float64)
-        )
+        mean = torch.kron(torch.eye(k).to(gram), torch.full((n, 1), n**-0.5).to(gram))
         along = gram @ mean
         inverse = torch.linalg.pinv(mean.T @ along, hermitian=True, rtol=1e-12)
         reduced = gram - along @ inverse @ along.T
@@ -153,17 +150,16 @@ def _torch_path(
     tests, k, paths = problem.n_tests, problem.blocks, len(penalties)
     thetas = np.empty((paths, k, problem.n, tests))
     converged = np.empty((paths, tests), bool)
-    size = max(1, _CHUNK_COLUMNS // paths)
-    for start in range(0, tests, size):
-        part = problem.tests(slice(start, start + size))
-        grid = np.repeat(penalties[:, None], part.n_tests, axis=1)
-        systems = sparse_systems(part, grid, products)
-        moment = torch.from_numpy(np.tile(moments(part), (1, paths))).to(device)[None]
+    grid = torch.from_numpy(penalties).to(device)
+    for chunk in pieces(tests, max(1, columns_at_once(problem) // paths)):
+        regressions = Regressions(problem.tests(chunk), products)
+        moment = regressions.moment.tile(1, paths)[None]
+        systems = regressions.systems(grid[:, None].expand(-1, regressions.n_tests))
         if tolerance < SINGLE_TOLERANCE:
             theta, done, *_ = solve_systems(systems, moment, tolerance, _LIMIT)
         else:
             theta, done = _solve_single(systems.single(), moment.float(), tolerance)
         solved = theta[0].cpu().numpy().reshape(k, problem.n, paths, -1)
-        thetas[..., start : start + size] = np.moveaxis(solved, 2, 0)
-        converged[:, start : start + size] = done[0].cpu().numpy().reshape(paths, -1)
+        thetas[..., chunk] = np.moveaxis(solved, 2, 0)
+        converged[:, chunk] = done[0].cpu().numpy().reshape(paths, -1)
     return thetas, converged
