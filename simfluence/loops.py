@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+LANES = 16  # numbers that compiled loops take at once (simulators/lanes.py)
+
 Task = TypeVar("Task")
 
 

@@ -193,11 +193,10 @@ class MarkovSimulator(Simulator):
         steps = np.concatenate([np.diff(curriculum.offsets) for curriculum in train.curricula])
         weights = np.repeat(self._weights, [len(run) for run in train])
         self.batch_size_ = _weighted_median(steps, weights)
-        recorded = [run.loss[np.isfinite(run.loss)] for run in train]
-        lows, highs = zip(
-            *[(v.min(), v.max()) for v in recorded if v.size] or [(np.nan, np.nan)], strict=True
-        )
-        self.loss_range_ = [float(min(lows)), float(max(highs))]
+        ends = np.array([_finite_range(run.loss) for run in train])
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "All-NaN")
+            self.loss_range_ = [float(np.nanmin(ends)), float(np.nanmax(ends))]
         self.usual_rate_ = 1.0
         if self.rate_scaled:
             rates = np.concatenate([run.learning_rate for run in train])
@@ -416,6 +415,15 @@ class MultiplicativeSimulator(MarkovSimulator):
     __doc__ = MarkovSimulator.__doc__
     name: ClassVar[str] = "multiplicative"
     free_slope, free_intercept = True, False
+
+
+def _finite_range(losses: Array) -> tuple[float, float]:
+    """The smallest and the largest finite one; NaN if there is none."""
+    low, high = (float(end) for end in (losses.min(initial=np.inf), losses.max(initial=-np.inf)))
+    if np.isfinite([low, high]).all():  # where any is not, an end says so
+        return low, high
+    finite = losses[np.isfinite(losses)]
+    return (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
 
 
 def _weighted_median(values: npt.ArrayLike, weights: Array) -> float:

@@ -1,4 +1,4 @@
-"""The iterative solver on a CPU: a few test examples at a time, a thread each (the loops are kernels.py's).
+"""The iterative solver on a CPU: sixteen test examples at a time, a thread each (the loops are kernels.py's).
 
 What is solved, and how it is preconditioned and refined, is said in iterative.py.
 """
@@ -12,14 +12,13 @@ import numpy.typing as npt
 import torch
 from scipy import sparse
 
-from simfluence.loops import in_fours, in_threads, pieces
+from simfluence.loops import LANES, in_fours, in_threads, pieces
 from simfluence.simulators.ridge.problem import Array, BoolArray, RidgeProblem
 
 Vectors: TypeAlias = npt.NDArray[Any]  # of float64 or float32
 Preconditioner: TypeAlias = tuple[Vectors, Vectors]
 
 SINGLE_TOLERANCE = 3e-6  # what single precision reaches before rounding shows
-_COLUMNS = (16, 32)  # at once: whole vectors, and what a core's caches hold
 
 
 class Design:
@@ -36,17 +35,17 @@ class Design:
 
 
 class Rows:
-    """The rows of a few test examples: their scales and targets beside the common design."""
+    """The rows of at most sixteen test examples: their scales and targets beside the common design."""
 
     def __init__(self, problem: RidgeProblem, design: Design) -> None:
         self.pooled, self.blocks = problem.pooled, problem.blocks
         self.n, self.width, self._design = problem.n, problem.n_tests, design
         free = np.flatnonzero(design.scaled >= 0).tolist()
-        scales = np.empty((problem.counts.shape[0], len(free), self.width))
+        scales = np.zeros((problem.counts.shape[0], len(free), LANES))
         for place, block in enumerate(free):
-            scales[:, place] = problem.scales[block]
+            scales[:, place, : self.width] = problem.scales[block]
         self._scales, self._single_scales = scales.ravel(), scales.ravel().astype(np.float32)
-        self.target = np.ascontiguousarray(problem.target).ravel()
+        self.target = _widened(problem.target).ravel()
 
     def in_both_precisions(
         self, chosen: npt.NDArray[np.int64] | None
@@ -57,7 +56,7 @@ class Rows:
             chosen = np.arange(len(design.bounds) - 1)
         pairs = (design.counts, self._scales), (design.single_counts, self._single_scales)
         return {
-            scales.dtype: (chosen, design.indices, counts, design.bounds, scales, design.scaled, self.width)
+            scales.dtype: (chosen, design.indices, counts, design.bounds, scales, design.scaled)
             for counts, scales in pairs
         }
 
@@ -65,7 +64,9 @@ class Rows:
 class Columns:
     """The systems of a few test examples, (G + λP) θ = m for any λ [column], on all rows or the chosen ones.
 
-    moment : m, flat [example, block, column], as all vectors here.
+    Vectors are flat [example, block, column], sixteen columns however few are in use (``width``).
+
+    moment : m, such a vector.
     """
 
     def __init__(self, rows: Rows, chosen: npt.NDArray[np.int64] | None = None) -> None:
@@ -74,56 +75,60 @@ class Columns:
         self.kernels, self.pooled = kernels, rows.pooled
         self.blocks, self.n, self.width = rows.blocks, rows.n, rows.width
         self._rows = rows.in_both_precisions(chosen)
-        self.moment = np.zeros(self.n * self.blocks * self.width)
+        self.moment = np.zeros(self.n * self.blocks * LANES)
         self._diagonal = np.zeros(self.blocks * len(self.moment))
-        self._mean = np.zeros(self.blocks**2 * self.width if self.pooled else 0)
+        self._mean = np.zeros(self.blocks**2 * LANES if self.pooled else 0)
         doubles = self._rows[self.moment.dtype]
         self._found: dict[float, Vectors] = {}  # of a rough path, in units of m's largest number
         kernels.statistics(self.moment, self._diagonal, self._mean, rows.target, doubles)
 
+    def flat(self, vectors: Array) -> Array:
+        """[block, n, column] as the vectors here."""
+        return _widened(vectors.transpose(1, 0, 2)).ravel()
+
     def unflat(self, vectors: Vectors) -> Array:
         """[block, n, column]"""
-        split = vectors.reshape(self.n, self.blocks, self.width)
-        return np.ascontiguousarray(split.transpose(1, 0, 2), np.float64)
+        split = vectors.reshape(self.n, self.blocks, LANES)[..., : self.width]
+        return split.transpose(1, 0, 2).astype(np.float64, copy=False)
 
     def relative_norm(self, vectors: Vectors, reference: Array) -> Array:
         """‖v‖ / ‖reference‖ [column]; 0 where both are."""
-        pair = (values.reshape(-1, self.width).astype(np.float64) for values in (vectors, reference))
-        above, below = (np.linalg.norm(values, axis=0) for values in pair)
+        pair = (values.reshape(-1, LANES)[:, : self.width] for values in (vectors, reference))
+        above, below = (np.linalg.norm(values.astype(np.float64), axis=0) for values in pair)
         return np.asarray(above / np.maximum(below, 1e-300))
 
     def norm_bound(self) -> Array:
         """‖|X|ᵀ|X|‖_∞ ≥ ‖G‖₂ [column]"""
         sums = np.zeros_like(self.moment)
         self.kernels.absolute_row_sums(sums, self._rows[sums.dtype])
-        return np.asarray(sums.reshape(-1, self.width).max(axis=0))
+        return np.asarray(sums.reshape(-1, LANES)[:, : self.width].max(axis=0))
 
     def preconditioner(self, penalty: Array) -> Preconditioner:
         """M⁻¹ for λ [column]: inverses of (G + λP)'s blocks, and of pooled averages' (or none)."""
         own, k = self._diagonal.copy(), self.blocks
-        self.kernels.invert_blocks(own, (1 - 1 / self.n if self.pooled else 1.0) * penalty, k)
+        weights = _widened(penalty, filler=1.0)  # what is not in use is 0 at once
+        self.kernels.invert_blocks(own, (1 - 1 / self.n if self.pooled else 1.0) * weights, k)
         if not self.pooled:
             return own, np.empty(0)
         mean = self._mean.copy()
         mean.reshape(k * k, -1)[:: k + 1] *= 1 + 1e-10
-        self.kernels.invert_blocks(mean, np.zeros(self.width), k)
+        self.kernels.invert_blocks(mean, np.zeros(LANES), k)
         return own, mean
 
     def residual(
         self, side: Vectors, theta: Vectors, penalty: Array, preconditioner: Preconditioner
     ) -> tuple[Vectors, Array]:
-        """r = side − (G + λP) θ in θ's precision, and its size √(rᵀM⁻¹r) [column]."""
-        applied, rows = np.empty_like(theta), self._rows[theta.dtype]
-        self.kernels.apply(applied, theta, rows, penalty.astype(theta.dtype), self.pooled)
+        """r = side − (G + λP) θ in θ's precision, and its size √(rᵀM⁻¹r) [16]."""
+        applied, rows, weights = np.empty_like(theta), self._rows[theta.dtype], _widened(penalty)
+        self.kernels.apply(applied, np.empty(LANES), theta, rows, weights.astype(theta.dtype), self.pooled)
         residual = np.subtract(side, applied, out=applied)
         return residual, self.size(residual, preconditioner)
 
     def size(self, residual: Vectors, preconditioner: Preconditioner) -> Array:
-        """√(rᵀM⁻¹r) [column]"""
-        still, size = np.zeros_like(residual), np.empty(self.width)
-        none = np.zeros(self.width, residual.dtype)
+        """√(rᵀM⁻¹r) [16]"""
+        size, none = np.empty(LANES), np.zeros(LANES, residual.dtype)
         inverse = as_type(preconditioner, residual.dtype)
-        self.kernels.advance(np.empty_like(residual), size, still, residual, still, still, none, *inverse)
+        self.kernels.advance(np.empty_like(residual), size, residual, residual, none, *inverse)
         return np.sqrt(np.maximum(size, 0.0))
 
     def iterate(
@@ -135,14 +140,14 @@ class Columns:
         limit: int,
         preconditioner: Preconditioner,
     ) -> tuple[int, BoolArray]:
-        """Move θ until the residual's size is ``target`` [column]; (iterations, where it is)."""
+        """Move θ until the residual's size is ``target`` [16]; (iterations, where it is [column])."""
         kind = theta.dtype
         inverse = as_type(preconditioner, kind)
-        left, squared = np.empty(self.width), target * target
+        left, squared = np.empty(LANES), target * target
         taken: int = self.kernels.conjugate_gradients(
-            left, theta, residual, self._rows[kind], penalty.astype(kind), *inverse, squared, limit
+            left, theta, residual, self._rows[kind], _widened(penalty).astype(kind), *inverse, squared, limit
         )
-        return taken, left <= squared
+        return taken, (left <= squared)[: self.width]
 
     def solve_single(
         self, side: Vectors, penalty: Array, tolerance: float, limit: int, preconditioner: Preconditioner
@@ -172,7 +177,7 @@ class Columns:
         while gains and (left > target).any() and iterations < limit:
             unit = self.unit(residual)
             correction, scaled = np.zeros(len(theta), np.float32), (residual / unit).astype(np.float32)
-            wanted = np.maximum(0.5 * target, SINGLE_TOLERANCE * left) / unit[: self.width]
+            wanted = np.maximum(0.5 * target, SINGLE_TOLERANCE * left) / unit[:LANES]
             share = (limit - iterations + 1) // 2  # single precision may get nowhere
             taken, _ = self.iterate(correction, scaled, penalty, wanted, share, preconditioner)
             iterations += taken
@@ -188,7 +193,7 @@ class Columns:
             taken, done = self.iterate(theta, residual, penalty, target, limit - iterations, preconditioner)
             residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
             return theta, iterations + taken, done, residual
-        return theta, iterations, left <= target, residual
+        return theta, iterations, (left <= target)[: self.width], residual
 
     def path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
         """(θ [λ, block, n, column], converged [λ, column]), each λ from the next larger one's θ.
@@ -210,7 +215,7 @@ class Columns:
         thetas = np.empty((len(penalties), len(side)), np.float32)
         converged = np.empty((len(penalties), self.width), bool)
         theta, residual, before = np.zeros_like(side), side.copy(), 0.0
-        order, targets = np.argsort(-penalties), np.empty(converged.shape)
+        order, targets = np.argsort(-penalties), np.empty((len(penalties), LANES))
         for number in order:
             penalty = np.full(self.width, penalties[number])
             preconditioner = self.preconditioner(penalty)
@@ -225,7 +230,7 @@ class Columns:
             penalty = np.full(self.width, penalties[number])
             _, left = self.residual(side, thetas[number], penalty, self.preconditioner(penalty))
             reached = left <= 3 * targets[number]
-            converged[number] &= reached
+            converged[number] &= reached[: self.width]
             if reached.all():
                 break
         self._found = dict(zip(penalties, thetas, strict=True))
@@ -259,8 +264,15 @@ class Columns:
 
     def unit(self, vectors: Array) -> Array:
         """The largest number of each column, as often as there are places."""
-        largest = np.abs(vectors.reshape(-1, self.width)).max(axis=0)
+        largest = np.abs(vectors.reshape(-1, LANES)).max(axis=0)
         return np.resize(np.maximum(largest, 1e-300), len(vectors))
+
+
+def _widened(values: Array, filler: float = 0.0) -> Array:
+    """[…, column] to sixteen columns."""
+    wide = np.full((*values.shape[:-1], LANES), filler)
+    wide[..., : values.shape[-1]] = values
+    return wide
 
 
 def as_type(preconditioner: Preconditioner, kind: npt.DTypeLike) -> Preconditioner:
@@ -273,14 +285,7 @@ def is_compiled_for(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
-def column_blocks(tests: int) -> list[slice]:
-    """Test examples for the threads."""
-    share = -(-tests // (16 * torch.get_num_threads())) * 16
-    return pieces(tests, int(np.clip(share, *_COLUMNS)))
-
-
 def all_rows(problem: RidgeProblem) -> list[Rows]:
     """The rows of all test examples, a few at a time."""
     design = Design(problem)
-    chunks = column_blocks(problem.n_tests)
-    return list(in_threads(lambda chunk: Rows(problem.tests(chunk), design), chunks))
+    return list(in_threads(lambda part: Rows(problem.tests(part), design), pieces(problem.n_tests, LANES)))

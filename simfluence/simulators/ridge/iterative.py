@@ -23,12 +23,11 @@ from typing import TypeAlias
 import numpy as np
 import torch
 
-from simfluence.loops import in_threads, pieces
+from simfluence.loops import LANES, in_threads, pieces
 from simfluence.simulators.ridge.columns import (
     Columns,
     Design,
     Rows,
-    column_blocks,
     is_compiled_for,
 )
 from simfluence.simulators.ridge.gpu import (
@@ -54,8 +53,8 @@ MAX_ITERATIONS = 400
 _PROBE_TOLERANCE = 5e-2  # for diagnostics: what vᵀθ errs by is its square, less than by one random probe v
 
 
-Part: TypeAlias = tuple[Array, Array, Array, float, BoolArray, int]
-"""θ [block, n, test], degrees of freedom, condition, residual, converged, iterations"""
+Part: TypeAlias = tuple[Array, Array, float, BoolArray, int]
+"""degrees of freedom, condition, residual, converged, iterations"""
 
 
 def solve_iterative(
@@ -67,26 +66,34 @@ def solve_iterative(
 ) -> RidgeSolution:
     """All test examples, a few at a time; ``penalty`` is [test], positive."""
     signs = probes(problem.columns, problem.n_tests)
+    coefficients = np.empty((problem.blocks, problem.n, problem.n_tests))
+    common = tolerance, max_iterations
     if is_compiled_for(device):
-        chunks, design = column_blocks(problem.n_tests), Design(problem)
+        design = Design(problem)
 
         def solve_part(chunk: slice) -> Part:
             columns = Columns(Rows(problem.tests(chunk), design))
-            return _solve_columns(columns, penalty[chunk], signs[:, chunk], tolerance, max_iterations)
+            theta = coefficients[..., chunk]
+            return _solve_columns(theta, columns, penalty[chunk], signs[:, chunk], *common)
 
-        parts = list(in_threads(solve_part, chunks))
+        parts = list(in_threads(solve_part, pieces(problem.n_tests, LANES)))
     else:
         products = CountProducts(problem.counts, device)
         parts = [
             _solve_chunk(
-                problem.tests(chunk), penalty[chunk], products, signs[:, chunk], tolerance, max_iterations
+                coefficients[..., tests],
+                problem.tests(tests),
+                penalty[tests],
+                products,
+                signs[:, tests],
+                *common,
             )
-            for chunk in pieces(problem.n_tests, columns_at_once(problem))
+            for tests in pieces(problem.n_tests, columns_at_once(problem))
         ]
-    thetas, freedoms, conditions, residuals, converged, iterations = zip(*parts, strict=True)
+    freedoms, conditions, residuals, converged, iterations = zip(*parts, strict=True)
     failed = ~np.concatenate(converged)
     return RidgeSolution(
-        coefficients=np.concatenate(thetas, axis=-1),
+        coefficients=coefficients,
         solver="iterative",
         singular=np.zeros(problem.n_tests, bool),
         degrees_of_freedom=np.concatenate(freedoms),
@@ -96,24 +103,27 @@ def solve_iterative(
 
 
 def _solve_columns(
-    columns: Columns, penalty: Array, signs: Array, tolerance: float, max_iterations: int
+    out: Array, columns: Columns, penalty: Array, signs: Array, tolerance: float, max_iterations: int
 ) -> Part:
+    """θ [block, n, test] goes into ``out``."""
     k, width = columns.blocks, columns.width
     preconditioner = columns.preconditioner(penalty)
     theta, iterations, converged, left = columns.solve(penalty, tolerance, max_iterations, preconditioner)
     probe = signs.reshape(k, -1, width)
     pushed = probe - probe.mean(axis=1, keepdims=True) if columns.pooled else probe
-    side = np.ascontiguousarray(pushed.transpose(1, 0, 2)).ravel()
+    side = columns.flat(pushed)
     rough = columns.solve_single(side, penalty, _PROBE_TOLERANCE, max_iterations, preconditioner)
     probed = columns.unflat(rough)
     free = k if columns.pooled else 0
     freedom = free + (pushed * (pushed - penalty * probed)).sum((0, 1))
     condition = (columns.norm_bound() + penalty) * columns.relative_norm(rough, side)
     residual = float(columns.relative_norm(left, columns.moment).max())
-    return columns.unflat(theta), freedom, condition, residual, converged, iterations
+    out[:] = columns.unflat(theta)
+    return freedom, condition, residual, converged, iterations
 
 
 def _solve_chunk(
+    out: Array,
     problem: RidgeProblem,
     penalty: Array,
     products: CountProducts,
@@ -134,8 +144,8 @@ def _solve_chunk(
     probed = rough.double()
     freedom = problem.columns - penalised_rank(problem) + (pushed * (pushed - weights * probed)).sum((0, 1))
     condition = (regressions.norm_bound() + weights) * probed.norm(dim=(0, 1)) / pushed.norm(dim=(0, 1))
+    out[:] = theta[0].reshape(k, problem.n, -1).cpu().numpy()
     return (
-        theta[0].reshape(k, problem.n, -1).cpu().numpy(),
         freedom.cpu().numpy(),
         condition.cpu().numpy(),
         float(residual.max()),

@@ -1,9 +1,9 @@
-"""Conjugate gradients on a CPU, compiled: one call solves (G + λP) θ = m for a few test examples.
+"""Conjugate gradients on a CPU, compiled: one call solves (G + λP) θ = m for sixteen test examples.
 
-Vectors are flat [example, block, column], a column a system: what belongs to an example lies together.
-Places are unsigned, which is what makes the compiler use whole vectors. A call's columns belong to a thread.
+Vectors are flat [example, block, column], a column a system (sixteen of them, see lanes.py): what belongs to
+an example lies together. A call's columns belong to a thread. Places are unsigned, as lanes take them.
 
-``rows`` are the design: (chosen, indices, counts, bounds, scales, scaled, width). chosen are the rows that
+``rows`` are the design: (chosen, indices, counts, bounds, scales, scaled). chosen are the rows that
 count. indices and counts are of all rows' entries, each row filled up to a multiple of four by zeros of
 example 0, and begin at ``bounds``; scales are s [row, scaled block, column]; scaled [block] is the place of
 a block among them, -1 for a block of ones.
@@ -13,123 +13,157 @@ from __future__ import annotations
 
 import numpy as np
 
+from simfluence.loops import LANES
 from simfluence.simulators.compiled import compiled
+from simfluence.simulators.lanes import absolute, aligned_zeros, double, load, spread, store
+
+_W = np.uint64(LANES)
 
 
 @compiled
 def add_gram(out, vectors, rows):  # type: ignore[no-untyped-def]
-    """out += G v = Σ_j Uᵀ s_j (Σ_l s_l U v_l), row by row: nothing in between is kept."""
-    chosen, indices, counts, bounds, scales, scaled, width = rows
-    w, blocks = np.uint64(width), len(scaled)
-    long, stride = np.uint64(blocks) * w, np.uint64((scaled >= 0).sum()) * w
-    sums, total = np.empty(long, vectors.dtype), np.empty(w, vectors.dtype)
+    """out += G v = Σ_j Uᵀ s_j (Σ_l s_l U v_l), row by row: nothing in between is kept. Returns vᵀGv."""
+    chosen, indices, counts, bounds, scales, scaled = rows
+    blocks = np.uint64(len(scaled))
+    long, stride = blocks * _W, np.uint64((scaled >= 0).sum()) * _W
+    nothing, squares = spread(vectors.dtype.type(0)), spread(0.0)
+    for row in chosen:
+        start, stop, here = bounds[row], bounds[row + 1], np.uint64(row) * stride
+        total = nothing
+        for block in range(blocks):
+            shift, found = block * _W, nothing
+            for at in range(start, stop, 4):
+                i, j = np.uint64(indices[at]) * long + shift, np.uint64(indices[at + 1]) * long + shift
+                k, m = np.uint64(indices[at + 2]) * long + shift, np.uint64(indices[at + 3]) * long + shift
+                first = spread(counts[at]) * load(vectors, i) + spread(counts[at + 1]) * load(vectors, j)
+                second = spread(counts[at + 2]) * load(vectors, k) + spread(counts[at + 3]) * load(vectors, m)
+                found = found + (first + second)
+            if scaled[block] >= 0:
+                found = load(scales, here + np.uint64(scaled[block]) * _W) * found
+            total = total + found
+        squares = squares + double(total * total)
+        for block in range(blocks):
+            shift, weighted = block * _W, total
+            if scaled[block] >= 0:
+                weighted = load(scales, here + np.uint64(scaled[block]) * _W) * total
+            for at in range(start, stop):
+                if counts[at] != 0.0:
+                    i = np.uint64(indices[at]) * long + shift
+                    store(out, i, load(out, i) + spread(counts[at]) * weighted)
+    return squares
+
+
+@compiled
+def add_linear_gram(out, vectors, rows):  # type: ignore[no-untyped-def]
+    """The same for [diag(s) U, U], the linear model's design: half to two thirds of the time."""
+    chosen, indices, counts, bounds, scales, _ = rows
+    long, squares = np.uint64(2) * _W, spread(0.0)
     for row in chosen:
         start, stop = bounds[row], bounds[row + 1]
-        sums[:] = 0
+        first = second = spread(vectors.dtype.type(0))
         for at in range(start, stop, 4):
             i, j = np.uint64(indices[at]) * long, np.uint64(indices[at + 1]) * long
             k, m = np.uint64(indices[at + 2]) * long, np.uint64(indices[at + 3]) * long
-            a, b, c, d = counts[at], counts[at + 1], counts[at + 2], counts[at + 3]
-            for z in range(long):
-                first = a * vectors[i + z] + b * vectors[j + z]
-                sums[z] += first + (c * vectors[k + z] + d * vectors[m + z])
-        total[:] = 0
-        for block in range(blocks):
-            shift = np.uint64(block) * w
-            if scaled[block] < 0:
-                for z in range(w):
-                    total[z] += sums[shift + z]
-            else:
-                here = np.uint64(row) * stride + np.uint64(scaled[block]) * w
-                for z in range(w):
-                    total[z] += scales[here + z] * sums[shift + z]
-        for block in range(blocks):
-            shift = np.uint64(block) * w
-            if scaled[block] < 0:
-                for z in range(w):
-                    sums[shift + z] = total[z]
-            else:
-                here = np.uint64(row) * stride + np.uint64(scaled[block]) * w
-                for z in range(w):
-                    sums[shift + z] = scales[here + z] * total[z]
+            a, b = spread(counts[at]), spread(counts[at + 1])
+            c, d = spread(counts[at + 2]), spread(counts[at + 3])
+            first += (a * load(vectors, i) + b * load(vectors, j)) + (
+                c * load(vectors, k) + d * load(vectors, m)
+            )
+            second += (a * load(vectors, i + _W) + b * load(vectors, j + _W)) + (
+                c * load(vectors, k + _W) + d * load(vectors, m + _W)
+            )
+        scale = load(scales, np.uint64(row) * _W)
+        total = scale * first + second
+        squares += double(total * total)
+        weighted = scale * total
         for at in range(start, stop):
-            a, i = counts[at], np.uint64(indices[at]) * long
-            if a != 0.0:
-                for z in range(long):
-                    out[i + z] += a * sums[z]
+            i, a = np.uint64(indices[at]) * long, spread(counts[at])
+            store(out, i, load(out, i) + a * weighted)
+            store(out, i + _W, load(out, i + _W) + a * total)
+    return squares
 
 
 @compiled
-def block_means(vectors, blocks, width):  # type: ignore[no-untyped-def]
-    """The mean over examples, [block × column]."""
-    long = np.uint64(blocks * width)
-    n = np.uint64(len(vectors)) // long
-    means = np.zeros(long, np.float64)
-    for i in range(n):
-        for z in range(long):
-            means[z] += vectors[i * long + z]
-    return (means / n).astype(vectors.dtype)
+def block_means(vectors, blocks):  # type: ignore[no-untyped-def]
+    """The mean over examples, flat [block, column]."""
+    long, share = np.uint64(blocks) * _W, spread(blocks * LANES / len(vectors))
+    means = np.empty(long)
+    for shift in range(np.uint64(0), long, _W):
+        total = spread(0.0)
+        for at in range(shift, np.uint64(len(vectors)), long):
+            total = total + double(load(vectors, at))
+        store(means, shift, share * total)
+    return means.astype(vectors.dtype)
 
 
 @compiled
-def apply(out, vectors, rows, penalty, pooled):  # type: ignore[no-untyped-def]
-    """out = (G + λP) v; ``penalty`` is λ [column], P = I or, pooled, v less the block's mean."""
-    blocks, w = len(rows[5]), np.uint64(rows[6])
-    means = block_means(vectors, blocks, rows[6]) if pooled else np.zeros(blocks * rows[6], vectors.dtype)
-    for i in range(np.uint64(len(vectors)) // (np.uint64(blocks) * w)):
-        for block in range(np.uint64(blocks)):
-            here, mean = (i * np.uint64(blocks) + block) * w, block * w
-            for z in range(w):
-                out[here + z] = penalty[z] * (vectors[here + z] - means[mean + z])
+def apply(out, curvature, vectors, rows, penalty, pooled):  # type: ignore[no-untyped-def]
+    """out = (G + λP) v, curvature = vᵀ(G + λP) v [column].
+
+    penalty : λ [column]. pooled : whether P v is v less the block's mean, in place of v.
+    """
+    blocks, weights, squares = len(rows[5]), load(penalty, np.uint64(0)), spread(0.0)
+    long = np.uint64(blocks) * _W
+    means = block_means(vectors, blocks) if pooled else np.zeros(blocks * LANES, vectors.dtype)
+    for shift in range(np.uint64(0), long, _W):
+        mean = load(means, shift)
+        for at in range(shift, np.uint64(len(vectors)), long):
+            pull = load(vectors, at) - mean
+            store(out, at, weights * pull)
+            squares = squares + double(pull * pull)
     if pooled:  # rounding leaves an average, which the preconditioner would blow up
-        means = block_means(out, blocks, rows[6])
-        for i in range(np.uint64(len(vectors)) // np.uint64(len(means))):
-            for z in range(np.uint64(len(means))):
-                out[i * np.uint64(len(means)) + z] -= means[z]
-    add_gram(out, vectors, rows)
+        means = block_means(out, blocks)
+        for shift in range(np.uint64(0), long, _W):
+            mean = load(means, shift)
+            for at in range(shift, np.uint64(len(vectors)), long):
+                store(out, at, load(out, at) - mean)
+    linear = blocks == 2 and rows[5][0] == 0 and rows[5][1] < 0
+    along = add_linear_gram(out, vectors, rows) if linear else add_gram(out, vectors, rows)
+    store(curvature, np.uint64(0), along + double(weights) * squares)
 
 
 @compiled
-def advance(  # type: ignore[no-untyped-def]
-    out, size, found, residual, direction, applied, step, inverse, average
-):
-    """θ += a v, r −= a (G + λP) v, then out = M⁻¹ r and size = rᵀM⁻¹ r [column], for steps a [column].
+def advance(out, size, residual, applied, step, inverse, average):  # type: ignore[no-untyped-def]
+    """r −= a (G + λP) v, then out = M⁻¹ r and size = rᵀM⁻¹ r [column], for steps a [column].
 
     inverse : the examples' own part of M⁻¹, [example, block, block, column].
     average : that of the blocks' averages [block, block, column], for pooled systems; else empty.
     """
-    w = np.uint64(len(step))
-    k = np.uint64(len(inverse)) // np.uint64(len(residual))
-    long = k * w
-    size[:] = 0.0
-    for i in range(np.uint64(len(residual)) // long):
-        here = i * long
-        for block in range(k):
-            at = here + block * w
-            for z in range(w):
-                found[at + z] += step[z] * direction[at + z]
-            for z in range(w):
-                residual[at + z] -= step[z] * applied[at + z]
-        for a in range(k):
-            at, first = here + a * w, (here + a * w) * k
-            for z in range(w):
-                out[at + z] = inverse[first + z] * residual[here + z]
-            for b in range(np.uint64(1), k):
-                for z in range(w):
-                    out[at + z] += inverse[first + b * w + z] * residual[here + b * w + z]
-            for z in range(w):
-                size[z] += residual[at + z] * out[at + z]
+    blocks = np.uint64(len(inverse)) // np.uint64(len(residual))
+    long, length, start = blocks * _W, np.uint64(len(residual)), np.uint64(0)
+    a, total = load(step, start), spread(0.0)
+    for here in range(start, length, long):
+        for at in range(here, here + long, _W):
+            store(residual, at, load(residual, at) - a * load(applied, at))
+        own = here * blocks
+        for at in range(here, here + long, _W):
+            z = load(inverse, own) * load(residual, here)
+            own += _W
+            for other in range(here + _W, here + long, _W):
+                z = z + load(inverse, own) * load(residual, other)
+                own += _W
+            store(out, at, z)
+            total = total + double(load(residual, at) * z)
     if len(average):
-        means, pull = block_means(residual, k, w), np.zeros(long, out.dtype)
-        for a in range(k):
-            for b in range(k):
-                for z in range(w):
-                    pull[a * w + z] += average[(a * k + b) * w + z] * means[b * w + z]
-        for i in range(np.uint64(len(residual)) // long):
-            for a in range(k):
-                for z in range(w):
-                    out[i * long + a * w + z] += pull[a * w + z]
-                    size[z] += residual[i * long + a * w + z] * pull[a * w + z]
+        means = block_means(residual, blocks)
+        for block in range(blocks):
+            pull = spread(residual.dtype.type(0))
+            for other in range(blocks):
+                pull = pull + load(average, (block * blocks + other) * _W) * load(means, other * _W)
+            for at in range(block * _W, length, long):
+                store(out, at, load(out, at) + pull)
+                total = total + double(load(residual, at) * pull)
+    store(size, start, total)
+
+
+@compiled
+def turn(found, direction, z, step, momentum):  # type: ignore[no-untyped-def]
+    """θ += a v, then v = b v + z, for steps a and momenta b [column]."""
+    a, b = load(step, np.uint64(0)), load(momentum, np.uint64(0))
+    for at in range(np.uint64(0), np.uint64(len(direction)), _W):
+        v = load(direction, at)
+        store(found, at, load(found, at) + a * v)
+        store(direction, at, b * v + load(z, at))
 
 
 @compiled
@@ -141,33 +175,23 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
     size : where to write what is left of rᵀM⁻¹r, [column]. target : for that. limit : of iterations.
     Returns the iterations taken.
     """
-    w, length = np.uint64(len(penalty)), len(residual)
-    direction, applied = np.zeros(length, residual.dtype), np.zeros(length, residual.dtype)
-    z_, step = np.zeros(length, residual.dtype), np.zeros(len(penalty), residual.dtype)
-    new, curvature = np.zeros(len(penalty)), np.zeros(len(penalty))
-    advance(z_, size, found, residual, direction, applied, step, inverse, average)
+    direction, applied = aligned_zeros(len(residual), residual), aligned_zeros(len(residual), residual)
+    z, new, curvature = np.zeros(len(residual), residual.dtype), np.zeros(LANES), np.zeros(LANES)
+    step, momentum = np.zeros(LANES, residual.dtype), np.zeros(LANES, residual.dtype)
+    advance(z, size, residual, applied, step, inverse, average)
     for iteration in range(limit + 1):
-        for i in range(np.uint64(length) // w):  # step is 0 at first: z
-            for z in range(w):
-                direction[i * w + z] = step[z] * direction[i * w + z] + z_[i * w + z]
-        active = 0
-        for z in range(w):
-            active += size[z] > target[z]
-        if active == 0 or iteration == limit:
+        turn(found, direction, z, step, momentum)
+        if not (size > target).any() or iteration == limit:
             return iteration
-        apply(applied, direction, rows, penalty, len(average) > 0)
-        curvature[:] = 0.0
-        for i in range(np.uint64(length) // w):
-            for z in range(w):
-                curvature[z] += direction[i * w + z] * applied[i * w + z]
-        for z in range(w):
-            moves = size[z] > target[z] and curvature[z] > 0.0
-            step[z] = size[z] / curvature[z] if moves else 0.0
-        advance(z_, new, found, residual, direction, applied, step, inverse, average)
-        for z in range(w):
-            moves = size[z] > target[z]
-            step[z] = new[z] / size[z] if moves else 0.0
-            size[z] = new[z] if moves else size[z]
+        apply(applied, curvature, direction, rows, penalty, len(average) > 0)
+        for c in range(LANES):
+            moves = size[c] > target[c] and curvature[c] > 0.0
+            step[c] = size[c] / curvature[c] if moves else 0.0
+        advance(z, new, residual, applied, step, inverse, average)
+        for c in range(LANES):
+            moves = size[c] > target[c]
+            momentum[c] = new[c] / size[c] if moves else 0.0
+            size[c] = new[c] if moves else size[c]
     return limit
 
 
@@ -179,59 +203,55 @@ def statistics(moment, diagonal, mean, target, rows):  # type: ignore[no-untyped
     [example, block, block, column]. mean : NᵀGN, N = I_k ⊗ 1/√n, [block, block, column],
     unless it is empty.
     """
-    chosen, indices, counts, bounds, scales, scaled, width = rows
-    w, k = np.uint64(width), np.uint64(len(scaled))
-    stride, n = np.uint64((scaled >= 0).sum()) * w, len(moment) / (k * w)
-    s, products = np.ones(k * w), np.empty(k * k * w)
+    chosen, indices, counts, bounds, scales, scaled = rows
+    blocks = np.uint64(len(scaled))
+    long, stride = blocks * _W, np.uint64((scaled >= 0).sum()) * _W
+    n = len(moment) / long
+    s = np.ones(long)
     for row in chosen:
-        y = np.uint64(row) * w
-        for block in range(k):
+        y = load(target, np.uint64(row) * _W)
+        for block in range(blocks):
             if scaled[block] >= 0:
-                here = np.uint64(row) * stride + np.uint64(scaled[block]) * w
-                for z in range(w):
-                    s[block * w + z] = scales[here + z]
+                here = np.uint64(row) * stride + np.uint64(scaled[block]) * _W
+                store(s, block * _W, load(scales, here))
         size = counts[bounds[row] : bounds[row + 1]].sum()
-        for a in range(k):
-            for b in range(k):
-                pair = (a * k + b) * w
-                for z in range(w):
-                    products[pair + z] = s[a * w + z] * s[b * w + z]
+        for a in range(blocks):
+            scale = load(s, a * _W)
+            for b in range(blocks):
+                product, pair = scale * load(s, b * _W), (a * blocks + b) * _W
                 if len(mean):
-                    for z in range(w):
-                        mean[pair + z] += size * size / n * products[pair + z]
-        for at in range(bounds[row], bounds[row + 1]):
-            c, i = counts[at], np.uint64(indices[at]) * k * w
-            if c == 0.0:
-                continue
-            for a in range(k):
-                for z in range(w):
-                    moment[i + a * w + z] += c * s[a * w + z] * target[y + z]
-            for z in range(k * k * w):
-                diagonal[i * k + z] += c * c * products[z]
+                    store(mean, pair, load(mean, pair) + spread(size * size / n) * product)
+                for at in range(bounds[row], bounds[row + 1]):
+                    place = np.uint64(indices[at]) * long * blocks + pair
+                    square = spread(counts[at] * counts[at])
+                    store(diagonal, place, load(diagonal, place) + square * product)
+            for at in range(bounds[row], bounds[row + 1]):
+                place = np.uint64(indices[at]) * long + a * _W
+                store(moment, place, load(moment, place) + spread(counts[at]) * (scale * y))
 
 
 @compiled
 def absolute_row_sums(out, rows):  # type: ignore[no-untyped-def]
     """|X|ᵀ|X| 1 added to zeros, [example, block, column]."""
-    chosen, indices, counts, bounds, scales, scaled, width = rows
-    w, k = np.uint64(width), np.uint64(len(scaled))
-    stride = np.uint64((scaled >= 0).sum()) * w
-    s, weight = np.ones(k * w), np.empty(w)
+    chosen, indices, counts, bounds, scales, scaled = rows
+    blocks = np.uint64(len(scaled))
+    long, stride = blocks * _W, np.uint64((scaled >= 0).sum()) * _W
+    s = np.ones(long)
     for row in chosen:
-        weight[:] = 0.0
-        for block in range(k):
+        total = spread(0.0)
+        for block in range(blocks):
+            shift = block * _W
             if scaled[block] >= 0:
-                here = np.uint64(row) * stride + np.uint64(scaled[block]) * w
-                for z in range(w):
-                    s[block * w + z] = abs(scales[here + z])
-            for z in range(w):
-                weight[z] += s[block * w + z]
-        size = counts[bounds[row] : bounds[row + 1]].sum()
-        for at in range(bounds[row], bounds[row + 1]):
-            c, i = counts[at], np.uint64(indices[at]) * k * w
-            for a in range(k):
-                for z in range(w):
-                    out[i + a * w + z] += c * size * s[a * w + z] * weight[z]
+                here = np.uint64(row) * stride + np.uint64(scaled[block]) * _W
+                store(s, shift, absolute(load(scales, here)))
+            total = total + load(s, shift)
+        total = spread(counts[bounds[row] : bounds[row + 1]].sum()) * total
+        for block in range(blocks):
+            shift = block * _W
+            weighted = load(s, shift) * total
+            for at in range(bounds[row], bounds[row + 1]):
+                i = np.uint64(indices[at]) * long + shift
+                store(out, i, load(out, i) + spread(counts[at]) * weighted)
 
 
 @compiled
@@ -240,7 +260,7 @@ def invert_blocks(blocks, penalty, size):  # type: ignore[no-untyped-def]
 
     Without pivoting, but what is collinear to rounding is kept positive; what is 0 stays so.
     """
-    w, k = np.uint64(len(penalty)), np.uint64(size)
+    w, k = _W, np.uint64(size)
     pivot, floor, factor = np.empty(w), np.empty(k * w), np.empty(w)
     accuracy = 50 * 2.0**-52
     for i in range(np.uint64(len(blocks)) // (k * k * w)):
