@@ -15,7 +15,8 @@ import numba
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """The function as machine code: without the interpreter's lock, a·b + c in one instruction, kept on disk.
 
-    Where there is no folder to keep it in, every process compiles for itself.
+    Where there is no folder to keep it in, every process compiles for itself. What is kept is made anew when
+    the function's own file changes, not when one that it takes from does: then delete the ``__pycache__``.
     """
     options = {"nogil": True, "fastmath": {"contract"}, "error_model": "numpy"}
     try:

@@ -19,7 +19,7 @@ from simfluence.loops import LANES
 from simfluence.simulators.compiled import compiled
 
 
-class Lanes(types.Type):  # type: ignore[misc]
+class Lanes(types.Type):
     """Sixteen numbers of a kind."""
 
     def __init__(self, kind: types.Float) -> None:
@@ -27,8 +27,8 @@ class Lanes(types.Type):  # type: ignore[misc]
         super().__init__(f"Lanes({kind})")
 
 
-@register_model(Lanes)  # type: ignore[misc]
-class LanesModel(models.PrimitiveModel):  # type: ignore[misc]
+@register_model(Lanes)
+class LanesModel(models.PrimitiveModel):
     """An LLVM vector."""
 
     def __init__(self, manager: Any, lanes: Lanes) -> None:
@@ -106,11 +106,11 @@ def _bytes(array: Any) -> int:
 
 
 def _define(operation: Any, instruction: str) -> None:
-    @type_callable(operation)  # type: ignore[untyped-decorator]
+    @type_callable(operation)
     def type_of(context: Any) -> Any:
         return lambda a, b: a if isinstance(a, Lanes) and a == b else None
 
-    @lower_builtin(operation, Lanes, Lanes)  # type: ignore[untyped-decorator]
+    @lower_builtin(operation, Lanes, Lanes)
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return getattr(builder, instruction)(*arguments, flags=("contract",))
 

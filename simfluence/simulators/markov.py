@@ -417,7 +417,7 @@ class MultiplicativeSimulator(MarkovSimulator):
     free_slope, free_intercept = True, False
 
 
-def _finite_range(losses: Array) -> tuple[float, float]:
+def _finite_range(losses: npt.NDArray[np.floating]) -> tuple[float, float]:
     """The smallest and the largest finite one; NaN if there is none."""
     low, high = (float(end) for end in (losses.min(initial=np.inf), losses.max(initial=-np.inf)))
     if np.isfinite([low, high]).all():  # where any is not, an end says so

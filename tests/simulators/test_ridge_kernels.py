@@ -139,6 +139,36 @@ def test_threads_share_the_test_examples(threads):
         np.testing.assert_allclose(found[..., z], alone[..., 0], atol=1e-9)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_lanes_do_what_slices_do(kind):
+    import numba
+
+    from simfluence.simulators import lanes
+
+    load, store, spread, double = lanes.load, lanes.store, lanes.spread, lanes.double
+
+    @numba.njit
+    def mixed(out, sizes, a, b, number):
+        x, y = load(a, 1), load(b, 3)
+        x += y
+        store(out, 2, spread(number) * x - y)
+        store(sizes, 0, double(lanes.absolute(load(b, 0))))
+
+    rng = np.random.default_rng(0)
+    a, b, out = rng.normal(size=20).astype(kind), rng.normal(size=20).astype(kind), np.zeros(20, kind)
+    sizes = np.empty(LANES)
+    mixed(out, sizes, a, b, kind(1.5))
+    expected = kind(1.5) * (a[1:17] + b[3:19]) - b[3:19]
+    np.testing.assert_allclose(out[2:18], expected, rtol=1e-6)
+    assert (out[[0, 1, 18, 19]] == 0).all()
+    np.testing.assert_array_equal(sizes, np.abs(b[:16].astype(np.float64)))
+    zeros = lanes.aligned_zeros(37, a)
+    assert zeros.dtype == kind
+    assert zeros.shape == (37,)
+    assert zeros.ctypes.data % 64 == 0
+    assert not zeros.any()
+
+
 def test_rows_in_fours():
     filled, bounds = in_fours(np.arange(6), np.array([1, 0, 5]), -1)
     assert filled.tolist() == [0, -1, -1, -1, 1, 2, 3, 4, 5, -1, -1, -1]

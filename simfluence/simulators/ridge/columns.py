@@ -126,9 +126,8 @@ class Columns:
 
     def size(self, residual: Vectors, preconditioner: Preconditioner) -> Array:
         """√(rᵀM⁻¹r) [16]"""
-        size, none = np.empty(LANES), np.zeros(LANES, residual.dtype)
-        inverse = as_type(preconditioner, residual.dtype)
-        self.kernels.advance(np.empty_like(residual), size, residual, residual, none, *inverse)
+        size = np.empty(LANES)
+        self.kernels.measure(size, residual, *as_type(preconditioner, residual.dtype))
         return np.sqrt(np.maximum(size, 0.0))
 
     def iterate(
@@ -213,28 +212,10 @@ class Columns:
         unit = self.unit(self.moment)
         side = (self.moment / unit).astype(np.float32)
         thetas = np.empty((len(penalties), len(side)), np.float32)
-        converged = np.empty((len(penalties), self.width), bool)
-        theta, residual, before = np.zeros_like(side), side.copy(), 0.0
-        order, targets = np.argsort(-penalties), np.empty((len(penalties), LANES))
-        for number in order:
-            penalty = np.full(self.width, penalties[number])
-            preconditioner = self.preconditioner(penalty)
-            residual += np.float32(before - penalties[number]) * theta
-            targets[number] = tolerance * self.size(side, preconditioner)
-            _, converged[number] = self.iterate(
-                theta, residual, penalty, targets[number], limit, preconditioner
-            )
-            thetas[number], before = theta, penalties[number]
-        # the recurrence of the residual drifts from the residual along the path: look back from its end
-        for number in order[::-1]:
-            penalty = np.full(self.width, penalties[number])
-            _, left = self.residual(side, thetas[number], penalty, self.preconditioner(penalty))
-            reached = left <= 3 * targets[number]
-            converged[number] &= reached[: self.width]
-            if reached.all():
-                break
+        converged, rows = np.empty((len(penalties), LANES), bool), self._rows[side.dtype]
+        self.kernels.path(thetas, converged, side, rows, self._diagonal, penalties, tolerance, limit)
         self._found = dict(zip(penalties, thetas, strict=True))
-        return thetas * unit, converged
+        return thetas * unit, converged[:, : self.width]
 
     def _exact_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
         thetas = np.empty((len(penalties), len(self.moment)))

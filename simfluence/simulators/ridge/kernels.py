@@ -37,11 +37,11 @@ def add_gram(out, vectors, rows):  # type: ignore[no-untyped-def]
                 k, m = np.uint64(indices[at + 2]) * long + shift, np.uint64(indices[at + 3]) * long + shift
                 first = spread(counts[at]) * load(vectors, i) + spread(counts[at + 1]) * load(vectors, j)
                 second = spread(counts[at + 2]) * load(vectors, k) + spread(counts[at + 3]) * load(vectors, m)
-                found = found + (first + second)
+                found += first + second
             if scaled[block] >= 0:
                 found = load(scales, here + np.uint64(scaled[block]) * _W) * found
-            total = total + found
-        squares = squares + double(total * total)
+            total += found
+        squares += double(total * total)
         for block in range(blocks):
             shift, weighted = block * _W, total
             if scaled[block] >= 0:
@@ -91,7 +91,7 @@ def block_means(vectors, blocks):  # type: ignore[no-untyped-def]
     for shift in range(np.uint64(0), long, _W):
         total = spread(0.0)
         for at in range(shift, np.uint64(len(vectors)), long):
-            total = total + double(load(vectors, at))
+            total += double(load(vectors, at))
         store(means, shift, share * total)
     return means.astype(vectors.dtype)
 
@@ -110,7 +110,7 @@ def apply(out, curvature, vectors, rows, penalty, pooled):  # type: ignore[no-un
         for at in range(shift, np.uint64(len(vectors)), long):
             pull = load(vectors, at) - mean
             store(out, at, weights * pull)
-            squares = squares + double(pull * pull)
+            squares += double(pull * pull)
     if pooled:  # rounding leaves an average, which the preconditioner would blow up
         means = block_means(out, blocks)
         for shift in range(np.uint64(0), long, _W):
@@ -140,20 +140,27 @@ def advance(out, size, residual, applied, step, inverse, average):  # type: igno
             z = load(inverse, own) * load(residual, here)
             own += _W
             for other in range(here + _W, here + long, _W):
-                z = z + load(inverse, own) * load(residual, other)
+                z += load(inverse, own) * load(residual, other)
                 own += _W
             store(out, at, z)
-            total = total + double(load(residual, at) * z)
+            total += double(load(residual, at) * z)
     if len(average):
         means = block_means(residual, blocks)
         for block in range(blocks):
             pull = spread(residual.dtype.type(0))
             for other in range(blocks):
-                pull = pull + load(average, (block * blocks + other) * _W) * load(means, other * _W)
+                pull += load(average, (block * blocks + other) * _W) * load(means, other * _W)
             for at in range(block * _W, length, long):
                 store(out, at, load(out, at) + pull)
-                total = total + double(load(residual, at) * pull)
+                total += double(load(residual, at) * pull)
     store(size, start, total)
+
+
+@compiled
+def measure(size, residual, inverse, average):  # type: ignore[no-untyped-def]
+    """size = rᵀM⁻¹r [column]"""
+    still = np.zeros(LANES, residual.dtype)
+    advance(np.empty_like(residual), size, residual, residual, still, inverse, average)
 
 
 @compiled
@@ -193,6 +200,45 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
             momentum[c] = new[c] / size[c] if moves else 0.0
             size[c] = new[c] if moves else size[c]
     return limit
+
+
+@compiled
+def path(thetas, done, side, rows, diagonal, penalties, tolerance, limit):  # type: ignore[no-untyped-def]
+    """(G + λI) θ = side for every λ, each from the next larger one's θ, in the precision of ``side``.
+
+    thetas, done : where to write θ [λ, vector], and whether its residual is as small as asked, [λ, column].
+    diagonal : the examples' own blocks of G, as ``statistics`` finds them, in double precision.
+    tolerance : of √(rᵀM⁻¹r), relative to its start.
+    """
+    none, size, target = np.empty(0, side.dtype), np.empty(LANES), np.empty((len(penalties), LANES))
+    theta, residual, before = np.zeros_like(side), side.copy(), 0.0
+    order = np.argsort(-penalties)
+    for number in order:
+        inverse, weights = shifted_inverse(diagonal, penalties[number], side)
+        residual += side.dtype.type(before - penalties[number]) * theta
+        measure(size, side, inverse, none)
+        target[number] = tolerance**2 * size
+        conjugate_gradients(size, theta, residual, rows, weights, inverse, none, target[number], limit)
+        thetas[number], before = theta, penalties[number]
+        done[number] = size <= target[number]
+    # the recurrence of the residual drifts from the residual along the path: look back from its end
+    for number in order[::-1]:
+        inverse, weights = shifted_inverse(diagonal, penalties[number], side)
+        apply(residual, size, thetas[number], rows, weights, False)
+        residual = side - residual
+        measure(size, residual, inverse, none)
+        reached = size <= 9 * target[number]
+        done[number] &= reached
+        if reached.all():
+            break
+
+
+@compiled
+def shifted_inverse(diagonal, penalty, like):  # type: ignore[no-untyped-def]
+    """M⁻¹ for one λ, and λ [column]; in the precision of ``like``."""
+    inverse, blocks = diagonal.copy(), len(diagonal) // len(like)
+    invert_blocks(inverse, np.full(LANES, penalty), blocks)
+    return inverse.astype(like.dtype), np.full(LANES, penalty, like.dtype)
 
 
 @compiled
@@ -244,7 +290,7 @@ def absolute_row_sums(out, rows):  # type: ignore[no-untyped-def]
             if scaled[block] >= 0:
                 here = np.uint64(row) * stride + np.uint64(scaled[block]) * _W
                 store(s, shift, absolute(load(scales, here)))
-            total = total + load(s, shift)
+            total += load(s, shift)
         total = spread(counts[bounds[row] : bounds[row + 1]].sum()) * total
         for block in range(blocks):
             shift = block * _W
