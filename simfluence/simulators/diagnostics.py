@@ -8,8 +8,10 @@ from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from simfluence.curriculum import Curriculum
+from simfluence.loops import pieces
 from simfluence.simulators.ridge import RidgeSolution
 from simfluence.simulators.rollout import simulate_linear
 
@@ -17,6 +19,8 @@ Array = npt.NDArray[np.float64]
 
 GROWTH = 10.0
 """More than this, along a recorded curriculum, counts as unstable."""
+
+_CHUNK_BYTES = 2**26  # of responses held at once
 
 
 class FitDiagnostics(TypedDict):
@@ -73,7 +77,21 @@ def largest_growth(
 
     Arguments are as those of :func:`~simfluence.simulators.rollout.simulate_linear`.
     """
-    ones, nothing = np.ones((len(curricula), slope.shape[1])), np.zeros_like(slope)
-    response = simulate_linear(curricula, ones, slope, nothing, lags=lags, batch_size=batch_size, rates=rates)
-    largest = np.maximum(response.max(axis=(0, 1)), -response.min(axis=(0, 1)))
+    tests, threads = slope.shape[1], torch.get_num_threads()
+    largest = np.ones(tests)
+    longest = max(len(curriculum) for curriculum in curricula)
+    share = max(1, _CHUNK_BYTES // (8 * (longest + 1) * tests * threads))
+    for part in pieces(
+        len(curricula), share * threads
+    ):  # memory that is used again, not fresh memory for all
+        response = simulate_linear(
+            curricula[part],
+            np.ones((part.stop - part.start, tests)),
+            slope,
+            None,
+            lags=lags,
+            batch_size=batch_size,
+            rates=None if rates is None else rates[part],
+        )
+        largest = np.maximum(largest, np.maximum(response.max(axis=(0, 1)), -response.min(axis=(0, 1))))
     return np.clip(np.nan_to_num(largest, nan=np.inf), 1.0, np.exp(700.0))

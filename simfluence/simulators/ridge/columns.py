@@ -82,7 +82,7 @@ class Columns:
         self._found: dict[float, Vectors] = {}  # of a rough path, in units of m's largest number
         kernels.statistics(self.moment, self._diagonal, self._mean, rows.target, doubles)
 
-    def flat(self, vectors: Array) -> Array:
+    def flat(self, vectors: npt.NDArray[Any]) -> Array:
         """[block, n, column] as the vectors here."""
         return _widened(vectors.transpose(1, 0, 2)).ravel()
 
@@ -249,7 +249,7 @@ class Columns:
         return np.resize(np.maximum(largest, 1e-300), len(vectors))
 
 
-def _widened(values: Array, filler: float = 0.0) -> Array:
+def _widened(values: npt.NDArray[Any], filler: float = 0.0) -> Array:
     """[…, column] to sixteen columns."""
     wide = np.full((*values.shape[:-1], LANES), filler)
     wide[..., : values.shape[-1]] = values

@@ -10,6 +10,7 @@ N β the unpenalised averages of pooled problems (N = I_k ⊗ 1/√n; none other
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from simfluence.simulators.ridge.primal import _CHUNK_BYTES, solve_positive
@@ -54,7 +55,7 @@ def _solve_chunk(
     norm: Array,
     kernel: torch.Tensor,
     mean_row: torch.Tensor,
-    signs: Array,
+    signs: npt.NDArray[np.int8],
 ) -> tuple[Array, np.ndarray, Array, Array]:
     """(θ [block, n, test], singular, degrees of freedom, condition) of a few test examples."""
     device, k, tests = kernel.device, problem.blocks, problem.n_tests
@@ -64,7 +65,7 @@ def _solve_chunk(
     system = torch.einsum("krz,ksz->zrs", scales, scales) * kernel
     system.diagonal(dim1=-2, dim2=-1).add_(weights[:, None])
     # a probe z of the columns is pushed to the rows: (G + λ)⁻¹ z = (z − Xᵀ (K + λ)⁻¹ X z) / λ
-    probe = torch.from_numpy(signs).to(device).reshape(k, problem.n, tests)
+    probe = torch.from_numpy(signs).to(device, torch.float64).reshape(k, problem.n, tests)
     sides = [target.T[..., None], _design(problem, scales, _penalised(problem, probe)).T[..., None]]
     if problem.pooled:
         fixed = (scales * mean_row).permute(2, 1, 0)  # X N, [test, row, block]

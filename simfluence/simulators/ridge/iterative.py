@@ -21,6 +21,7 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from simfluence.loops import LANES, in_threads, pieces
@@ -103,7 +104,12 @@ def solve_iterative(
 
 
 def _solve_columns(
-    out: Array, columns: Columns, penalty: Array, signs: Array, tolerance: float, max_iterations: int
+    out: Array,
+    columns: Columns,
+    penalty: Array,
+    signs: npt.NDArray[np.int8],
+    tolerance: float,
+    max_iterations: int,
 ) -> Part:
     """θ [block, n, test] goes into ``out``."""
     k, width = columns.blocks, columns.width
@@ -127,7 +133,7 @@ def _solve_chunk(
     problem: RidgeProblem,
     penalty: Array,
     products: CountProducts,
-    signs: Array,
+    signs: npt.NDArray[np.int8],
     tolerance: float,
     max_iterations: int,
 ) -> Part:
@@ -138,7 +144,7 @@ def _solve_chunk(
     systems, moment = regressions.systems(weights[None]), regressions.moment[None]
     theta, converged, iterations, left = solve_systems(systems, moment, tolerance, max_iterations)
     residual = left.norm(dim=1) / moment.norm(dim=1).clamp_min(1e-300)
-    probe = torch.from_numpy(signs).to(device)[None]
+    probe = torch.from_numpy(signs).to(device, torch.float64)[None]
     pushed = off_mean(probe, k) if problem.pooled else probe
     rough, _, _ = conjugate_gradients(systems.single(), pushed.float(), _PROBE_TOLERANCE, max_iterations)
     probed = rough.double()

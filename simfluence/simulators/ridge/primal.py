@@ -127,7 +127,7 @@ def _solve_chunk(
     if problem.pooled:
         for block in gram.unflatten(-1, (k, -1)).unflatten(-3, (k, -1)).diagonal(dim1=-4, dim2=-2).unbind(-1):
             block.sub_(weights[:, None, None] / problem.n)
-    signs = torch.from_numpy(probes(p, problem.n_tests)[:, chunk]).to(device)
+    signs = torch.from_numpy(probes(p, problem.n_tests)[:, chunk]).to(device, torch.float64)
     probe = (signs.T if len(gram) > 1 else signs.T[:1])[..., None]
     pushed = off_mean(probe, k) if problem.pooled else probe
     sides = moment.T[None] if len(gram) == 1 else moment[..., None]  # [system, p, side]

@@ -112,9 +112,9 @@ class RidgeSolution:
     convergence: Convergence | None = None
 
 
-def probes(p: int, tests: int) -> Array:
+def probes(p: int, tests: int) -> npt.NDArray[np.int8]:
     """Random signs [p, test], the same at every call: one probe a test example."""
-    return np.where(np.random.default_rng(0).random((p, tests)) < 0.5, -1.0, 1.0)
+    return 2 * np.random.default_rng(0).integers(0, 2, (p, tests), np.int8) - np.int8(1)
 
 
 def norm_bound(problem: RidgeProblem) -> Array:
