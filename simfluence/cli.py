@@ -29,7 +29,12 @@ def record(config: DictConfig) -> None:
     plain = {key: _plain(config[key]) for key in ("task", "model", "tuning", "run")}
     numbers = None if config.number is None else [config.number]
     recorded = record_runs(
-        plain, config.path, count=config.count, processes=config.processes, numbers=numbers
+        plain,
+        config.path,
+        count=config.count,
+        processes=config.processes,
+        numbers=numbers,
+        device=config.device,
     )
     what = f"all {config.count} runs" if numbers is None else f"run {config.number} of {config.count}"
     print(
@@ -99,7 +104,7 @@ def whatif(config: DictConfig) -> None:
         if not run.config:
             raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
         folder, name = f"{config.path.rstrip('/')}-whatif", f"{run.id}-{_said(config.edit, slug=True)}"
-        record_runs(run.config, folder, count=1, curricula={name: edited})
+        record_runs(run.config, folder, count=1, curricula={name: edited}, device=config.device)
         retrained = RunSet.load(folder)
         changes = verified(answer, run, retrained[retrained.position(name)])
     print(by_group(changes).to_markdown(floatfmt=".4f"))
@@ -131,7 +136,7 @@ def attribute(config: DictConfig) -> None:
     shown = [runs.test.ids.index(example) for example in ids]
     with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
     run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
-    setting = recorded_setting(config.path, run, steps)
+    setting = recorded_setting(config.path, run, steps, config.device)
 
     scores = scores_of(setting, method.pop("name"), only=config.only, progress=True, **method)
     scores = report.with_run(scores, Path(config.path).name, run.id)
@@ -149,7 +154,8 @@ def attribute(config: DictConfig) -> None:
 def tangent(config: DictConfig) -> None:
     from simfluence.finetuning.tangents import runs_tangent
 
-    runs, options = _load(config.path), {"coordinates": config.coordinates, "seed": config.seed}
+    runs = _load(config.path)
+    options = {key: config[key] for key in ("coordinates", "seed", "device")}
     found = runs_tangent(runs, config.along, **options, progress=True)
     found.save(config.output)
     print(f"Jacobians of {found.n_train} training and {found.n_test} test examples: {config.output}")

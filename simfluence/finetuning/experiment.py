@@ -20,6 +20,7 @@ from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
+from simfluence.devices import chosen_device
 from simfluence.errors import RecordingError, RunExistsError
 from simfluence.finetuning.designs import draw_curriculum
 from simfluence.finetuning.loop import train
@@ -55,6 +56,7 @@ def record_runs(
     processes: int | None = 1,
     numbers: Sequence[int] | None = None,
     curricula: Mapping[str, Curriculum] | None = None,
+    device: str | None = None,
     progress: bool = True,
 ) -> list[str]:
     """Record the runs of an experiment that are not complete yet.
@@ -65,9 +67,10 @@ def record_runs(
     path : the run set's folder.
     count : runs to draw by the configuration's design: run-000, run-001, …, seeded by their number.
     processes : how many at a time, torch with its share of the threads in each; None: one a core, which is
-        faster than threads (analysis/benchmarks/processes.md).
+        faster than threads (analysis/benchmarks/processes.md), or one on a GPU.
     numbers : record only the runs of these numbers (other machines record the others).
     curricula : run name → curriculum, in place of ``count`` drawn ones.
+    device : where to train, as torch names it; None is the GPU if torch finds one.
 
     Returns
     -------
@@ -76,7 +79,9 @@ def record_runs(
     Raises
     ------
     RecordingError : some runs failed (named, with their errors); the others are recorded.
+    ValueError : there is no such device, run or metric.
     """
+    where = chosen_device(device)
     recorded_loss(config["run"].get("metrics"))  # a wrong name is said before anything is made
     task = load_task(**config["task"])
     recorder = _recorder(path, task, config)
@@ -90,10 +95,10 @@ def record_runs(
     pending = {name: c for name, c in curricula.items() if recorder.status(name) != "complete"}
     if not pending:
         return []
-    processes = processes or cpu_count()
+    processes = processes or (cpu_count() if where.type == "cpu" else 1)
     threads = max(1, torch.get_num_threads() // processes)
     jobs = (
-        delayed(_record_one)(json.dumps(config), str(path), name, curriculum, threads)
+        delayed(_record_one)(json.dumps(config), str(path), name, curriculum, threads, str(where))
         for name, curriculum in pending.items()
     )
     outcomes: Iterator[tuple[str, str | None]] = Parallel(n_jobs=processes, return_as="generator_unordered")(
@@ -126,28 +131,32 @@ def planned_curricula(config: Config, task: Task, count: int) -> dict[str, Curri
     }
 
 
-def prepare(config: Config) -> Prepared:
-    """The task, the model as it is before training, with the tuning applied; once a process."""
+def prepare(config: Config, device: str | None = None) -> Prepared:
+    """The task, the model as it is before training, with the tuning applied; once a process.
+
+    device : where the model lies, as torch names it; None is the GPU if torch finds one.
+    """
     keys = ("task", "model", "tuning")
-    return _prepare(json.dumps({key: config[key] for key in keys}, sort_keys=True))
+    described = json.dumps({key: config[key] for key in keys}, sort_keys=True)
+    return _prepare(described, str(chosen_device(device)))
 
 
 @lru_cache(maxsize=1)
-def _prepare(config_json: str) -> Prepared:
+def _prepare(config_json: str, device: str) -> Prepared:
     config = json.loads(config_json)
     task = load_task(**config["task"])
-    model = load_model(task=task, **config["model"])
+    model = load_model(task=task, **config["model"]).to(device)
     apply_tuning(model, **config["tuning"])
     return Prepared(task, model, copy.deepcopy(model.state_dict()))
 
 
 def _record_one(
-    config_json: str, path: str, name: str, curriculum: Curriculum, threads: int
+    config_json: str, path: str, name: str, curriculum: Curriculum, threads: int, device: str
 ) -> tuple[str, str | None]:
     """Record one run; (its name, what went wrong or None)."""
     config = json.loads(config_json)
     with _threads(threads):
-        prepared = prepare(config)
+        prepared = prepare(config, device)
         task, model = prepared.task, prepared.model
         model.load_state_dict(prepared.initial)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -17,12 +17,16 @@ from simfluence.runs import Run
 
 
 def recorded_setting(
-    path: str | Path, run: Run, steps: Sequence[int] | Literal["initial"] | None = None
+    path: str | Path,
+    run: Run,
+    steps: Sequence[int] | Literal["initial"] | None = None,
+    device: str | None = None,
 ) -> Setting:
     """The model, examples and checkpoints of a run of the set in the folder ``path``.
 
     steps : only the checkpoints after these steps; None: all that were kept; "initial": the weights before
         training, which need not be kept.
+    device : where the model lies, as torch names it; None is the GPU if torch finds one.
 
     Raises RunDataError if the run was not recorded by ``simfluence record``, or has no such checkpoints.
     """
@@ -32,7 +36,7 @@ def recorded_setting(
         kept = [Checkpoint(0, float(np.asarray(run.learning_rate)[0]), lambda module: None)]
     else:
         kept = recorded_checkpoints(Path(path) / run.id, run, steps)
-    prepared = prepare(run.config)
+    prepared = prepare(run.config, device)
     task = prepared.task
     return Setting(
         objective=prepared.model,

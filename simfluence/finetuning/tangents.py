@@ -10,20 +10,27 @@ from simfluence.simulators import Tangent
 
 
 def runs_tangent(
-    runs: RunSet, along: int = 0, *, coordinates: int = 20_000, seed: int = 0, progress: bool = False
+    runs: RunSet,
+    along: int = 0,
+    *,
+    coordinates: int = 20_000,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = False,
 ) -> Tangent:
     """Jacobians of all examples for runs that ``record_runs`` made, at the weights before training.
 
     Parameters
     ----------
     along : take them along the first so many runs instead, trained again; at least 2.
+    device : where the model lies, as torch names it; None is the GPU if torch finds one.
 
     Raises ValueError for one run, or more than there are; what ``prepare`` raises if the runs' task or
     model is not found.
     """
     if along == 1 or not 0 <= along <= len(runs):
         raise ValueError(f"along must be 0, or from 2 to the {len(runs)} runs there are; got {along}")
-    prepared = prepare(runs[0].config)
+    prepared = prepare(runs[0].config, device)
     prepared.model.load_state_dict(prepared.initial)
     first = list(runs)[:along]
     return tangent(

