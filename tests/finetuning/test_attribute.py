@@ -56,7 +56,7 @@ def test_checkpoints_are_those_of_training(recorded: Path, setting: Setting) -> 
     for checkpoint in setting.checkpoints:
         with checkpoint.loaded(model), torch.no_grad():
             losses = model.eval().losses(setting.test)
-        np.testing.assert_allclose(losses, run.loss[checkpoint.step], rtol=1e-5)
+        np.testing.assert_allclose(losses.cpu(), run.loss[checkpoint.step], rtol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     (initial,) = recorded_setting(recorded, run, "initial").checkpoints
     with initial.loaded(model), torch.no_grad():

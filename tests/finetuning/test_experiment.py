@@ -65,7 +65,7 @@ def test_retraced_weights_are_the_recorded_runs(tmp_path) -> None:
         prepared.model.eval()
         with torch.no_grad():
             losses = prepared.model.losses(prepared.task.test)
-        np.testing.assert_allclose(losses.numpy(), run.loss[steps], rtol=1e-5)
+        np.testing.assert_allclose(losses.cpu(), run.loss[steps], rtol=1e-5)
     assert steps == len(run)
     for name, value in prepared.model.state_dict().items():
         assert torch.equal(value, recorded[name]), name

@@ -100,7 +100,7 @@ def new_recorder(tmp_path, kind="bert") -> RunRecorder:
 
 
 def weights(trainer) -> bytes:
-    return b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())
+    return b"".join(p.detach().cpu().numpy().tobytes() for p in trainer.model.parameters())
 
 
 class Batches(TrainerCallback):
