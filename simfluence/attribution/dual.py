@@ -151,11 +151,12 @@ def _wide(traced: Traced) -> Traced:
 
 def _products(left: Sequence[Traced], right: Sequence[Traced], together: int) -> Tensor:
     """⟨l, r⟩ of all gradients, [left, right]; of the right, ``together`` are held while the left pass."""
-    found = [torch.zeros(_count(left), 0, dtype=torch.float64)]
+    found = []
     for some in _grouped(right, together):
-        queries, none = held(some), torch.zeros(0, _count(some), dtype=torch.float64)
-        found.append(torch.cat([none, *(scores(queries, traced, _count(some)) for traced in left)]))
-    return torch.cat([part.to(found[-1].device) for part in found], 1)
+        queries, count = held(some), _count(some)
+        parts = [scores(queries, traced, count) for traced in left]
+        found.append(torch.cat(parts) if parts else torch.zeros(0, count, dtype=torch.float64))
+    return torch.cat(found, 1) if found else torch.zeros(_count(left), 0, dtype=torch.float64)
 
 
 def _count(batches: Sequence[Traced]) -> int:

@@ -49,6 +49,20 @@ def test_equal_to_the_dense_formula(kind: str, solver, rtol: float) -> None:
     assert {"weights_fingerprint", "damping", "solver", "residual"} <= set(found.provenance)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("solver", ["exact", "dual", "cg", "lissa"])
+def test_a_gpu_gives_the_same(kind: str, solver) -> None:
+    objective, sets = network(kind), (pairs(kind, 7), pairs(kind, 4, seed=1))
+    here = influence(objective, *sets, solver=solver, damping=0.4).scores
+    objective.module.cuda()
+    moved = ([(x.cuda(), y.cuda()) for x, y in examples] for examples in sets)
+    there = influence(objective, *moved, solver=solver, damping=0.4).scores
+    np.testing.assert_allclose(
+        here, there, rtol=0, atol=(0.05 if solver == "lissa" else 1e-6) * abs(here).max()
+    )
+
+
 class MadeAnew(Sequence):
     """Examples as a data set gives them: other objects every time."""
 

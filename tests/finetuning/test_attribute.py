@@ -60,7 +60,7 @@ def test_checkpoints_are_those_of_training(recorded: Path, setting: Setting) -> 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     (initial,) = recorded_setting(recorded, run, "initial").checkpoints
     with initial.loaded(model), torch.no_grad():
-        np.testing.assert_allclose(model.losses(setting.test), run.loss[0], rtol=1e-5)
+        np.testing.assert_allclose(model.losses(setting.test).cpu(), run.loss[0], rtol=1e-5)
 
 
 def test_missing_checkpoints_are_named(recorded: Path) -> None:

@@ -49,4 +49,4 @@ def test_metrics_are_recorded_beside_the_same_losses(tmp_path) -> None:
     with torch.no_grad():
         found = model.metrics(prepared.task.test)
         torch.testing.assert_close(found["loss"], model.losses(prepared.task.test))
-    torch.testing.assert_close(torch.from_numpy(run.metrics["margin"][-1].copy()), found["margin"])
+    torch.testing.assert_close(torch.from_numpy(run.metrics["margin"][-1].copy()), found["margin"].cpu())
