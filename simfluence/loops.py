@@ -37,7 +37,7 @@ def in_fours(
     values: npt.NDArray[Any], sizes: npt.NDArray[np.int64], filler: float
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
     """Ragged rows of these sizes, each filled up to a multiple of four; and where they begin, and the end."""
-    bounds = np.concatenate([[0], np.cumsum(-(-sizes // 4) * 4)])
+    bounds = np.concatenate([[0], np.cumsum((sizes + 3) & -4)])
     if bounds[-1] == len(values):
         return values, bounds
     filled = np.full(bounds[-1], filler, values.dtype)
