@@ -119,6 +119,11 @@ class Curriculum:
         return count_matrix([self])
 
 
+def usual_batch_size(curricula: Sequence[Curriculum]) -> float:
+    """The median number of examples in a step."""
+    return float(np.median(np.concatenate([curriculum.batch_sizes for curriculum in curricula])))
+
+
 def count_matrix(
     curricula: Sequence[Curriculum],
     batch_size: float | None = None,

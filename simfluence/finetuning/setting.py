@@ -11,6 +11,7 @@ from torch import nn
 
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
 from simfluence.attribution.methods import Setting
+from simfluence.curriculum import usual_batch_size
 from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import Prepared, prepare
 from simfluence.runs import Run
@@ -46,7 +47,7 @@ def recorded_setting(
         test_texts=[example.text for example in task.test],
         checkpoints=[_after_initial(checkpoint, prepared) for checkpoint in kept],
         tokens=prepared.model.token_strings,
-        batch=int(np.median(run.curriculum.batch_sizes)),
+        batch=int(usual_batch_size([run.curriculum])),
         optimizer=run.optimizer,
     )
 

