@@ -77,6 +77,7 @@ def evaluate(config: DictConfig) -> None:
 def whatif(config: DictConfig) -> None:
     from simfluence import report
     from simfluence.finetuning.experiment import record_runs
+    from simfluence.finetuning.replay import recorded_device
     from simfluence.runs import RunSet
     from simfluence.simulators import PredictiveBands
     from simfluence.whatif import agreement, by_group, edit, verified, what_if, with_band
@@ -104,7 +105,8 @@ def whatif(config: DictConfig) -> None:
         if not run.config:
             raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
         folder, name = f"{config.path.rstrip('/')}-whatif", f"{run.id}-{_said(config.edit, slug=True)}"
-        record_runs(run.config, folder, count=1, curricula={name: edited}, device=config.device)
+        where = config.device or str(recorded_device(run))
+        record_runs(run.config, folder, count=1, curricula={name: edited}, device=where)
         retrained = RunSet.load(folder)
         changes = verified(answer, run, retrained[retrained.position(name)])
     print(by_group(changes).to_markdown(floatfmt=".4f"))

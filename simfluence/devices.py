@@ -5,13 +5,15 @@ from __future__ import annotations
 import torch
 
 
-def chosen_device(name: str | None = None) -> torch.device:
-    """The device that torch knows by this name; None is the GPU if torch finds one, else the CPU.
+def chosen_device(name: str | None = None, usual: str = "cuda") -> torch.device:
+    """The device that torch knows by this name; None is the usual one, a GPU if torch finds one.
 
-    Raises ValueError if there is no such device here.
+    usual : "cpu", or another kind of device, which is taken where it is.
+
+    Raises ValueError if the named device is not here.
     """
     if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(usual if usual == "cuda" and torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

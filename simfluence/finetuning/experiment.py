@@ -1,7 +1,8 @@
 """A set of recorded runs from one configuration: the same model and task, a curriculum a run.
 
 Runs are independent of each other and are spread over processes; what is complete is skipped, and a run
-that was cut off goes on from its last checkpoint to the same bits: the same call continues an earlier one.
+that was cut off goes on from its last checkpoint to the same bits (on GPUs: nearly): the same call
+continues an earlier one.
 """
 
 from __future__ import annotations

@@ -6,16 +6,22 @@ from collections.abc import Iterator
 
 import torch
 
+from simfluence.devices import chosen_device
 from simfluence.finetuning.experiment import Prepared
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.runs import Run
 
 
+def recorded_device(run: Run) -> torch.device:
+    """The kind of device that the run was trained on, if it is here: elsewhere dropout draws other masks."""
+    return chosen_device(usual=str(run.environment.get("device", "cpu")))
+
+
 def retraced(prepared: Prepared, run: Run) -> Iterator[int]:
     """Trains the prepared model as in a run that ``record_runs`` made, and yields the steps taken: 0, 1, …
 
-    The weights at every yield are those of the run, on the same machine and versions to the last bit. The
-    model is the process's one: let a replay end before the next begins.
+    The weights at every yield are those of the run, on the same machine and versions to the last bit (on
+    GPUs: nearly). The model is the process's one: let a replay end before the next begins.
     """
     model, examples = prepared.model, prepared.task.train
     model.load_state_dict(prepared.initial)

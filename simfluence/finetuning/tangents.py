@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simfluence.attribution import tangent
 from simfluence.finetuning.experiment import prepare
-from simfluence.finetuning.replay import retraced
+from simfluence.finetuning.replay import recorded_device, retraced
 from simfluence.runs import RunSet
 from simfluence.simulators import Tangent
 
@@ -23,14 +23,15 @@ def runs_tangent(
     Parameters
     ----------
     along : take them along the first so many runs instead, trained again; at least 2.
-    device : where the model lies, as torch names it; None is the GPU if torch finds one.
+    device : where the model lies, as torch names it; None is the kind of device that the first run was
+        trained on.
 
     Raises ValueError for one run, or more than there are; what ``prepare`` raises if the runs' task or
     model is not found.
     """
     if along == 1 or not 0 <= along <= len(runs):
         raise ValueError(f"along must be 0, or from 2 to the {len(runs)} runs there are; got {along}")
-    prepared = prepare(runs[0].config, device)
+    prepared = prepare(runs[0].config, device or str(recorded_device(runs[0])))
     prepared.model.load_state_dict(prepared.initial)
     first = list(runs)[:along]
     return tangent(

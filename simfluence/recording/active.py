@@ -335,7 +335,11 @@ class ActiveRun:
 
     def _description(self) -> dict[str, Any]:
         optimizer = describe_optimizer(self._optimizer) if self._optimizer is not None else {}
-        return {**self._about, "optimizer": optimizer, "environment": describe_environment()}
+        return {
+            **self._about,
+            "optimizer": optimizer,
+            "environment": describe_environment(unwrapped(self._model)),
+        }
 
     def _note_rate(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         self._rate = float(optimizer.param_groups[0]["lr"])

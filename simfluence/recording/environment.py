@@ -11,7 +11,7 @@ import torch
 import simfluence
 
 
-def describe_environment() -> dict[str, Any]:
+def describe_environment(model: Any = None) -> dict[str, Any]:
     return {
         "simfluence": simfluence.__version__,
         "python": platform.python_version(),
@@ -19,7 +19,14 @@ def describe_environment() -> dict[str, Any]:
         "numpy": np.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
         "threads": torch.get_num_threads(),
+        "device": device_of(model),
     }
+
+
+def device_of(model: Any) -> str:
+    """The kind of device that a model's first parameter lies on; "cpu" if it has none."""
+    parameter = next(model.parameters(), None) if isinstance(model, torch.nn.Module) else None
+    return "cpu" if parameter is None else parameter.device.type
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from simfluence.recording.environment import device_of
 from simfluence.recording.processes import Processes, is_sharded
 
 Metrics: TypeAlias = dict[str, npt.NDArray[np.floating]]
@@ -79,7 +80,7 @@ class Evaluator:
         return metrics
 
     def _batches(self, model: Any) -> list[npt.NDArray[np.int64]]:
-        size = self._batch_size or (8 if _device(model) == "cpu" else 64)
+        size = self._batch_size or (8 if device_of(model) == "cpu" else 64)
         return [self._order[i : i + size] for i in range(0, len(self._order), size)]
 
     def _evaluate(self, model: Any, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Metrics]:
@@ -89,7 +90,7 @@ class Evaluator:
     def _precision(self, model: Any) -> AbstractContextManager[Any]:
         if self._autocast is None:
             return nullcontext()
-        return torch.autocast(_device(model), self._autocast)
+        return torch.autocast(device_of(model), self._autocast)
 
 
 @contextmanager
@@ -124,11 +125,6 @@ def amount(example: Any) -> int:
     if isinstance(example, Sequence):
         return sum(amount(value) for value in example)
     return sum(amount(value) for value in vars(example).values()) if hasattr(example, "__dict__") else 1
-
-
-def _device(model: Any) -> str:
-    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-    return "cpu" if parameter is None else parameter.device.type
 
 
 def _as_floats(values: Tensor) -> npt.NDArray[np.floating]:

@@ -81,9 +81,8 @@ def largest_growth(
     largest = np.ones(tests)
     longest = max(len(curriculum) for curriculum in curricula)
     share = max(1, _CHUNK_BYTES // (8 * (longest + 1) * tests * threads))
-    for part in pieces(
-        len(curricula), share * threads
-    ):  # memory that is used again, not fresh memory for all
+    # memory that is used again, not fresh memory for all
+    for part in pieces(len(curricula), share * threads):
         response = simulate_linear(
             curricula[part],
             np.ones((part.stop - part.start, tests)),

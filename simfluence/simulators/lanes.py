@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
 from simfluence.loops import LANES
@@ -38,7 +39,7 @@ class LanesModel(models.PrimitiveModel):
 @intrinsic
 def load(typing: Any, array: Any, at: Any) -> Any:
     """array[at : at + 16]"""
-    lanes = Lanes(array.dtype)
+    lanes = _of_flat(array)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return builder.load(_place(context, builder, signature, arguments, lanes), align=_bytes(array))
@@ -49,6 +50,8 @@ def load(typing: Any, array: Any, at: Any) -> Any:
 @intrinsic
 def store(typing: Any, array: Any, at: Any, values: Any) -> Any:
     """array[at : at + 16] = values"""
+    if values != _of_flat(array) or not array.mutable:
+        raise TypingError(f"expected lanes for a writable array of their own kind, got {values} for {array}")
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         place = _place(context, builder, signature, arguments, values)
@@ -95,6 +98,15 @@ def absolute(typing: Any, values: Any) -> Any:
     return values(values), generate
 
 
+def _of_flat(array: Any) -> Lanes:
+    """Nothing is checked where it runs: places count numbers that lie one after the other."""
+    if not (isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"):
+        raise TypingError(f"lanes are of flat contiguous arrays, got {array}")
+    if not isinstance(array.dtype, types.Float):
+        raise TypingError(f"lanes are of float32 or float64, got {array}")
+    return Lanes(array.dtype)
+
+
 def _place(context: Any, builder: Any, signature: Any, arguments: Any, lanes: Lanes) -> Any:
     array = context.make_array(signature.args[0])(context, builder, arguments[0])
     place = builder.gep(array.data, [arguments[1]])
@@ -117,7 +129,7 @@ def _define(operation: Any, instruction: str) -> None:
 
 @compiled
 def aligned_zeros(length, like):  # type: ignore[no-untyped-def]
-    """An array of ``like``'s kind, no sixteen of which share more lines of a cache than they must."""
+    """An array of ``like``'s kind that begins where a line of the cache does."""
     size = like.itemsize
     raw = np.zeros(length + 64 // size, like.dtype)
     start = (-raw.ctypes.data % 64) // size

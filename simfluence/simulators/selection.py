@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from simfluence.loops import pieces
+from simfluence.loops import LANES, pieces
 from simfluence.runs import RunSet
 from simfluence.simulators.ridge import PATH_TOLERANCE, Paths, RidgeProblem
 
@@ -77,6 +77,7 @@ def path_errors(
     [λ, test]; inf where rollouts leave the range of floats.
     """
     size = max(1, _CHUNK_BYTES // (8 * len(penalties) * problem.columns))
+    size -= size % LANES if size > LANES else 0
     rows, chunks = [fold.rows for fold in folds], pieces(problem.n_tests, size)
     common = [(tests, Paths(problem.tests(tests), rows, device)) for tests in chunks], folds, scored, roll_out
     errors = _path_errors(*common, weights, penalties, PATH_TOLERANCE)

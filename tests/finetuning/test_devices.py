@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from facts_on_minilm import WITH_CHECKPOINTS
+from families import synthetic_runs
 
 from simfluence import RunSet
 from simfluence.attribution.methods import METHODS, attribute
 from simfluence.devices import chosen_device
 from simfluence.finetuning.experiment import record_runs
+from simfluence.finetuning.replay import recorded_device
 from simfluence.finetuning.setting import recorded_setting
 from simfluence.finetuning.tangents import runs_tangent
 from simfluence.recording import RunRecorder
@@ -33,6 +36,23 @@ def test_devices_go_by_torchs_names():
             chosen_device(name)
 
 
+def test_a_device_that_is_not_here_is_named_before_anything_is_made(tmp_path):
+    with pytest.raises(ValueError, match="be there; got 'nope'"):
+        record_runs(WITH_CHECKPOINTS, tmp_path / "runs", count=1, device="nope", progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_are_trained_again_where_they_were_trained(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    runs = synthetic_runs()[0]
+    run = runs[0]
+    assert recorded_device(run).type == "cpu"  # recordings that do not say
+    assert recorded_device(replace(run, environment={"device": "cpu"})).type == "cpu"
+    assert recorded_device(replace(run, environment={"device": "cuda"})).type == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert recorded_device(replace(run, environment={"device": "cuda"})).type == "cpu"
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three runs with checkpoints on each device."""
@@ -45,6 +65,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @on_a_gpu
 def test_a_gpus_runs_are_the_cpus(recorded):
     here, there = (RunSet.load(recorded[device]) for device in ("cpu", "cuda"))
+    assert here[0].environment["device"] == "cpu"
+    assert there[0].environment["device"] == "cuda"
     assert here.curricula == there.curricula
     np.testing.assert_allclose(here.loss, there.loss, rtol=1e-3, atol=1e-4)
 

@@ -14,7 +14,7 @@ from sklearn.linear_model import Ridge
 from simfluence import AdditiveSimulator, Curriculum, LinearSimulator, MultiplicativeSimulator, RunSet
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable, Run
-from simfluence.simulators import SimulationWarning, load_simulator
+from simfluence.simulators import SimulationWarning, diagnostics, load_simulator
 from simfluence.simulators.rollout import roll_out, simulate_linear
 from simfluence.simulators.selection import PENALTIES, choose_penalty
 
@@ -255,6 +255,30 @@ def test_growth_is_said():
     said = MultiplicativeSimulator(penalty=1e-9).fit(growing_runs()).diagnostics_
     assert said["growth"][1] == pytest.approx(1.3**20, rel=1e-6)
     assert said["unstable"] == 0.5
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("at_once", [1, 2**26])  # bytes: run by run, and all together
+def test_growth_is_the_largest_over_runs_of_any_length(monkeypatch, scaled, at_once):
+    monkeypatch.setattr(diagnostics, "_CHUNK_BYTES", at_once)
+    rng, lengths = np.random.default_rng(0), (3, 11, 0, 7, 5)
+    curricula = [Curriculum.from_batches(rng.integers(0, 6, (steps, 2)).tolist(), 6) for steps in lengths]
+    slope = rng.normal(0.1, 0.2, (6, 3))
+    rates = rng.uniform(0.5, 2, (5, 11)) if scaled else None
+    largest = np.ones(3)
+    for run, curriculum in enumerate(curricula):
+        response = np.ones(3)
+        for step, batch in enumerate(curriculum):
+            response = response * (1 + (1.0 if rates is None else rates[run, step]) * slope[batch].sum(0))
+            largest = np.maximum(largest, np.abs(response))
+    found = diagnostics.largest_growth(curricula, slope, None, 2.0, rates)
+    np.testing.assert_allclose(found, largest, rtol=1e-12)
+
+
+def test_the_range_of_losses_is_that_of_the_finite_ones():
+    loss = np.array([[[2.0, np.nan], [0.5, np.inf], [1.0, -np.inf]], [[3.0, 1.0], [1.0, 1.0], [0.25, 4.0]]])
+    runs = RunSet.from_arrays(np.zeros((2, 2, 1), int), loss, train=1, allow_nonfinite=True)
+    assert LinearSimulator(penalty=1.0).fit(runs).loss_range_ == [0.25, 4.0]
 
 
 def test_what_leaves_the_recorded_range_is_said_flagged_and_clipped_if_asked():

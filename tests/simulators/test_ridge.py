@@ -11,7 +11,7 @@ from regressions import make_problem
 from sklearn.linear_model import Ridge
 
 from simfluence.simulators import ridge
-from simfluence.simulators.ridge import path
+from simfluence.simulators.ridge import gpu, path
 from simfluence.simulators.ridge.products import CountProducts
 
 CPU = torch.device("cpu")
@@ -259,9 +259,11 @@ def test_products_are_those_of_the_sparse_matrix(rng):
 
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("pooled", [False, True])
-def test_what_gpus_do_is_what_compiled_loops_do(rng, monkeypatch, pooled, shared):
+@pytest.mark.parametrize("together", [1, 2**24])  # numbers at once
+def test_what_gpus_do_is_what_compiled_loops_do(rng, monkeypatch, pooled, shared, together):
     """The solver for GPUs, run without one."""
-    problem = make_problem(rng, n=20, rows=150, tests=7, blocks=1 if shared else 2, pooled=pooled)
+    monkeypatch.setattr(gpu, "_CHUNK_VALUES", together)
+    problem = make_problem(rng, n=20, rows=150, tests=7, blocks=1 if shared else 3, pooled=pooled)
     if shared:
         problem = ridge.RidgeProblem(problem.counts, problem.scales[:, :, :1], problem.target, pooled)
     compiled = ridge.solve_ridge(problem, 2.0, "iterative", CPU)

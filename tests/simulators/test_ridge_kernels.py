@@ -125,6 +125,61 @@ def test_losses_of_any_size_are_solved_to_the_same_digits():
         np.testing.assert_allclose(found / factor, reference, rtol=1e-9)
 
 
+@pytest.mark.parametrize("factor", [1e-18, 1.0, 1e16, 1e18])
+def test_losses_of_any_size_in_one_test_example(factor):
+    """One that diverged, say: the scales grow with the targets."""
+    problem = made(3, 30, 400, 4, 2)
+    scales, target = np.abs(problem.scales) + 0.5, problem.target.copy()
+    scales[0][:, 1] *= factor
+    scales[1] = 1.0
+    target[:, 1] *= factor
+    penalties = np.array([1e-4, 1.0, 1e4])
+    other = ridge.RidgeProblem(problem.counts, scales, target)
+    found = ridge.solve_path(other, penalties, CPU)
+    for penalty, theta in zip(penalties, found, strict=True):
+        for z in (0, 1):
+            x = dense(other, z)
+            size = np.linalg.norm(np.vstack([x, np.sqrt(penalty) * np.eye(x.shape[1])]), axis=0)
+            system = np.vstack([x / size, np.diag(np.sqrt(penalty) / size)])
+            right = np.concatenate([target[:, z], np.zeros(x.shape[1])])
+            true = x @ (np.linalg.lstsq(system, right, rcond=None)[0] / size)
+            fitted = x @ theta[..., z].T.ravel()
+            assert np.linalg.norm(fitted - true) < 1e-4 * np.linalg.norm(target[:, z])
+
+
+@pytest.mark.parametrize("penalty", [1e-20, 1e-4, 1e20, 1e30])
+def test_penalties_of_any_size(penalty):
+    problem = made(4, 12, 60, 3, 2)
+    counts = problem.counts.toarray()
+    counts[:, 0] = 0  # an example that never occurs
+    problem = ridge.RidgeProblem(sparse.csr_array(counts), np.abs(problem.scales) + 0.5, problem.target)
+    a, b = (ridge.solve_ridge(problem, penalty, solver, CPU) for solver in ("iterative", "primal"))
+    assert a.convergence.iterations < 100
+    if penalty >= 1e-4:  # below, the other is singular to rounding
+        np.testing.assert_allclose(a.coefficients, b.coefficients, rtol=1e-6, atol=1e-10)
+        np.testing.assert_allclose(a.degrees_of_freedom, b.degrees_of_freedom, rtol=0.02, atol=1e-6)
+    assert (a.condition > (1e15 if penalty < 1e-4 else 0)).all()
+
+
+def test_what_is_not_solved_is_not_called_solved():
+    found = Columns(Rows(problem := made(5, 40, 400, 3, 2), Design(problem)))
+    penalties = np.array([1.0, 1e-3, 1e2])  # in no order
+    _, few = found.path(penalties, 1e-5, limit=1)
+    assert not few.all()
+    thetas, done = found.path(penalties, 1e-5, limit=200)
+    assert done.all()
+    for penalty, theta in zip(penalties, thetas, strict=True):
+        exact = ridge.solve_ridge(problem, penalty, "primal", CPU).coefficients
+        np.testing.assert_allclose(theta, exact, atol=1e-3)
+
+
+def test_every_test_example_has_its_own_penalty():
+    problem, penalty = made(6, 10, 80, 33, 2), np.geomspace(1e-2, 1e3, 33)
+    a, b = (ridge.solve_ridge(problem, penalty, solver, CPU) for solver in ("iterative", "primal"))
+    np.testing.assert_allclose(a.coefficients, b.coefficients, atol=1e-8)
+    np.testing.assert_allclose(a.degrees_of_freedom, b.degrees_of_freedom, rtol=0.02, atol=0.05)
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_share_the_test_examples(threads):
     problem = made(2, 8, 60, 30, 2)
@@ -167,6 +222,32 @@ def test_lanes_do_what_slices_do(kind):
     assert zeros.shape == (37,)
     assert zeros.ctypes.data % 64 == 0
     assert not zeros.any()
+
+
+def test_lanes_refuse_what_they_would_read_or_write_wrongly():
+    import numba
+
+    from simfluence.simulators.lanes import load, spread, store
+
+    @numba.njit
+    def copied(out, a):
+        store(out, 0, load(a, 0))
+
+    single, double = np.zeros(32, np.float32), np.zeros(32)
+    constant = np.zeros(32)
+    constant.flags.writeable = False
+    for out, a in ((single, double), (double, double[::2]), (double, np.zeros((2, 16))), (constant, double)):
+        with pytest.raises(numba.TypingError):
+            copied(out, a)
+    with pytest.raises(numba.TypingError):
+        copied(double, np.zeros(32, np.int64))
+
+    @numba.njit
+    def spread_out(out, number):
+        store(out, 0, spread(number))
+
+    with pytest.raises(numba.TypingError):
+        spread_out(single, 1.0)
 
 
 def test_rows_in_fours():

@@ -28,7 +28,7 @@ class Design:
         counts: sparse.csr_array = problem.counts
         sizes = np.diff(counts.indptr).astype(np.int64)
         self.indices, self.bounds = in_fours(counts.indices, sizes, 0)
-        self.counts = in_fours(counts.data, sizes, 0.0)[0]
+        self.counts = in_fours(counts.data.astype(np.float64, copy=False), sizes, 0.0)[0]
         self.single_counts = self.counts.astype(np.float32)
         free = [not (scale == 1).all() for scale in problem.scales]
         self.scaled = np.where(free, np.cumsum(free) - 1, -1)
@@ -62,7 +62,7 @@ class Rows:
 
 
 class Columns:
-    """The systems of a few test examples, (G + λP) θ = m for any λ [column], on all rows or the chosen ones.
+    """(G + λP) θ = m of at most sixteen test examples, for any λ [column], on all rows or the chosen ones.
 
     Vectors are flat [example, block, column], sixteen columns however few are in use (``width``).
 
@@ -190,8 +190,8 @@ class Columns:
         if (left > target).any() and iterations < limit:
             theta, residual = theta.copy(), residual.copy()
             taken, done = self.iterate(theta, residual, penalty, target, limit - iterations, preconditioner)
-            residual, _ = self.residual(self.moment, theta, penalty, preconditioner)
-            return theta, iterations + taken, done, residual
+            residual, left = self.residual(self.moment, theta, penalty, preconditioner)
+            return theta, iterations + taken, done & (left <= 3 * target)[: self.width], residual
         return theta, iterations, (left <= target)[: self.width], residual
 
     def path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:
@@ -214,7 +214,8 @@ class Columns:
         thetas = np.empty((len(penalties), len(side)), np.float32)
         converged, rows = np.empty((len(penalties), LANES), bool), self._rows[side.dtype]
         self.kernels.path(thetas, converged, side, rows, self._diagonal, penalties, tolerance, limit)
-        self._found = dict(zip(penalties, thetas, strict=True))
+        done = np.tile(converged, self.blocks * self.n)  # others begin anew
+        self._found = dict(zip(penalties, np.where(done, thetas, 0), strict=True))
         return thetas * unit, converged[:, : self.width]
 
     def _exact_path(self, penalties: Array, tolerance: float, limit: int) -> tuple[Array, BoolArray]:

@@ -152,7 +152,7 @@ class Regressions:
 
 
 def columns_at_once(problem: RidgeProblem) -> int:
-    """How many systems' vectors fit."""
+    """How many systems to solve together, in some gigabytes."""
     return max(1, _CHUNK_VALUES // (problem.counts.shape[0] + problem.columns))
 
 

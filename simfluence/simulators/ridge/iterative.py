@@ -12,7 +12,7 @@ rounding level. Pooled problems get the same for the averages of the blocks, on 
 Most iterations run in single precision, which is twice to six times as fast, inside an iterative
 refinement whose residuals are double: the answer is as exact as that of a factorization.
 
-On CPUs a thread takes a few test examples through compiled loops (``columns``, ``kernels``); on GPUs torch
+On CPUs a thread takes sixteen test examples through compiled loops (``columns``, ``kernels``); on GPUs torch
 takes more of them at once (``gpu``).
 """
 

@@ -41,7 +41,7 @@ def add_gram(out, vectors, rows):  # type: ignore[no-untyped-def]
             if scaled[block] >= 0:
                 found = load(scales, here + np.uint64(scaled[block]) * _W) * found
             total += found
-        squares += double(total * total)
+        squares += double(total) * double(total)
         for block in range(blocks):
             shift, weighted = block * _W, total
             if scaled[block] >= 0:
@@ -74,7 +74,7 @@ def add_linear_gram(out, vectors, rows):  # type: ignore[no-untyped-def]
             )
         scale = load(scales, np.uint64(row) * _W)
         total = scale * first + second
-        squares += double(total * total)
+        squares += double(total) * double(total)
         weighted = scale * total
         for at in range(start, stop):
             i, a = np.uint64(indices[at]) * long, spread(counts[at])
@@ -110,7 +110,7 @@ def apply(out, curvature, vectors, rows, penalty, pooled):  # type: ignore[no-un
         for at in range(shift, np.uint64(len(vectors)), long):
             pull = load(vectors, at) - mean
             store(out, at, weights * pull)
-            squares += double(pull * pull)
+            squares += double(pull) * double(pull)
     if pooled:  # rounding leaves an average, which the preconditioner would blow up
         means = block_means(out, blocks)
         for shift in range(np.uint64(0), long, _W):
@@ -143,7 +143,7 @@ def advance(out, size, residual, applied, step, inverse, average):  # type: igno
                 z += load(inverse, own) * load(residual, other)
                 own += _W
             store(out, at, z)
-            total += double(load(residual, at) * z)
+            total += double(load(residual, at)) * double(z)
     if len(average):
         means = block_means(residual, blocks)
         for block in range(blocks):
@@ -152,7 +152,7 @@ def advance(out, size, residual, applied, step, inverse, average):  # type: igno
                 pull += load(average, (block * blocks + other) * _W) * load(means, other * _W)
             for at in range(block * _W, length, long):
                 store(out, at, load(out, at) + pull)
-                total += double(load(residual, at) * pull)
+                total += double(load(residual, at)) * double(pull)
     store(size, start, total)
 
 
@@ -227,7 +227,7 @@ def path(thetas, done, side, rows, diagonal, penalties, tolerance, limit):  # ty
         apply(residual, size, thetas[number], rows, weights, False)
         residual = side - residual
         measure(size, residual, inverse, none)
-        reached = size <= 9 * target[number]
+        reached = size <= 3**2 * target[number]  # squares
         done[number] &= reached
         if reached.all():
             break

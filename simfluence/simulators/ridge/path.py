@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from simfluence.loops import in_threads, pieces
+from simfluence.loops import LANES, in_threads, pieces
 from simfluence.simulators.ridge.columns import SINGLE_TOLERANCE, Columns, all_rows, is_compiled_for
 from simfluence.simulators.ridge.dual import solve_dual
 from simfluence.simulators.ridge.gpu import (
@@ -74,7 +74,8 @@ class Paths:
         if columns is None:
             rows = self._rows[choice]
             columns = list(in_threads(lambda part: Columns(part, rows), self._compiled))
-            size = 4 * len(penalties) * self._problem.columns * self._problem.n_tests
+            numbers = LANES * len(self._compiled) * self._problem.columns
+            size = numbers * (4 * len(penalties) + 8 * (1 + self._problem.blocks))
             if size * len(self._rows) <= _KEPT_BYTES:
                 self._kept[choice] = columns
         parts = in_threads(lambda part: part.path(penalties, tolerance, _LIMIT), columns)

@@ -39,7 +39,9 @@ class CountProducts:
 
 def _torch_csr(matrix: sparse.csr_array, device: torch.device) -> torch.Tensor:
     pointers, indices = (torch.from_numpy(part.astype(np.int64)) for part in (matrix.indptr, matrix.indices))
-    return _checked_csr(pointers, indices, torch.from_numpy(matrix.data), matrix.shape).to(device)
+    return _checked_csr(
+        pointers, indices, torch.from_numpy(matrix.data.astype(np.float64, copy=False)), matrix.shape
+    ).to(device)
 
 
 def _with_values(matrix: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
