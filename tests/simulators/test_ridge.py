@@ -247,6 +247,16 @@ def test_normal_equations_with_any_metric_and_center(rng):
         np.testing.assert_allclose(found[z], np.linalg.solve(left, right), atol=1e-10)
 
 
+def test_one_test_example_is_not_diagonalised(rng, monkeypatch):
+    """A design of its own is no shared one, though its scales have one column."""
+    problem, penalties = make_problem(rng, n=20, rows=150, tests=4), np.array([1e-2, 1.0, 1e3])
+    together = path.solve_path(problem, penalties, CPU, 1e-9)
+    monkeypatch.setattr(path, "_shared_path", None)
+    for z in range(problem.n_tests):
+        alone = path.solve_path(problem.tests(slice(z, z + 1)), penalties, CPU, 1e-9)
+        np.testing.assert_allclose(alone[..., 0], together[..., z], atol=1e-7)
+
+
 def test_products_are_those_of_the_sparse_matrix(rng):
     problem = make_problem(rng)
     vectors, rows = rng.normal(size=(12, 2)), rng.normal(size=(60, 2))

@@ -62,8 +62,8 @@ class RidgeProblem:
 
     @property
     def shared(self) -> bool:
-        """Whether all test examples have one design."""
-        return self.scales[0].shape[1] == 1
+        """Whether several test examples have one design, which it pays to factorize."""
+        return self.scales[0].shape[1] == 1 and self.n_tests > 1
 
     def tests(self, chosen: slice | npt.NDArray[np.int64]) -> RidgeProblem:
         """The regressions of these test examples."""
