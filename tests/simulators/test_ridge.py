@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from regressions import make_problem
+from scipy import sparse
 from sklearn.linear_model import Ridge
 
 from simfluence.simulators import ridge
@@ -265,6 +266,20 @@ def test_products_are_those_of_the_sparse_matrix(rng):
     np.testing.assert_allclose(forward, problem.counts @ vectors, rtol=1e-12)
     backward = products.backward(torch.from_numpy(rows)).numpy()
     np.testing.assert_allclose(backward, problem.counts.T @ rows, rtol=1e-12, atol=1e-12)
+
+
+def test_products_take_entries_in_any_order_and_twice(rng):
+    """As products of sparse matrices have them: the counts of intervals between evaluations."""
+    counts, vectors = make_problem(rng).counts, rng.normal(size=(12, 2))
+    summing = sparse.csr_array(np.repeat(np.eye(12), 5, axis=1))
+    summed = summing @ counts
+    assert not summed.has_sorted_indices
+    twice = sparse.csr_array(
+        (np.tile(counts.data, 2), np.tile(counts.indices, 2), [0, 2 * counts.nnz]), shape=(1, 12)
+    )
+    for matrix in (summed, twice):
+        found = CountProducts(matrix, CPU).forward(torch.from_numpy(vectors)).numpy()
+        np.testing.assert_allclose(found, matrix @ vectors, rtol=1e-12)
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -11,7 +11,7 @@ from scipy import sparse
 
 from simfluence.loops import LANES, in_fours
 from simfluence.simulators import ridge
-from simfluence.simulators.ridge import kernels
+from simfluence.simulators.ridge import gpu, kernels
 from simfluence.simulators.ridge.columns import Columns, Design, Rows
 
 CPU = torch.device("cpu")
@@ -171,6 +171,19 @@ def test_what_is_not_solved_is_not_called_solved():
     for penalty, theta in zip(penalties, thetas, strict=True):
         exact = ridge.solve_ridge(problem, penalty, "primal", CPU).coefficients
         np.testing.assert_allclose(theta, exact, atol=1e-3)
+
+
+def test_convergence_is_the_residuals_whatever_the_iterations_say(monkeypatch):
+    problem = made(5, 40, 400, 3, 2)
+    monkeypatch.setattr(Columns, "iterate", lambda self, *_: (1, np.ones(self.width, bool)))
+    assert ridge.solve_ridge(problem, 1.0, "iterative", CPU).convergence.failed == 3
+
+    def idle(systems, moment, *_):
+        return torch.zeros_like(moment), torch.ones(moment[:, 0].shape, dtype=torch.bool), 1
+
+    monkeypatch.setattr(ridge.iterative, "is_compiled_for", lambda device: False)
+    monkeypatch.setattr(gpu, "conjugate_gradients", idle)
+    assert ridge.solve_ridge(problem, 1.0, "iterative", CPU).convergence.failed == 3
 
 
 def test_every_test_example_has_its_own_penalty():

@@ -256,7 +256,8 @@ def solve_systems(
             systems, residual, wanted, max_iterations - iterations, exact
         )
         theta = theta + correction
-        return theta, done, iterations + taken, moment - systems.apply(theta)
+        residual = moment - systems.apply(theta)
+        return theta, done & (size(residual) <= 3 * target), iterations + taken, residual
     return theta, left <= target, iterations, residual
 
 

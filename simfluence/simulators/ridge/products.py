@@ -17,6 +17,8 @@ class CountProducts:
 
     def __init__(self, counts: sparse.csr_array, device: torch.device) -> None:
         self.device = device
+        counts = counts.copy()
+        counts.sum_duplicates()  # and in order, as torch wants a row's entries
         exact = [_torch_csr(matrix, device) for matrix in (counts, counts.T.tocsr())]
         self._matrices = {
             dtype: [matrix.to(dtype) for matrix in exact] for dtype in (torch.float32, torch.float64)
