@@ -1,6 +1,6 @@
 """Are the simulated losses of two versions of this project equal? Proof that a renaming changed no answer.
 
-    python analysis/compare.py BEFORE AFTER [--sets NAME ...] [--sizes 1 8 20] [--only NAME ...] [--keep FOLDER]
+    python analysis/compare.py BEFORE AFTER [--sets NAME ...] [--sizes 1 8 20] [--only NAME ...]
 
 BEFORE and AFTER are commits or folders of a checkout. Each version fits every simulator, with and without
 attribution scores, to the first 1, 8 and 20 runs of three committed run sets, and simulates the last five runs
@@ -58,7 +58,7 @@ WITH_SCORES: dict[str, tuple[Spelling, ...]] = {
 def main() -> None:
     """Compare two versions, or (``--losses``) write one version's losses."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("versions", nargs="+", metavar="VERSION", help="BEFORE and AFTER: commits or folders")
+    parser.add_argument("versions", nargs="+", help="BEFORE and AFTER: commits or folders")
     parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--sizes", nargs="+", type=int, default=SIZES)
     parser.add_argument("--only", nargs="+", help="names of simulators as this script has them")
@@ -96,9 +96,7 @@ def losses_of(version: str, keep: Path, scratch: Path, options: argparse.Namespa
     return out
 
 
-def write_losses(
-    version: Path, out: Path, sets: list[str], sizes: list[int], only: list[str] | None
-) -> None:
+def write_losses(version: Path, out: Path, sets: list[str], sizes: list[int], only: list[str] | None) -> None:
     """One file of simulated losses [run, step + 1, test] for each set, number of runs and simulator."""
     import simfluence
     from simfluence.runs import RunSet
@@ -155,7 +153,9 @@ def report(before: Path, after: Path) -> bool:
         if difference >= largest:
             largest, worst = difference, name.removesuffix(".npy")
     simulators = {name.removesuffix(".npy").split(" runs, ")[1] for name in compared}
-    print(f"{equal} of {len(compared)} fits of {len(simulators)} simulators have equal losses (to {TOLERANCE:g})")
+    print(
+        f"{equal} of {len(compared)} fits of {len(simulators)} simulators have equal losses (to {TOLERANCE:g})"
+    )
     print(f"largest relative difference: {largest:.2g} ({worst})")
     for name in missing:
         print(f"not computed by the second version: {name.removesuffix('.npy')}")

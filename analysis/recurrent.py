@@ -2,7 +2,7 @@
 
     python analysis/recurrent.py [set ...] [--size 20] [--alone] [--cache folder]
 
-"two layers" is a surrogate (simulators/surrogate.py) whose kernel changes: a network of two linear layers
+"two layers" is a dynamics (simulators/dynamics.py) whose kernel changes: a network of two linear layers
 over fixed vectors, φ of training and ψ of test examples, trained along each curriculum:
 
     ρ_i = 2 σ(−f_0 − κ ⟨φ_i, Aᵀw⟩)                  what i still teaches
@@ -13,7 +13,7 @@ over fixed vectors, φ of training and ψ of test examples, trained along each c
 log(eᴸ − 1) of test example z is −⟨ψ_z, Aᵀw⟩, shifted so that the training runs have their mean. α, γ and η
 are curves of time. "gru" reads the batch's mean φ, as it is and as remembered, and the time; a linear map of
 its state is what a step changes. Both stand alone, or beside a deviation simulator with scores and a
-surrogate, which tells training runs without having seen them; "mean" is half of that and half of "two
+dynamics, which tells training runs without having seen them; "mean" is half of that and half of "two
 layers, alone". Losses after the first are never read.
 
 φ and ψ are singular vectors of gradient scores ("scores"), of effects that a regression finds in the same
@@ -44,9 +44,9 @@ from torch import nn
 from simfluence.curriculum import count_matrix
 from simfluence.evaluation import metrics
 from simfluence.runs import RunSet
-from simfluence.simulators import DeviationSimulator
-from simfluence.simulators.effects import average_effects, link
-from simfluence.simulators.fitting import Fitting, Settings
+from simfluence.simulators import EffectsSimulator
+from simfluence.simulators.effects.fitting import Fitting, Settings
+from simfluence.simulators.effects.model import average_effects, link
 
 RESULTS = Path(__file__).parent / "results"
 SETS = ("copa-minilm-high-rate", "facts-minilm", "rte-minilm", "copa-minilm", "openbookqa-minilm")
@@ -120,43 +120,45 @@ class TwoLayers(nn.Module):
         self.kind = torch.cat([torch.full((len(u[0]),), k) for k, (u, _) in enumerate(vectors)])
         self.hold = nn.Parameter(torch.zeros(KNOTS))  # log α
         self.move = nn.Parameter(torch.full((len(vectors), KNOTS), -3.0))  # log γ
-        self.turn = nn.Parameter(torch.full((KNOTS,), -1.0))  # log η
-        self.memory, self.feedback, self.start, self.keep = (
+        self.round_ = nn.Parameter(torch.full((KNOTS,), -1.0))  # log η
+        self.momentum, self.feedback, self.start, self.keep = (
             nn.Parameter(torch.tensor(value)) for value in (2.2, 0.8, 0.0, 4.0)
         )
 
     def penalty(self) -> torch.Tensor:
-        rough = self.move.diff().square().sum() + self.turn.diff().square().sum()
-        near = (self.memory - 2.2).square() + (self.feedback - 0.8).square() + (self.keep - 4.0).square() / 2
-        near = near + (self.turn + 1.0).square().mean() / 2
+        rough = self.move.diff().square().sum() + self.round_.diff().square().sum()
+        near = (
+            (self.momentum - 2.2).square() + (self.feedback - 0.8).square() + (self.keep - 4.0).square() / 2
+        )
+        near = near + (self.round_ + 1.0).square().mean() / 2
         return 0.02 * rough + 4.0 * self.hold.diff().square().sum() + 0.01 * near
 
     def forward(self, counts: torch.Tensor) -> torch.Tensor:
         runs, steps, size = len(counts), counts.shape[1], self.phi.shape[1]
-        hold, turn = curve(self.hold, steps).exp(), curve(self.turn, steps).exp()
+        hold, round_ = curve(self.hold, steps).exp(), curve(self.round_, steps).exp()
         move = curve(self.move, steps).exp()[:, self.kind]
-        memory, keep = torch.sigmoid(self.memory), torch.sigmoid(self.keep)
+        momentum, keep = torch.sigmoid(self.momentum), torch.sigmoid(self.keep)
         w = m = torch.zeros(runs, size)
         matrix = self.kernel == "matrix"
         one = torch.eye(size).expand(runs, size, size) if matrix else torch.ones(runs, 1)
-        a, remembered, told = one, torch.zeros_like(one), []
+        a, remembered, predicted_now = one, torch.zeros_like(one), []
         seen = w
         for t in range(steps):
             known = self.feedback.exp() * seen @ self.phi.T
             gradient = (counts[:, t] * 2 * torch.sigmoid(-self.start - known)) @ self.phi
-            m = memory * m + (1 - memory) * gradient
-            corrected = 1 - memory ** (t + 1)
+            m = momentum * m + (1 - momentum) * gradient
+            corrected = 1 - momentum ** (t + 1)
             step = move[t] * ((a @ m[..., None])[..., 0] if matrix else a * m) / corrected
             if self.kernel != "fixed":
                 grown = (
                     w[:, :, None] * gradient[:, None] * size**0.5 if matrix else (w * gradient).sum(1, True)
                 )
-                remembered = memory * remembered + (1 - memory) * grown
-                a = one + keep * (a - one) + turn[t] * remembered / corrected
+                remembered = momentum * remembered + (1 - momentum) * grown
+                a = one + keep * (a - one) + round_[t] * remembered / corrected
             w = hold[t] * w + step
             seen = (w[:, None] @ a)[:, 0] if matrix else a * w
-            told.append(-seen @ self.psi.T)
-        return torch.stack(told, 1)
+            predicted_now.append(-seen @ self.psi.T)
+        return torch.stack(predicted_now, 1)
 
 
 class Gated(nn.Module):
@@ -250,9 +252,9 @@ def kept(file: Path, make: Callable[[], dict[str, Array]]) -> dict[str, Array]:
 
 def said_of(train: RunSet, test: RunSet, scores: Array) -> dict[str, Array]:
     """What a deviation simulator says of runs left out of its fit, and of those asked for."""
-    simulator = DeviationSimulator(scores=scores, link="log_odds", surrogate=True).fit(train)
+    simulator = EffectsSimulator(scores=scores, link="log_odds", dynamics=True).fit(train)
     asked = simulator.simulate(test.curricula, test.initial_loss)
-    return {"left_out": simulator.left_out_losses(train), "asked": asked}
+    return {"out_of_fold": simulator.out_of_fold(train), "asked": asked}
 
 
 def effects_of(runs: RunSet, scores: Array) -> dict[str, Array]:
@@ -287,27 +289,27 @@ def simulator_alone(part: Part) -> torch.Tensor:
     return nn.functional.softplus(mean + part.asked.said - part.fitted.said.mean(0))
 
 
-def skill(told: torch.Tensor, parts: list[Part]) -> float:
-    """Of what is told of the runs left out [run, step, test]."""
+def skill(predicted_now: torch.Tensor, parts: list[Part]) -> float:
+    """Of what is predicted_now of the runs left out [run, step, test]."""
     true = torch.cat([part.asked.true for part in parts])
     mean = torch.cat([part.fitted.true.mean(0).expand_as(part.asked.true) for part in parts])
-    return float(1 - (told - true).square().mean() / (mean - true).square().mean())
+    return float(1 - (predicted_now - true).square().mean() / (mean - true).square().mean())
 
 
 def cross_validated(setting: Setting, parts: list[Part]) -> tuple[float, int, torch.Tensor]:
-    """(skill, epochs, losses told of the runs left out) at the best number of epochs."""
-    told = []
+    """(skill, epochs, losses predicted_now of the runs left out) at the best number of epochs."""
+    predicted_now = []
     for part in parts:
         vectors, epochs = part.vectors[setting.vectors], EPOCHS[setting.network]
-        told.append(torch.stack(fit(setting, vectors, part.fitted, epochs, 0, part.asked)[1]))
-    each = torch.cat(told, 1)
+        predicted_now.append(torch.stack(fit(setting, vectors, part.fitted, epochs, 0, part.asked)[1]))
+    each = torch.cat(predicted_now, 1)
     skills = [skill(losses, parts) for losses in each]
     best = int(np.argmax(skills))
     return skills[best], best * EVERY, each[best]
 
 
 def tune(best: Setting, parts: list[Part]) -> tuple[Setting, int, float, torch.Tensor]:
-    """(setting, epochs, cross-validated skill, losses told of the runs left out).
+    """(setting, epochs, cross-validated skill, losses predicted_now of the runs left out).
 
     Beside a simulator, with the setting that was chosen alone.
     """
@@ -328,13 +330,13 @@ def figures(name: str, losses: torch.Tensor, whole: Part) -> dict[str, object]:
     """On the held-out runs; the gain is over the simulator, run by run, in units of skill."""
     mean = whole.fitted.true.mean(0).expand_as(losses)
     usual = nn.functional.softplus(whole.asked.said)
-    true, *told = (
+    true, *predicted_now = (
         np.pad(values.double().numpy(), ((0, 0), (1, 0), (0, 0)))
         for values in (whole.asked.true, mean, usual, losses)
     )
-    base, other, wrong = (metrics.all_steps_mse(true, values).mean(1) for values in told)
+    base, other, wrong = (metrics.all_steps_mse(true, values).mean(1) for values in predicted_now)
     skills, gains = 1 - wrong / base.mean(), (other - wrong) / base.mean()
-    across = metrics.across_runs_spearman(true[:, -1], told[-1][:, -1])
+    across = metrics.across_runs_spearman(true[:, -1], predicted_now[-1][:, -1])
     return {
         "simulator": name,
         "skill": skills.mean(),
@@ -353,7 +355,7 @@ def measure(folder: Path, size: int, cache: Path, alone: bool) -> Iterator[dict[
     said = tuple(np.broadcast_to(train.loss.mean(0), some.loss.shape) for some in (train, test))
     if not alone:
         found = kept(cache / f"{folder.name}-{size}.npz", lambda: said_of(train, test, scores))
-        said = found["left_out"], found["asked"]
+        said = found["out_of_fold"], found["asked"]
     effects = cache / f"{folder.name}-{size}-effects"
     whole = Part(
         Data.of(train, said[0]),
@@ -378,7 +380,7 @@ def measure(folder: Path, size: int, cache: Path, alone: bool) -> Iterator[dict[
         setting = Setting(network)
         for beside in (False,) if alone else (False, True):
             began = time.perf_counter()
-            setting, epochs, known, told = tune(dataclasses.replace(setting, beside=beside), parts)
+            setting, epochs, known, predicted_now = tune(dataclasses.replace(setting, beside=beside), parts)
             networks = [
                 fit(setting, whole.vectors[setting.vectors], whole.fitted, epochs, seed)[0]
                 for seed in range(SEEDS if network == "gru" else 1)
@@ -389,7 +391,7 @@ def measure(folder: Path, size: int, cache: Path, alone: bool) -> Iterator[dict[
             yield {**found, "skill, cross-validated": known, **chosen}
             if network == "two layers" and not (beside or alone):
                 found = figures("mean", (losses + usual[1]) / 2, whole)
-                yield {**found, "skill, cross-validated": skill((told + usual[0]) / 2, parts)}
+                yield {**found, "skill, cross-validated": skill((predicted_now + usual[0]) / 2, parts)}
 
 
 def main() -> None:

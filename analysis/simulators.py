@@ -31,14 +31,14 @@ from simfluence.runs import RunSet
 from simfluence.simulators import (
     AdditiveSimulator,
     AutoSimulator,
-    DeviationSimulator,
+    DynamicsSimulator,
+    EffectsSimulator,
     LinearSimulator,
     MeanTrajectory,
     MultiplicativeSimulator,
     Persistence,
     PredictiveBands,
-    ReplayedSimulator,
-    ScoredSimulator,
+    ScoresSimulator,
     Simulator,
 )
 
@@ -76,19 +76,21 @@ def simulators(scores: dict[str, np.ndarray], quick: bool) -> dict[str, Make]:
             "linear": LinearSimulator,
             "linear, order 2": lambda: LinearSimulator(order=2),
             "linear, λ 1": lambda: LinearSimulator(penalty=1.0, center="zero"),
-            "deviation, plain counts": lambda: DeviationSimulator(memory=0.0, noise_memory=0.0, decay=0.0),
-            "+ optimizer memory": lambda: DeviationSimulator(noise_memory=0.0, decay=0.0),
-            "+ noise memory": lambda: DeviationSimulator(decay=0.0),
-            "+ effects vary with progress": DeviationSimulator,
-            "+ log-odds link": lambda: DeviationSimulator(link="log_odds"),
-            "+ surrogate": lambda: DeviationSimulator(link="log_odds", surrogate=True),
-            "+ groups": lambda: DeviationSimulator(link="log_odds", blocks=["groups"]),
-            "+ seen before": lambda: DeviationSimulator(link="log_odds", blocks=["seen"]),
+            "deviation, plain counts": lambda: EffectsSimulator(
+                momentum=0.0, noise_correlation=0.0, decay=0.0
+            ),
+            "+ optimizer momentum": lambda: EffectsSimulator(noise_correlation=0.0, decay=0.0),
+            "+ noise momentum": lambda: EffectsSimulator(decay=0.0),
+            "+ effects vary with progress": EffectsSimulator,
+            "+ log-odds link": lambda: EffectsSimulator(link="log_odds"),
+            "+ dynamics": lambda: EffectsSimulator(link="log_odds", dynamics=True),
+            "+ groups": lambda: EffectsSimulator(link="log_odds", blocks=["groups"]),
+            "+ seen before": lambda: EffectsSimulator(link="log_odds", blocks=["seen"]),
         }
     for kind, array in scores.items():
         made[f"auto, {kind}"] = partial(AutoSimulator, scores=array)
-        made[f"{kind}, calibrated"] = partial(ScoredSimulator, array)
-        made[f"{kind}, replayed"] = partial(ReplayedSimulator, array)
+        made[f"{kind}, calibrated"] = partial(ScoresSimulator, array)
+        made[f"{kind}, replayed"] = partial(DynamicsSimulator, array)
     return made
 
 

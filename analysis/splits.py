@@ -35,8 +35,8 @@ def ask(key: tuple[str, str, int, int]) -> dict[str, object]:
     order = np.random.default_rng(split).permutation(len(runs))
     train, test = runs[np.sort(order[:size])], runs[np.sort(order[size:][:HELD_OUT])]
     measured = measure(make[simulator], train, test)
-    told = {name: float(np.nanmean(measured[name])) for name in ("skill", "across-runs Spearman")}
-    return dict(zip(KEYS, key, strict=True)) | told
+    predicted_now = {name: float(np.nanmean(measured[name])) for name in ("skill", "across-runs Spearman")}
+    return dict(zip(KEYS, key, strict=True)) | predicted_now
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ _HOMES = {
     "AdditiveSimulator": "simfluence.simulators",
     "MultiplicativeSimulator": "simfluence.simulators",
     "LinearSimulator": "simfluence.simulators",
-    "DeviationSimulator": "simfluence.simulators",
+    "EffectsSimulator": "simfluence.simulators",
     "FeatureSimulator": "simfluence.simulators",
     "AutoSimulator": "simfluence.simulators",
     "PredictiveBands": "simfluence.simulators",
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from simfluence.runs import RunSet as RunSet
     from simfluence.simulators import AdditiveSimulator as AdditiveSimulator
     from simfluence.simulators import AutoSimulator as AutoSimulator
-    from simfluence.simulators import DeviationSimulator as DeviationSimulator
+    from simfluence.simulators import EffectsSimulator as EffectsSimulator
     from simfluence.simulators import FeatureSimulator as FeatureSimulator
     from simfluence.simulators import LinearSimulator as LinearSimulator
     from simfluence.simulators import MeanTrajectory as MeanTrajectory

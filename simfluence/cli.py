@@ -227,7 +227,7 @@ _EXAMPLES = {
     ),
     "tangent": (
         "simfluence tangent path=runs/mine",
-        "simfluence fit path=runs/mine simulator.tangent=runs/mine/tangent.safetensors",
+        "simfluence fit path=runs/mine simulator.linearised=runs/mine/tangent.safetensors",
     ),
     "runs": (
         "simfluence runs",
@@ -389,13 +389,13 @@ def _to_fit(runs: Any, config: DictConfig) -> tuple[Any, Any]:
 
 def _simulator(config: DictConfig) -> Any:
     from simfluence.attribution import InfluenceScores
-    from simfluence.simulators import Tangent, make_simulator
+    from simfluence.simulators import LinearisedModel, make_simulator
 
     params = _plain(config)
     if isinstance(params.get("scores"), str):
         params["scores"] = InfluenceScores.load(params["scores"])
-    if isinstance(params.get("tangent"), str):
-        params["tangent"] = Tangent.load(params["tangent"])
+    if isinstance(params.get("linearised"), str):
+        params["linearised"] = LinearisedModel.load(params["linearised"])
     return make_simulator(**params)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import sparse
 
-from simfluence.simulators import ridge
+from simfluence import ridge
 
 
 def make_problem(rng, n=12, rows=60, tests=3, *, blocks=2, batch=3, pooled=False, missing=0.0):

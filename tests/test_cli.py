@@ -200,7 +200,7 @@ def test_scores_are_held_to_the_same_standard(simfluence, recorded: Path) -> Non
     named = [f"with_units, {how}" for how in ("calibrated", "as is", "replayed")]
     named += [f"without, {how}" for how in ("calibrated", "replayed")]
     assert rows[1:] == ["persistence", *named, "mean_trajectory"]
-    fitted = simfluence("fit", *split, "simulator=scored", "simulator.scores=one.safetensors", cwd=recorded)
+    fitted = simfluence("fit", *split, "simulator=scores", "simulator.scores=one.safetensors", cwd=recorded)
     assert fitted.returncode == 0, fitted.stderr
     missing = simfluence("evaluate", *split, "scores=[three.safetensors]", cwd=recorded)
     assert missing.returncode == 2

@@ -14,7 +14,7 @@ import torch
 from common import environment, made_up_runs, side_by_side, write
 
 from simfluence import AdditiveSimulator, LinearSimulator, RunSet
-from simfluence.simulators.markov import MarkovSimulator
+from simfluence.simulators.markov.simulator import MarkovSimulator
 
 GRID = [float(p) for p in 10.0 ** np.arange(-4, 6)]
 

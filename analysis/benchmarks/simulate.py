@@ -10,7 +10,7 @@ import torch
 from common import environment, side_by_side, write
 
 from simfluence import Curriculum
-from simfluence.simulators.rollout import simulate_linear
+from simfluence.simulators.markov.rollout import simulate_linear
 
 N, STEPS, TESTS, BATCH = 200, 96, 64, 4
 

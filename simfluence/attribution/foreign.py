@@ -28,7 +28,7 @@ from safetensors.numpy import load_file
 
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.errors import RunDataError
-from simfluence.simulators.scored import Weighing
+from simfluence.simulators.scores import Weighing
 
 Orientation = Literal["train,test", "test,train"]
 Sign = Literal["lowers", "raises"]

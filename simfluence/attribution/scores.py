@@ -18,8 +18,8 @@ from safetensors.numpy import save
 
 from simfluence.errors import RunDataError
 from simfluence.runs.storage import write_atomically
-from simfluence.simulators.replayed import ReplayedSimulator
-from simfluence.simulators.scored import ScoredSimulator, Weighing
+from simfluence.simulators.dynamics.simulator import DynamicsSimulator
+from simfluence.simulators.scores import ScoresSimulator, Weighing
 
 _FORMAT = "simfluence scores 1"
 
@@ -83,7 +83,7 @@ class InfluenceScores:
 
     def as_simulator(
         self, *, calibrated: bool = True, replayed: bool = False
-    ) -> ScoredSimulator | ReplayedSimulator:
+    ) -> ScoresSimulator | DynamicsSimulator:
         """What the scores predict of training, to be fitted and compared as any simulator.
 
         calibrated : one scalar is fitted on the training runs. Otherwise the scores are taken as they
@@ -91,7 +91,7 @@ class InfluenceScores:
         replayed : scores do not add up but a small model that has them as effects is trained along every
             curriculum; about 22 numbers are fitted, whatever the scores. Takes losses > 0.
         """
-        return ReplayedSimulator(self) if replayed else ScoredSimulator(self, calibrated)
+        return DynamicsSimulator(self) if replayed else ScoresSimulator(self, calibrated)
 
     def proponents(self, z: int, k: int = 5) -> list[int]:
         """The k training examples that lower the loss of test example z most, the strongest first."""

@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from simfluence.attribution.gradients import example_gradients, losses_and_gradients
 from simfluence.attribution.objective import Losses, LossesOnly
-from simfluence.simulators.tangent import Tangent, log_odds
+from simfluence.simulators.dynamics.linearised import LinearisedModel, log_odds
 
 POINTS = (0, 2, 4, 8, 16, 32, 56, 80, 96, 128, 192, 256, 320)
 """Steps at which Jacobians are taken along a run; early ones change most."""
@@ -45,7 +45,7 @@ def tangent(
     points: Sequence[int] = POINTS,
     test_losses: Mapping[str, npt.ArrayLike] | None = None,
     progress: bool = False,
-) -> Tangent:
+) -> LinearisedModel:
     """Jacobians of all examples, one gradient each, in eval mode: at the current weights, or along runs.
 
     Takes 2 bytes × examples × coordinates in memory for every point of every path.
@@ -133,7 +133,7 @@ def _assembled(
     weights: Tensor,
     n_train: int,
     recorded: Mapping[str, npt.NDArray[np.float64]],
-) -> Tangent:
+) -> LinearisedModel:
     """Shorter paths stand still after their ends, as their references do."""
     points = max((at for at, *_ in traced), key=len)
     steps = max(len(path) for *_, path in traced)
@@ -151,7 +151,7 @@ def _assembled(
         for _, jacobians, *_ in traced
     ]
     paths = [torch.stack(_held(path, steps)).numpy() for *_, path in traced]
-    return Tangent(
+    return LinearisedModel(
         np.stack(kept), unit, np.array(points), weights.numpy(), np.stack(paths), odds, n_train, tuple(names)
     )
 

@@ -6,7 +6,7 @@ from simfluence.attribution import tangent
 from simfluence.finetuning.experiment import prepare
 from simfluence.finetuning.replay import recorded_device, retraced
 from simfluence.runs import RunSet
-from simfluence.simulators import Tangent
+from simfluence.simulators import LinearisedModel
 
 
 def runs_tangent(
@@ -17,7 +17,7 @@ def runs_tangent(
     seed: int = 0,
     device: str | None = None,
     progress: bool = False,
-) -> Tangent:
+) -> LinearisedModel:
     """Jacobians of all examples for runs that ``record_runs`` made, at the weights before training.
 
     Parameters

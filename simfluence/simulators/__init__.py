@@ -12,17 +12,17 @@ from simfluence.simulators.auto import AutoSimulator
 from simfluence.simulators.bands import PredictiveBands
 from simfluence.simulators.base import Simulator, read_saved
 from simfluence.simulators.baselines import MeanTrajectory, Persistence
-from simfluence.simulators.deviation import DeviationSimulator
-from simfluence.simulators.features import FeatureSimulator
-from simfluence.simulators.markov import (
+from simfluence.simulators.dynamics.linearised import LinearisedModel
+from simfluence.simulators.dynamics.simulator import DynamicsSimulator
+from simfluence.simulators.effects.simulator import EffectsSimulator
+from simfluence.simulators.effects.transfer import FeatureSimulator
+from simfluence.simulators.markov.simulator import (
     AdditiveSimulator,
     LinearSimulator,
     MultiplicativeSimulator,
     SimulationWarning,
 )
-from simfluence.simulators.replayed import ReplayedSimulator
-from simfluence.simulators.scored import ScoredSimulator
-from simfluence.simulators.tangent import Tangent
+from simfluence.simulators.scores import ScoresSimulator
 
 SIMULATORS: dict[str, type[Simulator]] = {
     simulator.name: simulator
@@ -32,10 +32,10 @@ SIMULATORS: dict[str, type[Simulator]] = {
         AdditiveSimulator,
         MultiplicativeSimulator,
         LinearSimulator,
-        DeviationSimulator,
+        EffectsSimulator,
         FeatureSimulator,
-        ScoredSimulator,
-        ReplayedSimulator,
+        ScoresSimulator,
+        DynamicsSimulator,
         AutoSimulator,
     )
 }
@@ -71,18 +71,18 @@ __all__ = [
     "SIMULATORS",
     "AdditiveSimulator",
     "AutoSimulator",
-    "DeviationSimulator",
+    "DynamicsSimulator",
+    "EffectsSimulator",
     "FeatureSimulator",
     "LinearSimulator",
+    "LinearisedModel",
     "MeanTrajectory",
     "MultiplicativeSimulator",
     "Persistence",
     "PredictiveBands",
-    "ReplayedSimulator",
-    "ScoredSimulator",
+    "ScoresSimulator",
     "SimulationWarning",
     "Simulator",
-    "Tangent",
     "load_simulator",
     "make_simulator",
 ]

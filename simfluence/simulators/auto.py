@@ -2,10 +2,10 @@
 
 Every candidate is scored by its leave-one-run-out rollouts (and those of validation runs, if given), with a
 penalty of its own. Starting from what is usually best, one setting is changed at a time, and a change is
-kept if it lowers the error by more than a percent; then so for effects beside a surrogate (alternation.py),
+kept if it lowers the error by more than a percent; then so for effects beside a dynamics (alternation.py),
 and, with scores, beside one that has those. The best is taken, or the mean of what two say where that errs
 less. One to three runs cannot tell effects that hold from effects that do not: where there are scores, a
-surrogate has those. The mean trajectory is among the candidates of every step (penalty inf), so that a set
+dynamics has those. The mean trajectory is among the candidates of every step (penalty inf), so that a set
 from which nothing can be learnt about curricula gets just that.
 """
 
@@ -24,12 +24,12 @@ import pandas as pd
 from simfluence.curriculum import Curriculum, usual_batch_size
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
-from simfluence.simulators.alternation import Alternated, cross_fitted, of_scores
 from simfluence.simulators.base import Array
-from simfluence.simulators.deviation import DeviationSimulator
-from simfluence.simulators.fitting import FEWEST_RUNS, Chosen, Fitting, Settings, as_scores
-from simfluence.simulators.memory import USUAL_MEMORY, recorded_memory
-from simfluence.simulators.tangent import Tangent, recorded_update
+from simfluence.simulators.dynamics.cross_fit import AlternatingFit, cross_fitted, of_scores
+from simfluence.simulators.dynamics.linearised import LinearisedModel, recorded_update
+from simfluence.simulators.effects.fitting import FEWEST_RUNS, Chosen, Fitting, Settings, as_scores
+from simfluence.simulators.effects.momentum import USUAL_MOMENTUM, recorded_momentum
+from simfluence.simulators.effects.simulator import EffectsSimulator
 
 MARGIN = 0.01  # how much lower, relatively, the error must be
 NEARLY = 0.2  # how much higher it may be to be worth improving, or must be lower where nothing is left out
@@ -37,14 +37,14 @@ _SEARCH_ROWS = 1600
 _PARTNER = "partner_"
 
 
-class AutoSimulator(DeviationSimulator):
+class AutoSimulator(EffectsSimulator):
     """A deviation simulator whose settings are chosen by leave-one-run-out rollouts.
 
     Parameters
     ----------
     scores : attribution scores [train, test], or a list of several; used where they help. Positive
         lowers the loss; any units.
-    tangent : Jacobians of all examples (``attribution.tangent``), which foretell most of what a
+    linearised : Jacobians of all examples (``attribution.linearised``), which predicts most of what a
         curriculum changes; used if it helps. What they say at the start are scores too, from four runs on.
     redundancy : [train, train] ≥ 0, which examples stand for each other (blocks.py); used if it helps.
     max_rows : the grid of steps is thinned until the regression has about that many rows.
@@ -52,9 +52,9 @@ class AutoSimulator(DeviationSimulator):
     Attributes
     ----------
     selection_ : what was tried, in order: change, error, penalty, kept. See ``selection`` and
-        ``explain``. from_tangent_ : how many of the last ``scores_`` are the tangent's, 0 or 1. Others as
-        in ``DeviationSimulator``; where the answer is the mean of two members, ``partner_…`` are those of
-        the second, ``error_`` and ``left_out_rollouts_`` are of the mean.
+        ``explain``. from_linearised_ : how many of the last ``scores_`` are the linearised's, 0 or 1. Others as
+        in ``EffectsSimulator``; where the answer is the mean of two members, ``partner_…`` are those of
+        the second, ``error_`` and ``out_of_fold_losses_`` are of the mean.
     """
 
     name: ClassVar[str] = "auto"
@@ -63,66 +63,66 @@ class AutoSimulator(DeviationSimulator):
         self,
         scores: Any = None,
         redundancy: npt.ArrayLike | None = None,
-        tangent: Tangent | None = None,
+        linearised: LinearisedModel | None = None,
         max_rows: int = 4000,
     ) -> None:
-        super().__init__(scores=scores, redundancy=redundancy, tangent=tangent, max_rows=max_rows)
+        super().__init__(scores=scores, redundancy=redundancy, linearised=linearised, max_rows=max_rows)
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         self._read_arrays()
-        self._read_tangent(train)
+        self._read_linearised(train)
         self.selection_: list[dict[str, Any]] = []
-        fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows, self.tangent)
+        fitting = Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows, self.linearised)
         search = fitting
         most = max(8, _SEARCH_ROWS // max(len(fitting.recorded.grid) - 1, 1))
         if len(train) > most and validation is None:  # settings depend little on the number of runs
             part = train[np.linspace(0, len(train) - 1, most).astype(np.int64)]
             rows = self.max_rows * most // len(train)  # the same grid of steps
-            search = Fitting(part, None, self.scores_, self.redundancy_, rows, self.tangent)
+            search = Fitting(part, None, self.scores_, self.redundancy_, rows, self.linearised)
         best = self._search(search, train)
         if search is not fitting:
             best = fitting.choose_penalty(best.settings, start=_start(best))
             self._note("all training runs", best, True)
         members = [best]
-        memory = recorded_memory(train) or (best.settings.memory, best.settings.corrected)
-        found = [cross_fitted(fitting, memory)]
+        momentum = recorded_momentum(train) or (best.settings.momentum, best.settings.corrected)
+        found = [cross_fitted(fitting, momentum)]
         if len(train) >= FEWEST_RUNS and len(fitting.given_scores):
-            found.append(of_scores(fitting, memory))
-        members = self._with_surrogates(fitting, best, [one for one in found if one is not None])
+            found.append(of_scores(fitting, momentum))
+        members = self._with_dynamics(fitting, best, [one for one in found if one is not None])
         self._keep(fitting, members[0])
         self._join(fitting, members[1:])
 
-    def _read_tangent(self, train: RunSet) -> None:
+    def _read_linearised(self, train: RunSet) -> None:
         """What it knows at the start becomes the last of the scores."""
-        self.from_tangent_ = 0
-        if self.tangent is not None and len(train) >= FEWEST_RUNS:
-            known = self.tangent.scores(recorded_update(train)[0], usual_batch_size(train.curricula))
+        self.from_linearised_ = 0
+        if self.linearised is not None and len(train) >= FEWEST_RUNS:
+            known = self.linearised.scores(recorded_update(train)[0], usual_batch_size(train.curricula))
             self.scores_ = np.concatenate([self.scores_, as_scores(known, known.shape)])
-            self.from_tangent_ = 1
+            self.from_linearised_ = 1
 
     def _search(self, fitting: Fitting, train: RunSet) -> Chosen:
-        """The best member without a surrogate."""
-        beta, corrected = recorded_memory(train) or (USUAL_MEMORY, True)
+        """The best member without a dynamics."""
+        beta, corrected = recorded_momentum(train) or (USUAL_MOMENTUM, True)
         settings = Settings(
-            memory=beta,
+            momentum=beta,
             corrected=corrected,
             means=() if fitting.few else tuple(range(len(fitting.scores))),
-            offset="tangent" if "tangent" in fitting.foretold else "",
+            prior="linearised" if "linearised" in fitting.predicted_before else "",
         )
         best = fitting.choose_penalty(settings)
         self._note("start", best, True)
         return best if len(train) == 1 else self._improve(fitting, best, self._changes(fitting, train))
 
-    def _with_surrogates(self, fitting: Fitting, best: Chosen, surrogates: list[Alternated]) -> list[Chosen]:
-        """``best``, or a member beside a surrogate, or two whose mean is better still."""
-        fitting.foretold |= {one.name: one.foretold for one in surrogates}
-        if not surrogates:
+    def _with_dynamics(self, fitting: Fitting, best: Chosen, dynamics: list[AlternatingFit]) -> list[Chosen]:
+        """``best``, or a member beside a dynamics, or two whose mean is better still."""
+        fitting.predicted_before |= {one.name: one.predicted_before for one in dynamics}
+        if not dynamics:
             return [best]
         if fitting.few:
-            return self._surrogate_alone(fitting, best, surrogates[0])
+            return self._dynamics_alone(fitting, best, dynamics[0])
         members, rows = [best], [len(self.selection_)]
-        for surrogate in surrogates:
-            members.append(self._beside(fitting, best, surrogate))
+        for one in dynamics:
+            members.append(self._beside(fitting, best, one))
             rows.append(len(self.selection_))
         chosen = [best]
         for member in members[1:]:
@@ -138,41 +138,41 @@ class AutoSimulator(DeviationSimulator):
                 tried["kept"] = False
         for pair, error in zip(pairs, errors, strict=True):
             said = " and ".join(
-                f"offset {offset}" if (offset := one.settings.offset) else "no offset" for one in pair
+                f"prior {prior}" if (prior := one.settings.prior) else "no prior" for one in pair
             )
             mean = dataclasses.replace(pair[1], errors={pair[1].penalty: error})
             self._note(f"the mean of {said}", mean, together and pair is pairs[least])
         return chosen
 
-    def _beside(self, fitting: Fitting, best: Chosen, turns: Alternated) -> Chosen:
-        """The best member with that surrogate."""
+    def _beside(self, fitting: Fitting, best: Chosen, rounds: AlternatingFit) -> Chosen:
+        """The best member with that dynamics."""
         settings = dataclasses.replace(best.settings, blocks=("examples",), link="log_odds", decay=0.1)
-        other = fitting.choose_penalty(dataclasses.replace(settings, **turns.change), start=0.1)
-        self._note(f"offset {turns.name}", other, True)
+        other = fitting.choose_penalty(dataclasses.replace(settings, **rounds.change), start=0.1)
+        self._note(f"prior {rounds.name}", other, True)
         if other.error < (1 + NEARLY) * best.error:
             other = self._improve(fitting, other, self._changes_of_the_rest())
         return other
 
-    def _surrogate_alone(self, fitting: Fitting, best: Chosen, turns: Alternated) -> list[Chosen]:
-        """The surrogate of the scores if it errs much less than the mean trajectory, or else ``best``.
+    def _dynamics_alone(self, fitting: Fitting, best: Chosen, rounds: AlternatingFit) -> list[Chosen]:
+        """The dynamics of the scores if it errs much less than the mean trajectory, or else ``best``.
 
-        Of a single run nothing can err: there it is taken unless there is a tangent.
+        Of a single run nothing can err: there it is taken unless there is a linearised.
         """
-        settings = dataclasses.replace(best.settings, link="log_odds", means=(), **turns.change)
-        told = fitting.choose_penalty(settings, penalty=np.inf)
+        settings = dataclasses.replace(best.settings, link="log_odds", means=(), **rounds.change)
+        predicted_now = fitting.choose_penalty(settings, penalty=np.inf)
         drift = fitting.choose_penalty(best.settings, penalty=np.inf)
         if len(fitting.train) == 1:
-            kept = not best.settings.offset
+            kept = not best.settings.prior
         else:
-            kept = told.error < (1 - NEARLY) * drift.error
+            kept = predicted_now.error < (1 - NEARLY) * drift.error
         for tried in self.selection_ if kept else ():
             tried["kept"] = False
-        self._note("surrogate of the scores alone: few runs", told, kept)
-        return [told if kept else best]
+        self._note("dynamics of the scores alone: few runs", predicted_now, kept)
+        return [predicted_now if kept else best]
 
     # ------------------------------------------------------------------------------ the mean of two
 
-    def refitted(self, train: RunSet) -> Self:
+    def refit(self, train: RunSet) -> Self:
         """A copy with the same settings and penalties, fitted to other runs over the same examples."""
         fitting, partner = self._fitting(train, None), self._partner()
         other = copy.copy(self)
@@ -190,14 +190,14 @@ class AutoSimulator(DeviationSimulator):
             for name, value in vars(partner).items():
                 if name.endswith("_") and value is not vars(self).get(name):
                     setattr(self, _PARTNER + name, value)
-            self.left_out_rollouts_ = (self.left_out_rollouts_ + partner.left_out_rollouts_) / 2
+            self.out_of_fold_losses_ = (self.out_of_fold_losses_ + partner.out_of_fold_losses_) / 2
             wrong = [
-                np.square(told[: len(true)] - true)[1:]
-                for told, true in zip(self.left_out_rollouts_, fitting.recorded.losses, strict=True)
+                np.square(predicted_now[: len(true)] - true)[1:]
+                for predicted_now, true in zip(self.out_of_fold_losses_, fitting.recorded.losses, strict=True)
             ]
             self.error_ = float(np.concatenate(wrong).mean())
 
-    def _partner(self) -> DeviationSimulator | None:
+    def _partner(self) -> EffectsSimulator | None:
         """The second member, if there is one."""
         fitted = {name: value for name, value in vars(self).items() if name.startswith(_PARTNER)}
         if not fitted:
@@ -206,11 +206,11 @@ class AutoSimulator(DeviationSimulator):
         vars(partner).update({name.removeprefix(_PARTNER): value for name, value in fitted.items()})
         return partner
 
-    def _like_self(self) -> DeviationSimulator:
+    def _like_self(self) -> EffectsSimulator:
         """A member for the same examples and scores."""
-        member = DeviationSimulator()
+        member = EffectsSimulator()
         vars(member).update(vars(self))
-        for name in [name for name in vars(member) if name.startswith((_PARTNER, "foreteller_"))]:
+        for name in [name for name in vars(member) if name.startswith((_PARTNER, "predictor_"))]:
             delattr(member, name)
         return member
 
@@ -221,10 +221,10 @@ class AutoSimulator(DeviationSimulator):
 
     def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
         super()._restore(arrays, plain)
-        if self.tangent is not None and self.from_tangent_:
+        if self.linearised is not None and self.from_linearised_:
             self.scores = list(self.scores_[:-1]) or None
         if partner := self._partner():
-            partner._foreteller()  # TypeError where fields are missing
+            partner._predictor()  # TypeError where fields are missing
         return self
 
     # ---------------------------------------------------------------------------------- what is tried
@@ -246,36 +246,36 @@ class AutoSimulator(DeviationSimulator):
         """What is tried, in this order."""
         if min(losses.min() for losses in fitting.recorded.losses) > 0:
             yield {"link": "log_odds"}
-        recorded = recorded_memory(train)
+        recorded = recorded_momentum(train)
         if recorded is None:
             for beta in (0.0, 0.8, 0.95):
-                yield {"memory": beta, "noise_memory": beta}
+                yield {"momentum": beta, "noise_correlation": beta}
         else:  # at high rates, directions change faster than the optimizer forgets
             for factor in (0.9, 0.75):
-                yield {"memory": factor * recorded[0]}
-        for noise_memory in (0.8, 0.5, 0.0, 0.97):
-            yield {"noise_memory": noise_memory}
+                yield {"momentum": factor * recorded[0]}
+        for noise_correlation in (0.8, 0.5, 0.0, 0.97):
+            yield {"noise_correlation": noise_correlation}
         for decay in (0.1, 0.5):
             yield {"decay": decay}
         if fitting.groups is not None:
             yield {"blocks": ("examples", "groups")}
         yield {"blocks": ("examples", "seen")}
         everything = () if fitting.few else tuple(range(len(fitting.scores)))
-        for left_out in everything if len(everything) > 1 else ():
-            yield {"means": tuple(number for number in everything if number != left_out)}
+        for out_of_fold in everything if len(everything) > 1 else ():
+            yield {"means": tuple(number for number in everything if number != out_of_fold)}
         if everything:
             yield {"means": ()}
-        if "tangent" in fitting.foretold:
-            yield {"offset": ""}
+        if "linearised" in fitting.predicted_before:
+            yield {"prior": ""}
         if np.ptp(fitting.rates) > 1e-6:
             yield {"rates": False}
 
     @staticmethod
     def _changes_of_the_rest() -> Iterator[dict[str, Any]]:
-        """What is tried, in this order, of the effects on what a surrogate leaves over."""
+        """What is tried, in this order, of the effects on what a dynamics leaves over."""
         yield {"link": "identity"}
-        for noise_memory in (0.5, 0.0):
-            yield {"noise_memory": noise_memory}
+        for noise_correlation in (0.5, 0.0):
+            yield {"noise_correlation": noise_correlation}
         for decay in (0.0, 0.3):
             yield {"decay": decay}
         yield {"means": ()}

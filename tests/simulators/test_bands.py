@@ -9,7 +9,7 @@ from families import known_runs
 from simfluence.errors import NotFittedError
 from simfluence.simulators import (
     AdditiveSimulator,
-    DeviationSimulator,
+    EffectsSimulator,
     FeatureSimulator,
     LinearSimulator,
     MeanTrajectory,
@@ -21,7 +21,7 @@ from simfluence.simulators import (
 @pytest.mark.parametrize(
     "simulator",
     [
-        DeviationSimulator(),
+        EffectsSimulator(),
         MeanTrajectory(),
         AdditiveSimulator(penalty=1.0),
         LinearSimulator(),
@@ -45,7 +45,7 @@ def test_coverage_on_new_runs(simulator):
 def test_a_better_simulator_has_narrower_bands():
     runs, _ = known_runs(np.random.default_rng(3), noise=0.005)
     widths = []
-    for simulator in (DeviationSimulator(), MeanTrajectory()):
+    for simulator in (EffectsSimulator(), MeanTrajectory()):
         low, high = PredictiveBands(simulator).fit(runs).predict(runs.curricula, runs.initial_loss)
         widths.append((high - low)[:, 1:].mean())
     assert widths[0] < 0.5 * widths[1]

@@ -12,7 +12,7 @@ from simfluence import Curriculum, RunSet, load_simulator
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import ExampleTable, Run
 from simfluence.simulators import SIMULATORS, PredictiveBands, SimulationWarning, Simulator, make_simulator
-from simfluence.simulators.markov import MarkovSimulator
+from simfluence.simulators.markov.simulator import MarkovSimulator
 
 pytestmark = pytest.mark.filterwarnings("ignore::simfluence.simulators.SimulationWarning")
 
@@ -121,14 +121,14 @@ def test_bands_come_with_every_simulator(simulator: Simulator, runs: RunSet) -> 
 
 
 def test_a_refit_keeps_the_hyperparameters_that_were_chosen(simulator: Simulator, runs: RunSet) -> None:
-    if not hasattr(simulator, "refitted"):
+    if not hasattr(simulator, "refit"):
         pytest.skip("nothing to choose")
     simulator.fit(runs[:6])
-    other = simulator.refitted(runs[:5])
+    other = simulator.refit(runs[:5])
     assert other.penalty_ == simulator.penalty_
     assert repr(other) == repr(simulator)
     own = simulator.simulate(runs.curricula, runs.initial_loss)
-    again = simulator.refitted(runs[:6]).simulate(runs.curricula, runs.initial_loss)
+    again = simulator.refit(runs[:6]).simulate(runs.curricula, runs.initial_loss)
     np.testing.assert_allclose(again, own, rtol=1e-9)
     assert not np.allclose(other.simulate(runs.curricula, runs.initial_loss), own, rtol=1e-9)
 

@@ -8,10 +8,10 @@ from families import ADAM, known_runs, skill
 
 from simfluence.curriculum import Curriculum
 from simfluence.runs import RunSet
-from simfluence.simulators import DeviationSimulator, FeatureSimulator, load_simulator
-from simfluence.simulators.blocks import progress_basis
-from simfluence.simulators.deviation import Settings
-from simfluence.simulators.features import predict_drift
+from simfluence.simulators import EffectsSimulator, FeatureSimulator, load_simulator
+from simfluence.simulators.effects.features import progress_basis
+from simfluence.simulators.effects.simulator import Settings
+from simfluence.simulators.effects.transfer import predict_drift
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def bilinear_runs(rng, noise=0.002):
 
 def test_bilinear_effects_are_recovered(rng):
     runs, h_train, h_test = bilinear_runs(rng)
-    fit = FeatureSimulator(h_train, h_test, noise_memory=0.0).fit(runs[:6])
+    fit = FeatureSimulator(h_train, h_test, noise_correlation=0.0).fit(runs[:6])
     assert skill(fit, runs[:6], runs[6:]) > 0.95
 
 
@@ -71,19 +71,19 @@ def test_the_solution_is_that_of_generalised_least_squares(rng, free):
         expected = fit._kernel("train") @ x.T @ np.diag(basis[:, k]) @ whitening.T @ alpha
         np.testing.assert_allclose(fit.effects_[k], expected @ fit._kernel("test"), atol=1e-9)
     np.testing.assert_allclose(fit.drift_, mu.reshape(7, 4), atol=1e-9)
-    left_out = regression.left_out(regression.dual(0.3)[0], 0.3)
+    out_of_fold = regression.out_of_fold(regression.dual(0.3)[0], 0.3)
     inside = np.arange(28 * 4) >= 7 * 4  # without the first run
     kept = np.linalg.inv(covariance[np.ix_(inside, inside)])
     alpha, mu = residual(kept, drifts[inside], target[inside])
     predicted = covariance[np.ix_(~inside, inside)] @ alpha + drifts[~inside] @ mu
-    np.testing.assert_allclose(left_out[:7].ravel(), target[~inside] - predicted, atol=1e-9)
+    np.testing.assert_allclose(out_of_fold[:7].ravel(), target[~inside] - predicted, atol=1e-9)
 
 
 def test_the_bilinear_form_is_what_its_kernels_say(rng):
     """free = 0: effects h_iᵀ W [1, h_z], W by ridge regression over all (row, test) pairs."""
     runs, h_train, h_test = bilinear_runs(rng)
     few = runs[:3]
-    fit = FeatureSimulator(h_train, h_test, penalty=3.0, free=0.0, decay=0.0, noise_memory=0.0).fit(few)
+    fit = FeatureSimulator(h_train, h_test, penalty=3.0, free=0.0, decay=0.0, noise_correlation=0.0).fit(few)
     regression = fit._fitting(few, None).regression(Settings(**fit.settings_))
     spread = regression.spread[regression.recorded.interval][:, None]
     rows = regression.centered * regression.scale @ fit.train_features_ / spread
@@ -97,11 +97,11 @@ def test_the_bilinear_form_is_what_its_kernels_say(rng):
 
 
 def test_without_features_it_is_the_deviation_simulator(rng, monkeypatch):
-    monkeypatch.setattr("simfluence.simulators.regression.DRIFT_VARIANCE", 1e6)  # as good as free
+    monkeypatch.setattr("simfluence.simulators.effects.regression.DRIFT_VARIANCE", 1e6)  # as good as free
     runs, _ = known_runs(rng, noise=0.005)
     losses = [
         made.fit(runs[:8]).simulate(runs.curricula, runs.initial_loss)
-        for made in (FeatureSimulator(penalty=0.1), DeviationSimulator(penalty=0.1))
+        for made in (FeatureSimulator(penalty=0.1), EffectsSimulator(penalty=0.1))
     ]
     np.testing.assert_allclose(*losses, atol=1e-5)
 

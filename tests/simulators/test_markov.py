@@ -14,9 +14,10 @@ from sklearn.linear_model import Ridge
 from simfluence import AdditiveSimulator, Curriculum, LinearSimulator, MultiplicativeSimulator, RunSet
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable, Run
-from simfluence.simulators import SimulationWarning, diagnostics, load_simulator
-from simfluence.simulators.rollout import roll_out, simulate_linear
-from simfluence.simulators.selection import PENALTIES, choose_penalty
+from simfluence.simulators import SimulationWarning, load_simulator
+from simfluence.simulators.markov import diagnostics
+from simfluence.simulators.markov.penalty import PENALTIES, choose_penalty
+from simfluence.simulators.markov.rollout import roll_out, simulate_linear
 
 N, M, B = 10, 3, 3
 FAMILY = [AdditiveSimulator, MultiplicativeSimulator, LinearSimulator]
@@ -315,7 +316,7 @@ def test_without_a_unique_solution_a_warning_counts_the_fits():
 @pytest.mark.parametrize("parts", ["both", "slope", "intercept"])
 @pytest.mark.parametrize("chunk", [1, 2**21])
 def test_simulation_is_the_naive_loop(monkeypatch, parts, chunk):
-    monkeypatch.setattr("simfluence.simulators.rollout._CHUNK_BYTES", chunk)
+    monkeypatch.setattr("simfluence.simulators.markov.rollout._CHUNK_BYTES", chunk)
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 12, 9)
     batches = [[rng.integers(0, N, rng.integers(1, 5)) for _ in range(length)] for length in lengths]

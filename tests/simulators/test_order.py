@@ -13,7 +13,7 @@ from simfluence import AdditiveSimulator, Curriculum, LinearSimulator, Multiplic
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable, Run
 from simfluence.simulators import load_simulator, make_simulator
-from simfluence.simulators.rollout import simulate_linear
+from simfluence.simulators.markov.rollout import simulate_linear
 
 N, M, B = 8, 3, 3
 

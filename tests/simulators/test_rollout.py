@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from simfluence import Curriculum
-from simfluence.loops import in_threads, pieces
-from simfluence.simulators import rollout
-from simfluence.simulators.compiled import compiled
-from simfluence.simulators.rollout import simulate_linear
+from simfluence.kernels.compile import compiled
+from simfluence.kernels.threads import in_threads, slices
+from simfluence.simulators.markov import rollout
+from simfluence.simulators.markov.rollout import simulate_linear
 
 N = 7
 
@@ -111,11 +111,11 @@ def test_work_in_threads_comes_back_in_order(threads):
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        assert list(in_threads(lambda part: part.stop, pieces(10, 4))) == [4, 8, 10]
+        assert list(in_threads(lambda part: part.stop, slices(10, 4))) == [4, 8, 10]
     finally:
         torch.set_num_threads(before)
 
 
 def test_pieces():
-    assert pieces(0, 3) == []
-    assert pieces(5, 0) == [slice(k, k + 1) for k in range(5)]
+    assert slices(0, 3) == []
+    assert slices(5, 0) == [slice(k, k + 1) for k in range(5)]

@@ -33,7 +33,7 @@ from simfluence.attribution.memory import fresh
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.pieces import merged
 from simfluence.attribution.tracing import Traced, Tracer, tracer
-from simfluence.loops import in_threads
+from simfluence.kernels.threads import in_threads
 
 Fisher = Literal["true", "empirical"]
 

@@ -1,0 +1,1 @@
+"""Training dynamics in function space: a small kernel model trained along every curriculum."""

@@ -1,0 +1,1 @@
+"""Effects of training examples on deviations from the mean trajectory, by one regression."""

@@ -1,0 +1,153 @@
+"""The deviation regression with effects that examples share by what they look like.
+
+The same increments, drift, means and noise as in regression.py, for all test examples at once: effects
+have a prior that knows both kinds of examples,
+
+    B_i(z, t) = Σ_k φ_k(t) b_{k,i}(z),     cov(b_{k,i}(z), b_{k,i'}(z')) = K_{ii'} G_{zz'}
+
+With K = h hᵀ and G = h hᵀ of frozen features this is the bilinear form B_i(z) = h_iᵀ W h_z with
+W ~ N(0, 1), W integrated out (METHODS §2); a part of the identity in K or G adds free effects, for which
+features are then the prior. On whitened rows (N of them, m test examples) the increments' covariance is
+
+    R ⊗ G + λ I,     R = W [(X K Xᵀ) ∘ (Φ Φᵀ)] Wᵀ
+
+and the drift, one value an interval and test example, is projected out: with Q₂ orthonormal and
+orthogonal to the whitened indicators Z of the intervals, Q₂ᵀ R Q₂ = E diag(k) Eᵀ, U = Q₂ E and
+G = V diag(g) Vᵀ,
+
+    α = U [(Uᵀ (Y − H c) V) / (k gᵀ + λ)] Vᵀ,     effects = K Xᵀ diag(φ_k) Wᵀ α G
+
+c, the coefficients of the means H, are shared by all test examples: generalised least squares in the same
+basis. A run r left out (drift, effects; not c) has residuals e_r V_v = (U_r diag(1/(k g_v + λ)) U_rᵀ)⁻¹
+α_r V_v for every v.
+
+Test examples that were never seen, with kernel rows G* to those that were, have effects from α G*.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from scipy import linalg
+
+from simfluence.simulators.effects.features import progress_basis
+from simfluence.simulators.effects.model import Model
+from simfluence.simulators.effects.regression import OutOfFold, Regression
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BilinearRegression(Regression):
+    """A ``Regression`` whose effects covary.
+
+    train_kernel : K [train, train]. test_kernel : G [test, test]. Both positive semidefinite.
+    """
+
+    train_kernel: Array
+    test_kernel: Array
+
+    @cached_property
+    def scaled_rows(self) -> Array:
+        """X [row, train]"""
+        return self.centered * self.scale
+
+    @cached_property
+    def drift_rows(self) -> Array:
+        """Z [row, interval], whitened."""
+        interval = self.recorded.interval
+        indicators = (interval[:, None] == np.arange(len(self.recorded.grid) - 1)).astype(np.float64)
+        return self.whiten(indicators)
+
+    @cached_property
+    def row_spectrum(self) -> tuple[Array, Array]:
+        """(k, U [row, component])"""
+        rows, intervals = self.drift_rows.shape
+        if rows <= intervals:  # a single run: all of it is drift
+            return np.zeros(0), np.zeros((rows, 0))
+        beside = linalg.qr(self.drift_rows)[0][:, intervals:]
+        basis = progress_basis(self.middle, self.total, self.decay)
+        kernel = (self.scaled_rows @ self.train_kernel @ self.scaled_rows.T) * (basis @ basis.T)
+        kernel = self.whiten(self.whiten(kernel).T)
+        values, vectors = linalg.eigh(beside.T @ kernel @ beside, driver="evd")
+        return values.clip(0), beside @ vectors
+
+    @cached_property
+    def test_spectrum(self) -> tuple[Array, Array]:
+        """(g, V [test, component])"""
+        values, vectors = np.linalg.eigh(self.test_kernel)
+        return values.clip(0), vectors
+
+    @cached_property
+    def rotated(self) -> tuple[Array, Array]:
+        """(Uᵀ Y V, Uᵀ H V [component, q, component])"""
+        (_, rows), (_, tests) = self.row_spectrum, self.test_spectrum
+        means = np.einsum("rc,rqz,zv->cqv", rows, self.whiten(self.means), tests, optimize=True)
+        return rows.T @ self.whiten(self.increments) @ tests, means
+
+    def dual(self, penalty: float) -> tuple[Array, Array]:
+        """(α [row, test], c [q]) for λ = penalty."""
+        (k, rows), (g, tests) = self.row_spectrum, self.test_spectrum
+        target, means = self.rotated
+        weights = 1 / (np.outer(k, g) + penalty)
+        coefficients = np.zeros(means.shape[1])
+        if means.size:
+            weighted = means * weights[:, None]
+            information = np.einsum("cqv,cpv->qp", weighted, means, optimize=True)
+            information += 1e-9 * np.trace(information) * np.eye(len(information)) / len(information)
+            moment = np.einsum("cqv,cv->q", weighted, target, optimize=True)
+            coefficients = np.linalg.lstsq(information, moment, rcond=None)[0]
+            target = target - np.einsum("cqv,q->cv", means, coefficients)
+        return rows @ (target * weights) @ tests.T, coefficients
+
+    def solve(self, penalty: float, leave_out: bool = True) -> tuple[Model, OutOfFold | None]:
+        """As in ``Regression``."""
+        several = leave_out and len(self.losses) > 1
+        if np.isinf(penalty):
+            return self._without_effects(several)
+        alpha, coefficients = self.dual(penalty)
+        model = self._model(alpha, coefficients)
+        if not several:
+            return model, None
+        out_of_fold = self.out_of_fold(alpha, penalty)
+        rollouts = []
+        for rows, losses in zip(self.recorded.runs, self.losses, strict=True):
+            residual = np.cumsum(self.unwhiten(out_of_fold[rows]), axis=0)
+            rollouts.append(np.concatenate([losses[:1], losses[1:] - residual]))
+        return self._calibrated(model, rollouts)
+
+    def example_weights(self, alpha: Array) -> Array:
+        """T_k = Xᵀ diag(φ_k) Wᵀ α [k, train, test]; effects are K T G."""
+        basis = progress_basis(self.middle, self.total, self.decay)
+        dual = self.whiten_transposed(alpha)
+        return np.stack([self.scaled_rows.T @ (phi[:, None] * dual) for phi in basis.T])
+
+    def _model(self, alpha: Array, coefficients: Array) -> Model:
+        effects = self.train_kernel @ self.example_weights(alpha) @ self.test_kernel
+        shared = np.repeat(coefficients[:, None], len(self.test_kernel), axis=1)
+        basis = progress_basis(self.middle, self.total, self.decay)
+        predicted = np.einsum("rqz,qz->rz", self.means, shared)
+        for phi, effect in zip(basis.T, effects, strict=True):
+            predicted += phi[:, None] * (self.scaled_rows @ effect)
+        rest = self.whiten(self.increments - predicted)
+        drift = np.asarray(np.linalg.lstsq(self.drift_rows, rest, rcond=None)[0], np.float64)
+        return replace(self._empty_model(), effects=effects, mean_coefficients=shared, drift=drift)
+
+    def out_of_fold(self, alpha: Array, penalty: float) -> Array:
+        """Residuals [row, test], whitened, of every run by a fit without it; c and s are those of all."""
+        (k, rows), (g, tests) = self.row_spectrum, self.test_spectrum
+        rotated = alpha @ tests
+        residuals = np.zeros_like(rotated)
+        levels, level_of = np.unique(np.round(g / max(g.max(), 1e-300), 9), return_inverse=True)
+        for level in range(len(levels)):
+            columns = np.flatnonzero(level_of == level)
+            weights = 1 / (k * g[columns[0]] + penalty)
+            for rows_of in self.recorded.runs:
+                part = rows[rows_of]
+                block = (part * weights) @ part.T
+                block += 1e-10 * max(np.trace(block) / len(block), 1e-300) * np.eye(len(block))
+                residuals[rows_of, columns] = linalg.solve(block, rotated[rows_of, columns], assume_a="pos")
+        return residuals @ tests.T
