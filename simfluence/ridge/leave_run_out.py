@@ -39,10 +39,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solution:
-    """dual α [row, test]; mean_coefficients c [q, test]; left_out [row, test], NaN if not asked for."""
+    """dual α [row, test]; coefficients c [q, test]; left_out [row, test], NaN if not asked for."""
 
     dual: Array
-    mean_coefficients: Array
+    coefficients: Array
     left_out: Array
 
 

@@ -1,117 +1,149 @@
-"""The few numbers of a dynamics that effects leave open, by nonlinear least squares.
+"""The few numbers of training dynamics that a kernel leaves open, by nonlinear least squares.
 
     Σ_{r,t,z} (L̂ − L)² / Σ (L̄ − L)² + mean (Δ log γ)² / 10 + (Δκ² + Δβ²) / 100
         + max(1, 15 / (R − 1)) · (mean (Δ log α)² + mean (log α)² / 10 + q² / 100 + 3 η² / 1000)
 
-L̂ are the dynamics's losses, shifted to have the same mean over the training runs as L; log γ is linear
-between knots in log time, log α in time, Δ from knot to knot. Fewer runs, R, say less of a kernel that
-changes. Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m) (singular values are shared between u
-and v, but the gradients of n training and m test examples are of equal length) and from the recorded β. The
-derivatives by these few numbers are finite differences.
+L̂ are the predicted losses, shifted to have the same mean over the R training runs as L. log γ is linear between
+knots in log time, log α between knots in time, and Δ is the difference from knot to knot. Fewer runs contain less
+about a kernel that changes. Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m) (singular values are shared
+between u and v, but gradients of n training and m test examples are of equal length) and from the recorded β.
 
-Deviations from the mean say little of few runs, and nothing of one. Where effects are scores, which know
-nothing of the runs, whole curves are predicted_now from the losses before the first step, L̂': of R < 4 runs the first
-term counts (R − 1) / R, and Σ (L̂' − L)² / Σ (L_0 − L)² counts 1/R.
+Deviations from the mean contain little in few runs, and nothing in one. Where the kernel is scores, which were not
+taken from the runs, whole curves are predicted from the losses before the first step, L̂': of R < 4 runs the first term
+counts (R − 1)/R, and Σ (L̂' − L)² / Σ (L_0 − L)² counts 1/R.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 from scipy.special import expit, logit
 
-from simfluence.curriculum import Curriculum
+from simfluence.links import link, unlink
 from simfluence.simulators.dynamics.model import Batches, TrainingDynamics
-from simfluence.simulators.effects.fitting import FEWEST_RUNS
-from simfluence.simulators.effects.model import link, unlink
+from simfluence.simulators.effects.data import FEWEST_RUNS, TrainingData
+from simfluence.simulators.effects.grid import mean_over_runs
+from simfluence.simulators.effects.momentum import Momentum
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
-KNOTS = 13  # of log γ
-KEPT_KNOTS = 5  # of log α
+RATE_KNOTS, KEPT_KNOTS = 13, 5
+"""Knots of log γ and of log α."""
 ROUGHNESS, TRUST = 0.1, 0.01
 KEPT_ROUGHNESS, KEPT_TRUST, POWER_TRUST, GROWTH_TRUST = 1.0, 0.1, 0.01, 0.003
-ENOUGH_RUNS = 16  # for these weights; they were set there
+ENOUGH_RUNS = 16
+"""With this many runs the penalties of a changing kernel count as stated; they were chosen there."""
+POINTS = 32
+"""Curves are compared at about that many steps."""
 _LEVELS = np.arange(-6.0, 6.5, 1.0)  # of log γ to start from
-_MOMENTUM = (0.02, 0.98)
-_PARTS = (4, 4 + KNOTS)  # where log γ and log α begin, after log κ, logit β, η and q
-_CHANGING = np.r_[2:4, _PARTS[1] : _PARTS[1] + KEPT_KNOTS]  # η, q and log α
+_BETA = (0.02, 0.98)
+_NUMBERS = 4  # log κ, logit β, η and q stand before log γ and log α
+_CHANGING = np.r_[2:4, _NUMBERS + RATE_KNOTS : _NUMBERS + RATE_KNOTS + KEPT_KNOTS]  # η, q and log α
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Fitted dynamics with the numbers that were found, and the share of the losses that they leave unexplained."""
+
+    dynamics: TrainingDynamics
+    numbers: Array
+    misfit: float
 
 
 def fit_dynamics(
     effects: Array,
-    curricula: Sequence[Curriculum],
-    losses: Sequence[Array],
-    grid: npt.NDArray[np.int64],
+    data: TrainingData,
     *,
-    momentum: float,
-    corrected: bool,
-    rates: Array,
     changing: bool,
-    near: TrainingDynamics | None = None,
-) -> TrainingDynamics:
-    """The dynamics with these effects that is nearest to recorded runs.
+    start: Array | None = None,
+    evaluations: int = 40,
+) -> Fitted:
+    """The training dynamics with this kernel that are nearest to the recorded runs.
 
     Parameters
     ----------
     effects : B [train, test] on log(eᴸ − 1), negative lowers the loss; any units.
-    losses : one [point, test] a run, at the steps ``grid`` up to its end; finite, positive.
-    momentum, corrected : the optimizer's (momentum.py). rates : relative learning rates [step].
-    changing : whether α, η and q are fitted, or 1, 0 and 0: effects that were found in the same runs tell
+    data : the runs; all losses must be above 0.
+    changing : whether α, η and q are fitted, or are 1, 0 and 0. Effects that were found in the same runs predict
         these runs too well, and a kernel that changes with them goes astray on others.
-    near : one fitted to the same runs with similar effects, to start from.
+    start : numbers found for a similar kernel or for similar runs, to start from.
+    evaluations : the most that the least-squares solver may take.
     """
-    curves = _Curves(losses, len(grid), whole=changing)
-    steps = np.minimum(np.arange(int(grid[-1])), len(rates) - 1)
-    form = _Form(effects, rates[steps], momentum, corrected, curves.start, curves.level)
-    few = max(1.0, (ENOUGH_RUNS - 1) / max(len(losses) - 1, 1))
-    batches = Batches.of(curricula)
-
-    def residuals(parameters: Array) -> Array:
-        wrong = curves.wrong(form.dynamics(parameters).moved(batches, grid))
-        return np.concatenate([wrong, form.penalties(parameters, few)])
-
-    starts = form.starts() if near is None else [form.parameters(near)]
-    first = min(starts, key=lambda parameters: float(np.square(residuals(parameters)).sum()))
-    free = np.full(len(first), True)
+    curves = _Curves(data, whole=changing)
+    family = _Family(effects, data, curves)
+    free = np.full(_NUMBERS + RATE_KNOTS + KEPT_KNOTS, True)
     free[_CHANGING] = changing
+    few = max(1.0, (ENOUGH_RUNS - 1) / max(len(data.train) - 1, 1))
+    problem = _LeastSquares(family, curves, free, few)
+    starts = [start] if start is not None else family.starts()
+    first = min(starts, key=lambda numbers: float(np.square(problem.residuals_of(numbers)).sum()))
+    problem.base = first
+    found = least_squares(
+        problem.residuals, first[free], problem.jacobian, xtol=1e-5, ftol=1e-5, gtol=1e-8, max_nfev=evaluations
+    )
+    numbers = problem.whole(found.x)
+    dynamics = anchored(family.dynamics(numbers), data)
+    return Fitted(dynamics, numbers, float(np.square(curves.wrong(family.changed(numbers))).sum()))
 
-    def whole(some: Array) -> Array:
-        parameters = first.copy()
-        parameters[free] = some
-        return parameters
 
-    def residuals_of(some: Array) -> Array:
-        return residuals(whole(some))
+def anchored(dynamics: TrainingDynamics, data: TrainingData) -> TrainingDynamics:
+    """The dynamics whose predictions of these runs have the mean log-odds that the runs have."""
+    grid, levels = data.recorded.grid, data.levels("log_odds")
+    rates = data.rates.at(len(levels), int(max(len(run) for run in data.train)))
+    changed = dynamics.changed(Batches.of(data.train.curricula), grid, rates)
+    rest = mean_over_runs([level - own[: len(level)] for level, own in zip(levels, changed, strict=True)])
+    steps = np.arange(grid[-1] + 1)
+    return replace(dynamics, average=np.stack([np.interp(steps, grid, column) for column in rest.T], axis=1))
 
-    found = least_squares(residuals_of, first[free], xtol=1e-6, ftol=1e-6, gtol=1e-8, max_nfev=60).x
-    return anchored(form.dynamics(whole(found)), curricula, losses, grid)
 
+class _LeastSquares:
+    """Residuals and their Jacobian by the free numbers; ``base`` holds the fixed ones."""
 
-def misfit(
-    dynamics: TrainingDynamics,
-    curricula: Sequence[Curriculum],
-    losses: Sequence[Array],
-    grid: npt.NDArray[np.int64],
-) -> float:
-    """What is squared of the losses in the objective: 0 is predicted_now, 1 nothing; of a dynamics of scores."""
-    wrong = _Curves(losses, len(grid), whole=True).wrong(dynamics.moved(Batches.of(curricula), grid))
-    return float(np.square(wrong).sum())
+    def __init__(self, family: _Family, curves: _Curves, free: npt.NDArray[np.bool_], few: float) -> None:
+        self.family, self.curves, self.free, self.few = family, curves, free, few
+        self.base = np.zeros(len(free))
+
+    def whole(self, some: Array) -> Array:
+        numbers = self.base.copy()
+        numbers[self.free] = some
+        return numbers
+
+    def residuals(self, some: Array) -> Array:
+        return self.residuals_of(self.whole(some))
+
+    def residuals_of(self, numbers: Array) -> Array:
+        wrong = self.curves.wrong(self.family.changed(numbers))
+        return np.concatenate([wrong, self.family.penalties(numbers, self.few)])
+
+    def jacobian(self, some: Array) -> Array:
+        numbers = self.whole(some)
+        changed, derivatives = self.family.derivatives(numbers, self.free)
+        wrong = self.curves.derivatives_of_wrong(changed, derivatives)
+        penalties = self.family.penalties_jacobian(self.few)[:, self.free]
+        return np.concatenate([wrong, penalties])
 
 
 class _Curves:
-    """Recorded losses, and how wrong it is that log(eᴸ − 1) changes so.
+    """Recorded curves at some points of the grid, and how far predicted changes of log(eᴸ − 1) are from them.
 
-    level : its mean over the runs [point, test]. start : f_0.
-    whole : whether the curves of few runs are to be predicted_now too.
+    Padded arrays are [run, point, test]; ``known`` [run, point, 1] is whether a run reached a point, after the first.
+    whole : whether the curves of few runs are to be predicted as a whole too.
     """
 
-    def __init__(self, losses: Sequence[Array], points: int, whole: bool) -> None:
-        self.true, self.reached = _padded(losses, points)
+    def __init__(self, data: TrainingData, whole: bool) -> None:
+        grid = data.recorded.grid
+        chosen = np.unique(np.round(np.linspace(0, len(grid) - 1, min(POINTS, len(grid)))).astype(np.int64))
+        self.points: IntArray = grid[chosen]
+        losses = [run[chosen[chosen < len(run)]] for run in data.recorded.losses]
+        lengths = np.array([len(run) for run in losses])
+        padded = [np.pad(run, ((0, len(chosen) - len(run)), (0, 0)), mode="edge") for run in losses]
+        self.true = np.stack(padded)
+        self.reached = (np.arange(len(chosen)) < lengths[:, None])[..., None]
         runs = len(losses)
         self.share = 1 / runs if whole and runs < FEWEST_RUNS else 0.0
         self.level, self.average = self._mean(link(self.true, "log_odds")), self._mean(self.true)
@@ -120,121 +152,145 @@ class _Curves:
         self.spread = self._size(self.true - self.average)
         self.grown = self._size(self.true - self.true[:, :1])
 
-    def wrong(self, change: Array) -> Array:
-        """change : [run, point, test]. Flat; its squares add up to the objective's part."""
-        predicted_now = unlink(self.level + change - self._mean(change), "log_odds")
-        apart = (
-            self._known(predicted_now - self._mean(predicted_now) + self.average - self.true) / self.spread
-        )
+    def wrong(self, changed: Array) -> Array:
+        """Flat residuals; their squares add up to the objective's part."""
+        predicted = unlink(self.level + changed - self._mean(changed), "log_odds")
+        apart = self._flat(predicted - self._mean(predicted) + self.average - self.true) / self.spread
         if not self.share:
             return apart
-        along = self._known(unlink(self.first + change, "log_odds") - self.true) / self.grown
+        along = self._flat(unlink(self.first + changed, "log_odds") - self.true) / self.grown
         return np.concatenate([np.sqrt(1 - self.share) * apart, np.sqrt(self.share) * along])
 
-    def _mean(self, values: Array) -> Array:
-        return _mean(values, self.reached)
+    def derivatives_of_wrong(self, changed: Array, derivatives: Array) -> Array:
+        """The Jacobian of ``wrong`` [residual, number], from ∂changed [number, run, point, test]."""
+        slope = expit(self.level + changed - self._mean(changed))
+        moved = slope * (derivatives - self._mean(derivatives))
+        apart = self._flat(moved - self._mean(moved)) / self.spread
+        if not self.share:
+            return apart.T
+        along = self._flat(expit(self.first + changed) * derivatives) / self.grown
+        return np.concatenate([np.sqrt(1 - self.share) * apart, np.sqrt(self.share) * along], axis=-1).T
 
-    def _known(self, values: Array) -> Array:
-        """Those after the start and before a run's end, flat; 0 where there are none."""
-        return np.where(self.reached, values, 0.0)[:, 1:].ravel()
+    def _mean(self, values: Array) -> Array:
+        """Over the runs that reached a point, [..., 1, point, test]."""
+        count = np.maximum(self.reached.sum(0), 1)
+        return np.asarray((values * self.reached).sum(-3, keepdims=True) / count, np.float64)
+
+    def _flat(self, values: Array) -> Array:
+        """Those after the start and before a run's end; 0 where there are none."""
+        known = (values * self.reached)[..., 1:, :]
+        return known.reshape(*known.shape[:-3], -1)
 
     def _size(self, values: Array) -> float:
-        return float(np.sqrt(np.square(self._known(values)).sum())) or 1.0
+        return float(np.sqrt(np.square(self._flat(values)).sum())) or 1.0
 
 
-class _Form:
-    """Training dynamics with these effects by their parameters: log κ, logit β, η, q, log γ and log α at knots.
+class _Family:
+    """All training dynamics with one kernel, by their numbers: log κ, logit β, η, q, log γ and log α at knots."""
 
-    rates : relative ones [step]. start : f_0. level : what their ``average`` is until they are anchored.
-    """
-
-    def __init__(
-        self, effects: Array, rates: Array, momentum: float, corrected: bool, start: float, level: Array
-    ) -> None:
+    def __init__(self, effects: Array, data: TrainingData, curves: _Curves) -> None:
         unit = np.sqrt(np.square(effects).mean()) or 1.0
         left, values, right = np.linalg.svd(-effects / unit, full_matrices=False)
         self.train, self.test = (np.ascontiguousarray(side * np.sqrt(values)) for side in (left, right.T))
-        self.sizes = np.maximum(values / (np.sqrt(np.square(values).mean()) or 1.0), 1e-12)
-        self.rates, self.corrected, self.start, self.level = rates, corrected, start, level
-        self.log_time = np.log1p(np.arange(len(rates))) / max(np.log1p(len(rates) - 1), 1e-12)
-        self.time = np.linspace(0, 1, len(rates))
-        self.rate_hats, self.kept_hats = _hats(self.log_time, KNOTS), _hats(self.time, KEPT_KNOTS)
+        self.log_sizes = np.log(np.maximum(values / (np.sqrt(np.square(values).mean()) or 1.0), 1e-12))
+        self.batches = Batches.of(data.train.curricula)
+        steps = int(self.batches.lengths.max())
+        self.rates = np.ascontiguousarray(data.rates.at(len(data.train), steps))
+        self.bias_correction, self.curves = data.momentum.bias_correction, curves
+        time = np.arange(steps)
+        log_time = np.log1p(time) / max(np.log1p(steps - 1), 1e-12)
+        self.rate_hats = _hats(log_time, RATE_KNOTS)
+        self.kept_hats = _hats(time / max(steps - 1, 1), KEPT_KNOTS)
         feedback = 0.5 * np.log(effects.shape[0] / effects.shape[1])
-        self.usual = np.array([feedback, logit(np.clip(momentum, *_MOMENTUM)), 0.0, 0.0])
+        self.usual = np.array([feedback, logit(np.clip(data.momentum.beta, *_BETA)), 0.0, 0.0])
 
-    def dynamics(self, parameters: Array) -> TrainingDynamics:
-        (feedback, beta, growth, power), gamma, alpha = np.split(parameters, _PARTS)
-        stretched = self.sizes**power
+    def dynamics(self, numbers: Array) -> TrainingDynamics:
+        """Those of these numbers; not anchored."""
+        feedback, beta, growth, power = numbers[:_NUMBERS]
+        gamma, alpha = np.split(numbers[_NUMBERS:], [RATE_KNOTS])
         return TrainingDynamics(
-            self.train * stretched,
-            self.test * stretched,
-            self.rates * np.exp(self.rate_hats @ gamma),
-            np.exp(self.kept_hats @ alpha),
-            momentum=float(expit(beta)),
-            corrected=self.corrected,
+            train=self.train,
+            test=self.test,
+            metric=np.exp(2 * power * self.log_sizes),
+            profile=np.exp(self.rate_hats @ gamma),
+            kept=np.exp(self.kept_hats @ alpha),
+            momentum=Momentum(float(expit(beta)), self.bias_correction),
             feedback=float(np.exp(feedback)),
             growth=float(growth),
-            power=float(power),
-            start=self.start,
-            average=self.level,
+            start=self.curves.start,
+            average=np.empty((0, len(self.test))),
         )
 
-    def penalties(self, parameters: Array, few: float) -> Array:
+    def changed(self, numbers: Array) -> Array:
+        """What training adds to log(eᴸ − 1), [run, point, test]."""
+        return self.dynamics(numbers).changed(self.batches, self.curves.points, self.rates)
+
+    def derivatives(self, numbers: Array, free: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
+        """``changed``, and its derivatives by the free numbers [number, run, point, test]."""
+        from simfluence.kernels.dynamics import train_with_derivatives  # compiled when first used
+
+        dynamics = self.dynamics(numbers)
+        never = np.iinfo(np.int64).max
+        begins = np.concatenate([np.zeros(_NUMBERS, np.int64), _first(self.rate_hats), _first(self.kept_hats)])
+        found, derivatives = train_with_derivatives(
+            self.batches.indices,
+            self.batches.bounds,
+            self.batches.lengths,
+            self.train,
+            dynamics.metric,
+            self.rates * dynamics.profile,
+            dynamics.kept,
+            dynamics.momentum.beta,
+            self.bias_correction,
+            dynamics.feedback,
+            dynamics.growth,
+            dynamics.start,
+            self.curves.points,
+            2 * self.log_sizes,
+            self.rate_hats,
+            self.kept_hats,
+            np.where(free, begins, never),
+        )
+        seen = (self.test * dynamics.metric).T
+        by_number = -derivatives[free] @ seen
+        if free[3]:
+            by_number[int(free[:3].sum())] -= found @ (2 * self.log_sizes[:, None] * seen)
+        return -found @ seen, by_number
+
+    def penalties(self, numbers: Array, few: float) -> Array:
         """What is squared in the objective beside the losses; few : max(1, 15 / (R − 1))."""
-        numbers, gamma, alpha = np.split(parameters, _PARTS)
+        usual = np.concatenate([self.usual, np.zeros(RATE_KNOTS + KEPT_KNOTS)])
+        return np.asarray(self.penalties_jacobian(few) @ (numbers - usual), np.float64)
+
+    @staticmethod
+    def penalties_jacobian(few: float) -> Array:
+        """The derivatives of ``penalties``, [penalty, number]."""
         trust = np.sqrt([TRUST, TRUST, few * GROWTH_TRUST, few * POWER_TRUST])
+        total = _NUMBERS + RATE_KNOTS + KEPT_KNOTS
+        eye = np.eye(total)
+        gamma, alpha = eye[_NUMBERS : _NUMBERS + RATE_KNOTS], eye[_NUMBERS + RATE_KNOTS :]
         return np.concatenate(
             [
-                trust * (numbers - self.usual),
-                np.sqrt(ROUGHNESS / (KNOTS - 1)) * np.diff(gamma),
-                np.sqrt(few * KEPT_ROUGHNESS / (KEPT_KNOTS - 1)) * np.diff(alpha),
+                trust[:, None] * eye[:_NUMBERS],
+                np.sqrt(ROUGHNESS / (RATE_KNOTS - 1)) * np.diff(gamma, axis=0),
+                np.sqrt(few * KEPT_ROUGHNESS / (KEPT_KNOTS - 1)) * np.diff(alpha, axis=0),
                 np.sqrt(few * KEPT_TRUST / KEPT_KNOTS) * alpha,
             ]
         )
 
     def starts(self) -> list[Array]:
         """The usual numbers, and γ of several sizes."""
-        still = np.zeros(KEPT_KNOTS)
-        return [np.concatenate([self.usual, np.full(KNOTS, log_rate), still]) for log_rate in _LEVELS]
-
-    def parameters(self, near: TrainingDynamics) -> Array:
-        """Those of a dynamics."""
-        numbers = [np.log(near.feedback), logit(near.momentum), near.growth, near.power]
-        trained = self.rates > 0
-        log_rates = np.log(near.rates[trained] / self.rates[trained])
-        gamma = np.interp(np.linspace(0, 1, KNOTS), self.log_time[trained], log_rates)
-        alpha = np.interp(np.linspace(0, 1, KEPT_KNOTS), self.time, np.log(near.kept))
-        return np.concatenate([numbers, gamma, alpha])
+        return [
+            np.concatenate([self.usual, np.full(RATE_KNOTS, log_rate), np.zeros(KEPT_KNOTS)])
+            for log_rate in _LEVELS
+        ]
 
 
 def _hats(positions: Array, knots: int) -> Array:
-    """What is linear between ``knots`` even ones on [0, 1], [position, knot]."""
+    """Functions that are linear between ``knots`` even ones on [0, 1], [position, knot]."""
     return np.stack([np.interp(positions, np.linspace(0, 1, knots), hat) for hat in np.eye(knots)], axis=1)
 
 
-def anchored(
-    dynamics: TrainingDynamics,
-    curricula: Sequence[Curriculum],
-    losses: Sequence[Array],
-    grid: npt.NDArray[np.int64],
-) -> TrainingDynamics:
-    """The dynamics that tells these runs with the mean log-odds that they have; arguments as above."""
-    true, reached = _padded(losses, len(grid))
-    moved = dynamics.moved(Batches.of(curricula), grid)
-    left_over = _mean(link(true, "log_odds") - moved, reached)
-    steps = np.arange(grid[-1] + 1)
-    return replace(
-        dynamics, average=np.stack([np.interp(steps, grid, column) for column in left_over.T], axis=1)
-    )
-
-
-def _padded(losses: Sequence[Array], points: int) -> tuple[Array, npt.NDArray[np.bool_]]:
-    """Losses [run, point, test], after a run's end its last; which points were reached [run, point, 1]."""
-    reached = np.arange(points) < np.array([len(run) for run in losses])[:, None]
-    padded = [np.pad(run, ((0, points - len(run)), (0, 0)), mode="edge") for run in losses]
-    return np.stack(padded), reached[..., None]
-
-
-def _mean(values: Array, reached: npt.NDArray[np.bool_]) -> Array:
-    """Over the runs that reached a point, [point, test]."""
-    return np.asarray(np.where(reached, values, 0.0).sum(0) / np.maximum(reached.sum(0), 1), np.float64)
+def _first(hats: Array) -> IntArray:
+    """The first step at which each function is not 0."""
+    return np.where(hats.any(0), np.argmax(hats != 0, axis=0), len(hats))

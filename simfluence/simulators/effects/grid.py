@@ -1,12 +1,16 @@
-"""From recorded runs to regression rows: loss increments on a common grid of steps, per run.
+"""Recorded losses on a common grid of steps (analysis/METHODS.md, "Effects").
 
-Losses are recorded at the steps of a grid g_0 = 0 < g_1 < … (every step, or every k-th, or fewer so
-that the number of rows stays affordable: features and increments then add up over an interval, and
-nothing is lost but resolution). Row j of a run is its increment from g_{j-1} to g_j.
+The grid g_0 = 0 < g_1 < … has every step at which most runs were evaluated, or fewer, so that the number of rows
+of a regression stays affordable. Row j of a run is what happened in the interval from g_{j-1} to g_j: the increment
+of its losses, and everything that its batches consumed. Nothing is lost but resolution in time.
+
+Missing losses: what is known between two known losses of a test example is their difference. It is spread evenly
+over the steps in between, that is, losses which are missing or not finite are interpolated.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,38 +26,35 @@ IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """The runs on a grid.
+class GridLosses:
+    """The losses of several runs on a grid.
 
     grid : int [point], ascending, starts at 0.
-    losses : one float [point, test] a run, up to the last point it reached; finite.
+    losses : one float [point, test] a run, up to the last point that it reached; finite.
     """
 
     grid: IntArray
     losses: list[Array]
 
     @property
-    def runs(self) -> list[slice]:
-        """The rows of each run, one fewer than its points."""
+    def rows(self) -> list[slice]:
+        """Where the rows (intervals) of each run stand when all runs' rows are put one below the other."""
         ends = np.cumsum([0] + [len(losses) - 1 for losses in self.losses])
         return [slice(int(a), int(b)) for a, b in pairwise(ends)]
 
     @property
     def interval(self) -> IntArray:
-        """int [row]: which interval of the grid a row is about (0: the first)."""
+        """int [row]: which interval of the grid a row is about; 0 is the first."""
         return np.concatenate([np.arange(len(losses) - 1) for losses in self.losses])
 
 
-def record_on_grid(runs: RunSet, max_rows: int) -> Recorded:
-    """The runs on a grid with at most about ``max_rows`` rows in all.
+def losses_on_grid(runs: RunSet, max_rows: int) -> GridLosses:
+    """The losses of the runs on a grid with at most about ``max_rows`` rows in all.
 
-    Losses that are missing or not finite are interpolated between a run's neighbouring ones.
-
-    Raises RunDataError if a run has no later losses than those before its first step, or a test
-    example no finite loss in a run.
+    Raises RunDataError if a run has no losses after its first step, or a test example no finite loss in a run.
     """
     grid = _grid(runs, max_rows)
-    return Recorded(grid, [_on_grid(run, grid) for run in runs])
+    return GridLosses(grid, [_on_grid(run, grid) for run in runs])
 
 
 def _grid(runs: RunSet, max_rows: int) -> IntArray:
@@ -87,20 +88,27 @@ def _on_grid(run: Run, grid: IntArray) -> Array:
     return losses
 
 
-def sum_over_intervals(features: Array, grid: IntArray) -> Array:
-    """float [interval, column]: features [step, …] added up between grid points (up to their end)."""
-    points = grid[grid <= len(features)]
-    if len(points) < 2:
-        return features.sum(0, keepdims=True)
-    return (
-        np.add.reduceat(features, points[:-1], axis=0)
-        if points[-1] == len(features)
-        else (np.add.reduceat(features, points, axis=0)[:-1])
-    )
+def mean_over_runs(series: Sequence[Array], without: int | None = None) -> Array:
+    """The mean of series [point, column], some of which end earlier: the mean start and the mean increments.
+
+    A mean of the values themselves would jump where a series ends. ``without`` leaves one series out and gives the
+    mean of the others at its points; where it goes on alone the mean stands still.
+    """
+    points = max(len(values) for values in series)
+    total, count = np.zeros((points - 1, series[0].shape[1])), np.zeros((points - 1, 1))
+    start, chosen = np.zeros(series[0].shape[1]), 0
+    for number, values in enumerate(series):
+        if number != without:
+            total[: len(values) - 1] += np.diff(values, axis=0)
+            count[: len(values) - 1] += 1
+            start, chosen = start + values[0], chosen + 1
+    steps = np.concatenate([start[None] / max(chosen, 1), total / np.maximum(count, 1)])
+    mean = np.cumsum(steps, axis=0)
+    return mean if without is None else mean[: len(series[without])]
 
 
 def smooth(values: Array, window: int) -> Array:
-    """Moving average over the first axis, the ends repeated."""
+    """The moving average over the first axis; the ends are repeated."""
     half = max(int(window) // 2, 0)
     padded = np.concatenate([np.repeat(values[:1], half, 0), values, np.repeat(values[-1:], half, 0)])
     total = np.cumsum(np.concatenate([np.zeros_like(padded[:1]), padded]), axis=0)

@@ -1,4 +1,4 @@
-"""A fitted deviation model, and what it says of other curricula. The equation stands in regression.py."""
+"""A fitted effects model, and the losses that it predicts (the equation stands in regression.py)."""
 
 from __future__ import annotations
 
@@ -8,137 +8,163 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from simfluence.curriculum import Curriculum
-from simfluence.simulators.effects.features import Features, progress_basis
+from simfluence.curriculum import Curriculum, count_matrix
+from simfluence.links import LOSS_FLOOR, Link, link, unlink
+from simfluence.simulators.effects.momentum import Momentum
 
 Array = npt.NDArray[np.float64]
 
-SCORE_ORDERS, INITIAL_ORDERS = 3, 2  # P_0 … of the means
-LINKS = ("identity", "log_odds")
-_LOSS_FLOOR = 1e-2  # log-odds of smaller losses are all noise
-
-
-def link(losses: Array, name: str) -> Array:
-    """g(L), log(eᴸ − 1) as L + log(1 − e⁻ᴸ): nothing overflows."""
-    if name == "identity":
-        return losses
-    floored = np.maximum(losses, _LOSS_FLOOR)
-    return np.asarray(floored + np.log(-np.expm1(-floored)), np.float64)
-
-
-def unlink(values: Array, name: str) -> Array:
-    """g⁻¹"""
-    return values if name == "identity" else np.logaddexp(0.0, values)
+SCORE_ORDERS, INITIAL_ORDERS = 3, 2
+"""How many Legendre polynomials of training progress the coefficients of scores and initial losses have."""
 
 
 @dataclass(frozen=True)
-class Model:
-    """What a fit found; everything that simulating takes. Link space throughout.
+class EffectsSettings:
+    """What is fixed before an effects model is fitted. See ``EffectsSimulator`` for the meanings."""
 
-    effects : b [k, column, test]. mean_coefficients : c [q, test].
-    drift : μ [interval, test]. center : mean features per step [column]; scale : [column].
-    average : mean over the runs of g(L) [point, test]. calibration : [point], see ``calibrated``.
-    initial : mean initial losses [test]. predicted_before, slope : of the prior (prior.py), [step, test] and
-    [point]; empty without one.
+    momentum: Momentum
+    noise_correlation: float = 0.9
+    decay: float = 0.1
+    link: Link = "log_odds"
+    with_rates: bool = True
+
+
+@dataclass(frozen=True)
+class EffectsModel:
+    """What a fit found. Everything is on the scale of the link.
+
+    effects : B [k, train, test], coefficients of the progress basis.
+    center : float [train], what the average recorded step consumes. batch_size : the usual one.
+    scores : S [array, train, test]. coefficients : c [q, test], of the scores, then of the initial losses.
+    drift : μ [interval, test]. grid : int [point].
+    average : mean over the runs [point, test]. initial : mean initial losses [test].
+    calibration : [point], see ``calibrated`` in regression.py.
+    prior_average, prior_slope : Ḡ [step, test] and c [point] of the prior prediction; empty without one.
     """
 
+    settings: EffectsSettings
     effects: Array
-    mean_coefficients: Array
-    drift: Array
     center: Array
-    scale: Array
+    batch_size: float
+    scores: Array
+    coefficients: Array
+    drift: Array
+    grid: npt.NDArray[np.int64]
     average: Array
-    calibration: Array
     initial: Array
-    predicted_before: Array
-    slope: Array
+    calibration: Array
+    prior_average: Array
+    prior_slope: Array
+
+    @property
+    def total(self) -> int:
+        """The steps of the longest recorded run."""
+        return int(self.grid[-1])
+
+    @property
+    def with_initial(self) -> bool:
+        """Whether initial losses that differ from the mean are a predictor."""
+        return len(self.coefficients) > SCORE_ORDERS * len(self.scores)
+
+    def simulate(
+        self,
+        curricula: Sequence[Curriculum],
+        initial_loss: Array,
+        rates: Array,
+        prior: Array | None = None,
+        use_weights: Sequence[Array] | None = None,
+    ) -> Array:
+        """Losses [run, step + 1, test]. After the recorded steps the drift stands still.
+
+        rates : relative learning rates [run, step]. prior : G, the losses of a prior prediction, [run, step + 1,
+        test], if the model was fitted with one. use_weights : [use] a curriculum, what a use counts; None is 1.
+        """
+        steps = max(len(curriculum) for curriculum in curricula)
+        at = np.arange(1, steps + 1)
+        start = link(initial_loss, self.settings.link)
+        interval = np.minimum(np.searchsorted(self.grid, at), len(self.grid) - 1) - 1
+        drift = self.drift[interval] / np.diff(self.grid)[interval, None]
+        drift[at > self.total] = 0.0
+        basis = progress_basis(at, self.total, self.settings.decay)
+        powers = legendre(at, self.total)
+        levels = np.empty((len(curricula), steps + 1, start.shape[1]))
+        levels[:, 0] = start
+        for run, curriculum in enumerate(curricula):
+            change = drift.copy()
+            counts = count_matrix([curriculum], self.batch_size, use_weights[run] if use_weights else None)
+            for phi, effects in zip(basis.T, self.effects, strict=True):
+                change += phi[:, None] * self._acting(counts, effects, rates[run])
+            for q, scores in enumerate(self.scores):
+                own = self.coefficients[q * SCORE_ORDERS : (q + 1) * SCORE_ORDERS]
+                change += self._acting(counts, scores, rates[run]) * (powers[:, :SCORE_ORDERS] @ own)
+            if self.with_initial:
+                own = self.coefficients[SCORE_ORDERS * len(self.scores) :]
+                change += (start[run] - self.initial) * (powers[:, :INITIAL_ORDERS] @ own)
+            levels[run, 1:] = start[run] + np.cumsum(change, axis=0)
+        inside = np.minimum(np.arange(steps + 1), self.total)
+        average = np.stack([np.interp(inside, self.grid, values) for values in self.average.T], axis=1)
+        calibration = np.interp(inside, self.grid, self.calibration)[:, None]
+        levels = average + calibration * (levels - average)
+        if prior is not None:
+            deviation = link(prior, self.settings.link) - self.prior_average[inside]
+            levels += np.interp(inside, self.grid, self.prior_slope)[:, None] * deviation
+        return unlink(levels, self.settings.link)
+
+    def _acting(self, counts: Array, effects: Array, rates: Array) -> Array:
+        """Σ_i (r_t m̂_{t,i} − center_i) effects_i(z) of every step, [step, test].
+
+        Averaging over steps and summing over examples commute, so momentum is applied to sums of effects.
+        """
+        from simfluence.kernels.momentum import average  # compiled when first used
+
+        steps = len(rates)
+        acting = np.zeros((steps, effects.shape[1]))
+        acting[: counts.shape[0]] = counts @ effects
+        average(acting, self.settings.momentum.beta, self.settings.momentum.bias_correction)
+        return acting * rates[:, None] - self.center @ effects
+
+    def average_effects(self) -> Array:
+        """B on log(eᴸ − 1) of one use of each training example, averaged over training, float [train, test].
+
+        The example's own effect and that of the scores. Effects on losses are carried over at the initial losses:
+        dL = (1 − e⁻ᴸ) d log(eᴸ − 1).
+        """
+        steps = np.arange(1, self.total + 1)
+        basis = progress_basis(steps, self.total, self.settings.decay).mean(0)
+        effects = np.tensordot(basis, self.effects, axes=1)
+        powers = legendre(steps, self.total).mean(0)[:SCORE_ORDERS]
+        for q, scores in enumerate(self.scores):
+            effects += scores * (powers @ self.coefficients[q * SCORE_ORDERS : (q + 1) * SCORE_ORDERS])
+        if self.settings.link == "identity":
+            effects /= 1 - np.exp(-np.maximum(self.initial, LOSS_FLOOR))
+        return np.asarray(effects, np.float64)
 
 
-def legendre(steps: Array, total: int) -> Array:
+def progress(steps: npt.ArrayLike, total: int) -> Array:
+    """Training progress at steps counted from 1: (t − ½)/total, mapped to −1 … 1."""
+    return np.clip((2 * np.asarray(steps, np.float64) - 1) / total - 1, -1.0, 1.0)
+
+
+def legendre(steps: npt.ArrayLike, total: int) -> Array:
     """P_k of training progress, float [step, k]."""
-    position = np.clip((2 * np.asarray(steps, np.float64) - 1) / total - 1, -1.0, 1.0)
-    powers = np.polynomial.legendre.legvander(position, max(SCORE_ORDERS, INITIAL_ORDERS) - 1)
-    return np.asarray(powers, np.float64)
+    orders = max(SCORE_ORDERS, INITIAL_ORDERS)
+    return np.asarray(np.polynomial.legendre.legvander(progress(steps, total), orders - 1), np.float64)
 
 
-def average_effects(
-    model: Model, features: Features, scores: Array, decay: float, link_name: str, total: int
-) -> Array:
-    """B on log(eᴸ − 1) of a use of a training example, averaged over training, float [train, test].
+def progress_basis(steps: npt.ArrayLike, total: int, decay: float) -> Array:
+    """How effects vary with training progress: φ_k(t) = √(decayᵏ (2k + 1)) P_k(2τ − 1), normalised.
 
-    Its own effect, that of its groups and that of the scores. Where effects are on losses they are
-    carried over at the initial ones, dL = (1 − e⁻ᴸ) d log(eᴸ − 1).
+    P_k are Legendre polynomials of progress τ. An effect Σ_k φ_k(t) b_k with b_k ~ N(0, 1) then has variance 1 on
+    average over training, and is the smoother the smaller ``decay`` is (0: constant). Orders with less than a
+    thousandth of the variance, and those from the sixth on, are left out.
+
+    Returns float [step, k], for steps counted from 1 (step t leads to L_t).
     """
-    steps = np.arange(1.0, total + 1)
-    basis = progress_basis(steps, total, decay).mean(0)
-    columns = np.tensordot(basis, model.effects, axes=1) * model.scale[:, None]
-    effects = np.array(columns[: features.n_train])
-    start = 0
-    for block, width in zip(features.blocks, features.widths, strict=True):
-        if block == "groups" and features.groups is not None:
-            effects += features.groups @ columns[start : start + width]
-        start += width
-    powers = legendre(steps, total).mean(0)[:SCORE_ORDERS]
-    for q, score in enumerate(scores):
-        effects += score * (powers @ model.mean_coefficients[q * SCORE_ORDERS : (q + 1) * SCORE_ORDERS])
-    if link_name == "identity":
-        effects /= 1 - np.exp(-np.maximum(model.initial, _LOSS_FLOOR))
-    return effects
-
-
-def simulate(
-    model: Model,
-    features: Features,
-    scores: Array,
-    with_initial: bool,
-    decay: float,
-    link_name: str,
-    grid: npt.NDArray[np.int64],
-    curricula: list[Curriculum],
-    initial_loss: Array,
-    predicted_before: Array | None = None,
-    use_weights: Sequence[Array] | None = None,
-) -> Array:
-    """Losses [run, step + 1, test] under a model; after the recorded steps the drift stands still.
-
-    predicted_before : losses [run, step + 1, test] by other means, for a model with an prior (prior.py).
-    use_weights : one [use] a curriculum (blocks.py).
-    """
-    steps, total = max(len(curriculum) for curriculum in curricula), int(grid[-1])
-    columns = np.zeros((len(curricula), steps, len(model.center)))
-    for number, curriculum in enumerate(curricula):
-        weight = use_weights[number] if use_weights else None
-        columns[number, : len(curriculum)] = features(curriculum, weight) - model.center
-    at = np.arange(1, steps + 1)
-    basis = progress_basis(at, total, decay)
-    powers = legendre(at.astype(np.float64), total)
-    start = link(initial_loss, link_name)
-    which = np.minimum(np.searchsorted(grid, at), len(grid) - 1) - 1
-    share = np.where(at <= total, 1 / np.diff(grid)[which], 0.0)
-    examples = features.n_train
-    levels = np.empty((len(curricula), steps + 1, len(model.initial)))
-    levels[:, 0] = start
-    for t in range(steps):
-        rows = columns[:, t]
-        change = (rows * model.scale) @ np.tensordot(basis[t], model.effects, axes=1)
-        change += share[t] * model.drift[which[t]]
-        q = 0
-        for score in scores:
-            weights = powers[t, :SCORE_ORDERS] @ model.mean_coefficients[q : q + SCORE_ORDERS]
-            change += (rows[:, :examples] @ score) * weights
-            q += SCORE_ORDERS
-        if with_initial:
-            weights = powers[t, :INITIAL_ORDERS] @ model.mean_coefficients[q:]
-            change += (start - model.initial) * weights
-        levels[:, t + 1] = levels[:, t] + change
-    inside = np.minimum(np.arange(steps + 1), total)
-    average = np.stack([np.interp(inside, grid, values) for values in model.average.T], axis=1)
-    calibration = np.interp(inside, grid, model.calibration)[:, None]
-    levels = average + calibration * (levels - average)
-    if predicted_before is not None:
-        deviation = (
-            link(predicted_before, link_name)
-            - model.predicted_before[np.minimum(inside, len(model.predicted_before) - 1)]
-        )
-        levels += np.interp(inside, grid, model.slope)[:, None] * deviation
-    return unlink(levels, link_name)
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"decay must lie in 0 ≤ decay < 1, got {decay}")
+    variance = decay ** np.arange(6)
+    variance = variance[variance >= 1e-3 * variance.sum()]
+    polynomials = np.polynomial.legendre.legvander(progress(steps, total), len(variance) - 1)
+    return np.asarray(
+        polynomials * np.sqrt(variance / variance.sum() * (2 * np.arange(len(variance)) + 1)), np.float64
+    )

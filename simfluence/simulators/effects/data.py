@@ -1,0 +1,133 @@
+"""Recorded runs, made ready once for all fits to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from simfluence.curriculum import Curriculum, usual_batch_size
+from simfluence.links import Link, link
+from simfluence.runs import RunSet
+from simfluence.runs.schedule import RelativeRates
+from simfluence.simulators.effects.grid import GridLosses, losses_on_grid
+from simfluence.simulators.effects.momentum import USUAL, Momentum, recorded_momentum
+
+Array = npt.NDArray[np.float64]
+
+FEWEST_RUNS = 4
+"""Fewer runs are too few to find effects of examples in, and to see how good they are."""
+
+
+class TrainingData:
+    """The runs of a fit.
+
+    Parameters
+    ----------
+    scores : attribution scores [array, train, test], see :func:`as_scores`; may be empty.
+    max_rows : the grid of steps is thinned until all runs have about that many intervals together.
+
+    Attributes
+    ----------
+    recorded : the losses on the grid. momentum : the optimizer's. rates : relative learning rates.
+    batch_size : the usual one. shared_group : float [train, test], 1 where both are of one group, or None.
+    with_initial : whether losses before the first step differ enough between runs to be a predictor.
+    """
+
+    def __init__(self, train: RunSet, scores: Array, max_rows: int) -> None:
+        self.train, self.scores, self.max_rows = train, scores, max_rows
+        self.recorded: GridLosses = losses_on_grid(train, max_rows)
+        self.momentum: Momentum = recorded_momentum(train) or USUAL
+        self.rates = RelativeRates.of(train.runs)
+        self.batch_size = usual_batch_size(train.curricula)
+        self.shared_group = shared_group(train)
+        start = np.stack([losses[0] for losses in self.recorded.losses])
+        later = np.concatenate([losses[1:] - start.mean(0) for losses in self.recorded.losses])
+        self.with_initial = bool(len(train) > 2 and start.std(0).mean() > 0.02 * later.std(0).mean())
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The numbers of training and test examples."""
+        return len(self.train.train), len(self.train.test)
+
+    @property
+    def has_log_odds(self) -> bool:
+        """Whether all losses are above zero, as −log p is."""
+        return all((losses > 0).all() for losses in self.recorded.losses)
+
+    def levels(self, name: Link) -> list[Array]:
+        """g(L), one [point, test] a run."""
+        return [link(losses, name) for losses in self.recorded.losses]
+
+    def without(self, runs: npt.NDArray[np.int64]) -> TrainingData:
+        """The other runs, on a grid that is about as fine."""
+        others = np.setdiff1d(np.arange(len(self.train)), runs)
+        rows = max(self.max_rows * len(others) // len(self.train), 1)
+        return TrainingData(self.train[others], self.scores, rows)
+
+    def consumed(
+        self, momentum: Momentum, with_rates: bool, weights: Sequence[Array] | None = None
+    ) -> list[Array]:
+        """Σ m̂ over each interval of the grid, one float [interval, train] a run.
+
+        with_rates : whether m̂ is multiplied by the step's relative learning rate.
+        weights : [use] of each run, what a use of an example counts; by default 1.
+        """
+        from simfluence.kernels.momentum import summed_counts  # compiled when first used
+
+        rows = []
+        for number, (run, losses) in enumerate(zip(self.train, self.recorded.losses, strict=True)):
+            rates = self.rates.at(1, len(run))[0] if with_rates else np.ones(len(run))
+            rows.append(
+                summed_counts(
+                    run.curriculum.examples,
+                    run.curriculum.offsets,
+                    use_weights(run.curriculum, self.batch_size, weights[number] if weights else None),
+                    momentum.beta,
+                    momentum.bias_correction,
+                    rates,
+                    self.recorded.grid[: len(losses)],
+                    self.shape[0],
+                )
+            )
+        return rows
+
+
+def use_weights(curriculum: Curriculum, batch_size: float, weights: Array | None) -> Array:
+    """What each use of an example counts [use]: every batch counts like one of the usual size."""
+    sizes = curriculum.batch_sizes
+    scaled = np.repeat(batch_size / sizes, sizes)
+    return scaled if weights is None else scaled * weights
+
+
+def shared_group(runs: RunSet) -> Array | None:
+    """float [train, test]: 1 where both examples are of one group.
+
+    None if that holds for no pair, or for all.
+    """
+    train, test = (np.asarray(table.groups, dtype=str) for table in (runs.train, runs.test))
+    same = (train[:, None] == test[None]) & (train != "")[:, None]
+    return same.astype(np.float64) if same.any() and not same.all() else None
+
+
+def as_scores(scores: Any, shape: tuple[int, int]) -> Array:
+    """[array, train, test] of one or several arrays of scores, or things with an attribute ``scores``; or of none.
+
+    Each array is divided by its root mean square. Raises ValueError for another shape, or values that are not
+    finite.
+    """
+    if scores is None:
+        return np.empty((0, *shape))
+    several = scores if isinstance(scores, list | tuple) else [scores]
+    arrays = [np.asarray(getattr(one, "scores", one), np.float64) for one in several]
+    if arrays and arrays[0].ndim == 3 and len(arrays) == 1:
+        arrays = list(arrays[0])
+    for array in arrays:
+        if array.shape != shape:
+            raise ValueError(f"scores must be [train, test] = {shape}, got {array.shape}")
+        if not np.isfinite(array).all():
+            raise ValueError("scores must be finite")
+    scaled = [array / max(np.sqrt(np.square(array).mean()), 1e-300) for array in arrays]
+    return np.stack(scaled) if scaled else np.empty((0, *shape))
