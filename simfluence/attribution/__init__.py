@@ -9,8 +9,8 @@ from simfluence.attribution.ekfac import (
     ekfac_by_layer_and_token,
     ekfac_factors,
 )
-from simfluence.attribution.foreign import import_scores
 from simfluence.attribution.gradients import example_gradients, gradient_similarity
+from simfluence.attribution.importing import import_scores
 from simfluence.attribution.influence import influence
 from simfluence.attribution.inverse import ConjugateGradient, ConvergenceWarning, Exact, Lissa
 from simfluence.attribution.ngrams import ngram_similarity

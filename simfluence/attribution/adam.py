@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simfluence.attribution.gradient_parts import Summed, dense
 from simfluence.attribution.gradients import followed
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.pieces import Summed, dense
 from simfluence.attribution.products import Queries, scores
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Tracer, tracer
@@ -86,8 +86,8 @@ def _batch_gradient_sizes(
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
     for examples in followed(trace.batches(population, batch_size), len(population), progress, "sizes"):
-        for name, pieces in trace(examples).pieces.items():
-            gradients = dense(pieces)
+        for name, parts in trace(examples).parts.items():
+            gradients = dense(parts)
             sums[name] = gradients.sum(0) + sums.get(name, 0.0)
             squares[name] = gradients.square().sum(0) + squares.get(name, 0.0)
     n = len(population)
@@ -103,8 +103,8 @@ def _divided(
     """∇L(z) / (√v + ε) of a few test examples; what no training example moves is left out."""
     found: dict[str, list[Tensor]] = {name: [] for name in sizes}
     for examples in trace.batches(test, batch_size):
-        pieces = trace(examples).pieces
+        parts = trace(examples).parts
         for name, size in sizes.items():
-            gradients = dense(pieces[name]) if name in pieces else size.new_zeros(len(examples), *size.shape)
+            gradients = dense(parts[name]) if name in parts else size.new_zeros(len(examples), *size.shape)
             found[name].append(gradients / (size + eps))
     return {name: [Summed(torch.cat(parts)[:, None])] for name, parts in found.items()}

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from simfluence.attribution.gradient_parts import dense
 from simfluence.attribution.layers import wide_type
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.pieces import dense
 from simfluence.attribution.products import Queries, held, scores, self_products
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Traced, Tracer, tracer
@@ -115,8 +115,8 @@ def squared_lengths(traced: Traced) -> Tensor:
     """‖∇L(i)‖², never 0, [example, 1]."""
     losses = traced.losses
     total = torch.zeros(len(losses), 1, dtype=wide_type(losses), device=losses.device)
-    for pieces in traced.pieces.values():
-        total = total + self_products(pieces)[:, None]
+    for parts in traced.parts.values():
+        total = total + self_products(parts)[:, None]
     return total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
@@ -125,8 +125,8 @@ def _flat(trace: Tracer, traced: Traced) -> Tensor:
     examples = len(traced.losses)
     parts = []
     for name, parameter in trace.parameters.items():
-        if name in traced.pieces:
-            parts.append(dense(traced.pieces[name]).reshape(examples, -1))
+        if name in traced.parts:
+            parts.append(dense(traced.parts[name]).reshape(examples, -1))
         else:
             wide = torch.promote_types(parameter.dtype, torch.float32)
             parts.append(torch.zeros(examples, parameter.numel(), dtype=wide, device=parameter.device))

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simfluence.attribution.pieces import Outer, Piece, Rows, Summed
+from simfluence.attribution.gradient_parts import GradientPart, Outer, Rows, Summed
 
 
 @dataclass(frozen=True)
@@ -28,30 +28,30 @@ class Kind:
     parameters : names that it knows how to treat.
     seen : (module, inputs, output) → what goes with the gradient g: a linear map's input, the ids looked up,
         the normalised input.
-    pieces : (module, seen [example, token, …], g [example, token, out]) → parameter's name → its piece.
+    parts : (module, seen [example, token, …], g [example, token, out]) → parameter's name → its part.
     """
 
     parameters: tuple[str, ...]
     seen: Callable[[Any, tuple[Any, ...], Tensor], Tensor]
-    pieces: Callable[[Any, Tensor, Tensor], dict[str, Piece]]
+    parts: Callable[[Any, Tensor, Tensor], dict[str, GradientPart]]
 
 
-def _linear(module: Any, inputs: Tensor, g: Tensor) -> dict[str, Piece]:
+def _linear(module: Any, inputs: Tensor, g: Tensor) -> dict[str, GradientPart]:
     return {"weight": Outer(g, inputs), "bias": Summed(g)}
 
 
-def _conv1d(module: Any, inputs: Tensor, g: Tensor) -> dict[str, Piece]:
+def _conv1d(module: Any, inputs: Tensor, g: Tensor) -> dict[str, GradientPart]:
     return {"weight": Outer(inputs, g), "bias": Summed(g)}
 
 
-def _embedding(module: nn.Embedding, ids: Tensor, g: Tensor) -> dict[str, Piece]:
+def _embedding(module: nn.Embedding, ids: Tensor, g: Tensor) -> dict[str, GradientPart]:
     ids = ids[..., 0]
     if module.padding_idx is not None:
         g = g * (ids != module.padding_idx)[..., None]
     return {"weight": Rows(ids, g, module.num_embeddings)}
 
 
-def _scaled(module: Any, normed: Tensor, g: Tensor) -> dict[str, Piece]:
+def _scaled(module: Any, normed: Tensor, g: Tensor) -> dict[str, GradientPart]:
     return {"weight": Summed(normed * g), "bias": Summed(g)}
 
 
@@ -80,7 +80,7 @@ def _ia3_input(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
     return scaled.detach()
 
 
-def _ia3(module: Any, scaled: Tensor, g: Tensor) -> dict[str, Piece]:
+def _ia3(module: Any, scaled: Tensor, g: Tensor) -> dict[str, GradientPart]:
     if module.is_feedforward:
         weight = module.get_base_layer().weight.detach().to(g.dtype)
         g = g @ (weight.T if _is_conv1d(module.base_layer) else weight)

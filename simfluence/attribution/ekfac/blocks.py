@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from simfluence.attribution.gradient_parts import GradientPart, Outer, merged
 from simfluence.attribution.layers import CONV1D, LINEAR
-from simfluence.attribution.pieces import Outer, Piece, merged
 from simfluence.attribution.tracing import Traced, Tracer
 
 Treatment = Literal["kronecker", "dense", "diagonal"]
@@ -49,9 +49,9 @@ class Block:
     def size(self) -> int:
         return int(torch.Size(self.shape).numel())
 
-    def pieces(self, traced: Traced) -> list[Piece]:
+    def parts(self, traced: Traced) -> list[GradientPart]:
         """The gradients of the block's parameters; [] if they have no part in the losses."""
-        found = merged(traced.pieces.get(self.parameters[0], []))
+        found = merged(traced.parts.get(self.parameters[0], []))
         if not found or not self.ones:
             return found
         (outer,) = found

@@ -20,18 +20,18 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from simfluence.attribution.buffers import fresh
 from simfluence.attribution.checkpoints import losses_fingerprint, weights_fingerprint
 from simfluence.attribution.ekfac.blocks import Block, blocks_of
+from simfluence.attribution.ekfac.cache import GradientCache
 from simfluence.attribution.ekfac.factors import EKFACFactors, Factors
-from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.moments import MOMENTS, Squares, vanishes
 from simfluence.attribution.ekfac.rotation import add_squares, in_eigenbases
 from simfluence.attribution.ekfac.stages import Stages
+from simfluence.attribution.gradient_parts import merged
 from simfluence.attribution.gradients import followed
 from simfluence.attribution.layers import wide_type
-from simfluence.attribution.memory import fresh
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.pieces import merged
 from simfluence.attribution.tracing import Traced, Tracer, tracer
 from simfluence.loops import in_threads
 
@@ -108,7 +108,7 @@ def about_factors(objective: Objective, train: Sequence[Any], fisher: Fisher, se
 
 
 def fitted(
-    trace: Tracer, train: Sequence[Any], settings: Settings, rotated: Kept | None = None
+    trace: Tracer, train: Sequence[Any], settings: Settings, rotated: GradientCache | None = None
 ) -> EKFACFactors:
     """See :func:`ekfac_factors`. rotated : is given the gradients in their eigenbases, by block, unless the
     factors were there already."""
@@ -117,29 +117,29 @@ def fitted(
     stages = Stages(settings.folder, {**about, "parameters": list(trace.parameters)})
     device = next(iter(trace.parameters.values())).device
     if (found := stages.load("factors")) is None:
-        kept = Kept(len(train), settings.memory)
+        cache = GradientCache(len(train), settings.memory)
         if (found := stages.load("eigenbases")) is None:
-            found = _first_pass(trace, train, settings, stages, kept)
+            found = _first_pass(trace, train, settings, stages, cache)
             stages.keep("eigenbases", found)
-        found = _second_pass(found.to(device), trace, train, settings, kept, rotated)
+        found = _second_pass(found.to(device), trace, train, settings, cache, rotated)
         stages.keep("factors", found)
     return replace(found.to(device), about=about)
 
 
 def _first_pass(
-    trace: Tracer, train: Sequence[Any], settings: Settings, stages: Stages, kept: Kept
+    trace: Tracer, train: Sequence[Any], settings: Settings, stages: Stages, cache: GradientCache
 ) -> EKFACFactors:
-    """Factors without Λ of Kronecker blocks; kept : is given the gradients."""
+    """Factors without Λ of Kronecker blocks; cache : is given the gradients."""
     blocks = blocks_of(trace)
     moments = {block.name: MOMENTS[block.treatment](block) for block in blocks}
     if not stages.load_moments(moments, next(iter(trace.parameters.values())).device):
         for traced in _traced(trace, train, settings, "covariances"):
-            parts = {b.name: merged(traced.pieces.get(b.parameters[0], [])) for b in blocks}
-            squares = Squares(parts.values())
-            for name, pieces in parts.items():
-                if pieces:
-                    moments[name].add(pieces, squares)
-            kept.add(traced, copy=True)
+            by_block = {b.name: merged(traced.parts.get(b.parameters[0], [])) for b in blocks}
+            squares = Squares(by_block.values())
+            for name, parts in by_block.items():
+                if parts:
+                    moments[name].add(parts, squares)
+            cache.add(traced, copy=True)
         stages.keep_moments(moments)
     sizes = {
         block.name: float(moments[block.name].size) for block in blocks if block.treatment == "kronecker"
@@ -152,18 +152,18 @@ def _second_pass(
     trace: Tracer,
     train: Sequence[Any],
     settings: Settings,
-    kept: Kept,
-    rotated: Kept | None,
+    cache: GradientCache,
+    rotated: GradientCache | None,
 ) -> EKFACFactors:
     """With Λ."""
     factors, sizes = dict(found.factors), found.about["sizes"]
     sums = {
         block.name: _zeros(block.shape, trace) for block in found.blocks if block.treatment == "kronecker"
     }
-    for traced in kept.taken() if kept.complete else _traced(trace, train, settings, "eigenvalues"):
+    for traced in cache.taken() if cache.complete else _traced(trace, train, settings, "eigenvalues"):
         in_bases = in_eigenbases(traced, found.blocks, factors)
-        for name in sums.keys() & in_bases.pieces.keys():
-            add_squares(sums[name], in_bases.pieces[name])
+        for name in sums.keys() & in_bases.parts.keys():
+            add_squares(sums[name], in_bases.parts[name])
         if rotated is not None:
             rotated.add(in_bases, copy=False)
     for name, total in sums.items():

@@ -15,12 +15,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from simfluence.attribution.buffers import fresh
 from simfluence.attribution.ekfac.blocks import Block
 from simfluence.attribution.ekfac.factors import RELATIVE_DAMPING, EKFACFactors, Factors
 from simfluence.attribution.ekfac.rotation import Rotation
+from simfluence.attribution.gradient_parts import GradientPart, Outer, Rows, Summed, dense
 from simfluence.attribution.layers import wide_type
-from simfluence.attribution.memory import fresh
-from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense
 from simfluence.attribution.products import Queries, by_token, inner_products
 from simfluence.attribution.tracing import Traced
 
@@ -45,20 +45,18 @@ class Held:
         return self._sum(
             traced,
             {
-                block.name: [rotate(block, traced)] if block.name in self.rotated else block.pieces(traced)
+                block.name: [rotate(block, traced)] if block.name in self.rotated else block.parts(traced)
                 for block in self._parts(traced)
             },
         )
 
     def scores_in_eigenbases(self, traced: Traced) -> Tensor:
         """The same of gradients by block that are in the eigenbases already, where all queries are."""
-        return self._sum(
-            traced, {name: traced.pieces[name] for name in self.queries if name in traced.pieces}
-        )
+        return self._sum(traced, {name: traced.parts[name] for name in self.queries if name in traced.parts})
 
-    def _sum(self, traced: Traced, pieces: Mapping[str, Sequence[Piece]]) -> Tensor:
+    def _sum(self, traced: Traced, parts: Mapping[str, Sequence[GradientPart]]) -> Tensor:
         total = traced.losses.new_zeros(len(traced.losses), self.count, dtype=wide_type(traced.losses))
-        for name, gradients in pieces.items():
+        for name, gradients in parts.items():
             total = total + inner_products(self.queries[name], gradients)
         return total
 
@@ -67,20 +65,20 @@ class Held:
         parts of the score [train, token, query]."""
         found = {}
         for block in self._parts(traced):
-            uses = traced.pieces[block.parameters[0]]
+            uses = traced.parts[block.parameters[0]]
             apart = [Traced(traced.losses, {block.parameters[0]: [use]}) for use in uses]
             rotate = Rotation(self.factors.factors)
-            pieces = [
-                rotate(block, one) if block.name in self.rotated else block.pieces(one)[0] for one in apart
+            parts = [
+                rotate(block, one) if block.name in self.rotated else block.parts(one)[0] for one in apart
             ]
-            found[block.name] = [(p.mask, by_token(self.queries[block.name], p)) for p in pieces]
+            found[block.name] = [(p.mask, by_token(self.queries[block.name], p)) for p in parts]
         return found
 
     def _parts(self, traced: Traced) -> list[Block]:
         return [
             block
             for block in self.factors.blocks
-            if block.name in self.queries and block.parameters[0] in traced.pieces
+            if block.name in self.queries and block.parameters[0] in traced.parts
         ]
 
 
@@ -104,7 +102,7 @@ class QueryBuilder:
         test: int,
     ) -> None:
         self.factors, self.rank, self.train, self.test = factors, rank, train, test
-        self._whole: dict[str, Piece] = {}
+        self._whole: dict[str, GradientPart] = {}
         self._rotated: dict[str, bool] = {}
         self._count = 0
         self._inverses = {
@@ -118,17 +116,17 @@ class QueryBuilder:
         """The next test examples."""
         rotate = Rotation(self.factors.factors)
         for block in self.factors.blocks:
-            if block.parameters[0] not in traced.pieces:
+            if block.parameters[0] not in traced.parts:
                 continue
             factor, inverse = self.factors.factors[block.name], self._inverses[block.name]
             if block.treatment == "kronecker":
                 self._kronecker(block, factor, rotate(block, traced), inverse)
             else:
-                self._put(block.name, self._other(block, factor, block.pieces(traced), inverse))
+                self._put(block.name, self._other(block, factor, block.parts(traced), inverse))
         self._count += len(traced.losses)
 
     def held(self) -> Held:
-        queries = {name: [piece] for name, piece in self._whole.items()}
+        queries = {name: [part] for name, part in self._whole.items()}
         rotated = frozenset(name for name, is_so in self._rotated.items() if is_so)
         return Held(queries, rotated, self.factors, self._count)
 
@@ -162,35 +160,37 @@ class QueryBuilder:
             for matrix in matrices:  # one by one: the temporary arrays are small
                 matrix.copy_(out_basis @ (matrix @ in_basis.T))
 
-    def _other(self, block: Block, factor: Factors, pieces: Sequence[Piece], inverse: Tensor) -> Piece:
+    def _other(
+        self, block: Block, factor: Factors, parts: Sequence[GradientPart], inverse: Tensor
+    ) -> GradientPart:
         if block.treatment == "dense":
             basis = factor.out_basis
             assert basis is not None
-            values = dense(pieces).flatten(1)
+            values = dense(parts).flatten(1)
             preconditioned = ((values @ basis) * inverse) @ basis.T
             return Summed(preconditioned.reshape(-1, 1, *block.shape))
-        piece = pieces[0]
-        if len(pieces) == 1 and isinstance(piece, Rows):
-            return Rows(piece.ids, piece.values * inverse[piece.ids], piece.rows)
-        matrices = dense(pieces).reshape(-1, *block.shape) * inverse
+        part = parts[0]
+        if len(parts) == 1 and isinstance(part, Rows):
+            return Rows(part.ids, part.values * inverse[part.ids], part.rows)
+        matrices = dense(parts).reshape(-1, *block.shape) * inverse
         if self.rank is not None and len(block.shape) == 2 and self.rank < min(block.shape) / 2:
             left, right = low_rank(matrices, self.rank)
             return Outer(left.transpose(1, 2), right)
         return Summed(matrices[:, None])
 
-    def _put(self, name: str, piece: Piece) -> None:
+    def _put(self, name: str, part: GradientPart) -> None:
         """Into one array for all queries, zeros where there is nothing, so that nothing is there twice."""
         whole = self._whole.get(name)
-        if whole is None or whole.shape[1] < piece.shape[1]:
-            longer = piece.each(lambda v: v.new_zeros(self.test, *v.shape[1:]))
+        if whole is None or whole.shape[1] < part.shape[1]:
+            longer = part.each(lambda v: v.new_zeros(self.test, *v.shape[1:]))
             if whole is not None:
                 _copy(whole, longer, 0)
             self._whole[name] = whole = longer
-        _copy(piece, whole, self._count)
+        _copy(part, whole, self._count)
 
 
-def _copy(piece: Piece, into: Piece, start: int) -> None:
-    for name, values in vars(piece).items():
+def _copy(part: GradientPart, into: GradientPart, start: int) -> None:
+    for name, values in vars(part).items():
         if isinstance(values, Tensor) and name != "mask":
             getattr(into, name)[start : start + len(values), : values.shape[1]] = values
 

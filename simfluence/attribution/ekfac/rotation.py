@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simfluence.attribution.buffers import fresh
 from simfluence.attribution.ekfac.blocks import Block
 from simfluence.attribution.ekfac.factors import Factors
-from simfluence.attribution.memory import fresh
-from simfluence.attribution.pieces import Outer, Piece, merged, place
+from simfluence.attribution.gradient_parts import GradientPart, Outer, merged, place
 from simfluence.attribution.tracing import Traced
 
 
@@ -24,7 +24,7 @@ class Rotation:
         self._known: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, block: Block, traced: Traced) -> Outer:
-        (outer,) = merged(traced.pieces[block.parameters[0]])
+        (outer,) = merged(traced.parts[block.parameters[0]])
         assert isinstance(outer, Outer)
         factor = self.factors[block.name]
         assert factor.out_basis is not None
@@ -52,9 +52,9 @@ def in_eigenbases(traced: Traced, blocks: Sequence[Block], factors: Mapping[str,
     return Traced(
         traced.losses,
         {
-            block.name: [rotate(block, traced)] if block.treatment == "kronecker" else block.pieces(traced)
+            block.name: [rotate(block, traced)] if block.treatment == "kronecker" else block.parts(traced)
             for block in blocks
-            if block.parameters[0] in traced.pieces
+            if block.parameters[0] in traced.parts
         },
     )
 
@@ -63,9 +63,9 @@ _CACHED = 150_000
 """Numbers of a matrix that is made, squared and forgotten, which stays in a processor's cache."""
 
 
-def add_squares(total: Tensor, pieces: Sequence[Piece]) -> None:
+def add_squares(total: Tensor, parts: Sequence[GradientPart]) -> None:
     """Λ += Σ_i (Σ_t g_t a_tᵀ)², entry by entry."""
-    (rotated,) = pieces
+    (rotated,) = parts
     assert isinstance(rotated, Outer)
     if rotated.shape[1] == 1:
         total.addmm_(rotated.left[:, 0].square().T, rotated.right[:, 0].square())
@@ -73,6 +73,6 @@ def add_squares(total: Tensor, pieces: Sequence[Piece]) -> None:
     height = max(96, _CACHED // total.shape[1])
     matrix = torch.empty_like(total[:height])
     for start in range(0, len(total), height):
-        part = total[start : start + height]
+        rows = total[start : start + height]
         for left, right in zip(rotated.left[..., start : start + height], rotated.right, strict=True):
-            part.addcmul_(*[torch.mm(left.T, right, out=matrix[: len(part)])] * 2)
+            rows.addcmul_(*[torch.mm(left.T, right, out=matrix[: len(rows)])] * 2)

@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from simfluence.attribution.ekfac.cache import GradientCache
 from simfluence.attribution.ekfac.factors import EKFACFactors
 from simfluence.attribution.ekfac.fitting import MEMORY, Fisher, Settings, fitted
-from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.queries import Held, Preconditioner, QueryBuilder
 from simfluence.attribution.gradients import followed, gradient_similarity
 from simfluence.attribution.objective import Objective
@@ -86,13 +86,13 @@ def ekfac(
         parameters = factors.parameters
     options = {"preconditioner": preconditioner, "damping": damping, "rank": rank}
     with _scoring(objective, train, test, parameters) as trace:
-        kept = Kept(len(train), memory if factors is None and fisher == "empirical" else 0)
+        cache = GradientCache(len(train), memory if factors is None and fisher == "empirical" else 0)
         if factors is None:
-            factors = fitted(trace, train, Settings(fisher, seed, batch_size, memory, progress), kept)
-        options["train"] = 0 if kept.complete else len(train)
+            factors = fitted(trace, train, Settings(fisher, seed, batch_size, memory, progress), cache)
+        options["train"] = 0 if cache.complete else len(train)
         held = _held(trace, factors, test, options, batch_size, progress)
-        if kept.complete:
-            parts = [held.scores_in_eigenbases(traced) for traced in kept.taken()]
+        if cache.complete:
+            parts = [held.scores_in_eigenbases(traced) for traced in cache.taken()]
         else:
             batches = followed(trace.batches(train, batch_size), len(train), progress, "training")
             parts = [held.scores(trace(batch)) for batch in batches]

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from simfluence.attribution.memory import fresh
-from simfluence.attribution.pieces import Piece, place
+from simfluence.attribution.buffers import fresh
+from simfluence.attribution.gradient_parts import GradientPart, place
 from simfluence.attribution.tracing import Traced
 
 
-class Kept:
+class GradientCache:
     """Batches one after another; none at all as soon as all ``examples`` are not expected to fit.
 
     memory : bytes. What several layers share is there once.
@@ -46,8 +46,8 @@ class Kept:
 
 
 def size(traced: Traced) -> int:
-    """Bytes of its pieces."""
-    tensors = {place(values): values for pieces in traced.pieces.values() for values in _tensors(pieces)}
+    """Bytes of its parts."""
+    tensors = {place(values): values for parts in traced.parts.values() for values in _tensors(parts)}
     return sum(values.numel() * values.element_size() for values in tensors.values())
 
 
@@ -55,5 +55,5 @@ def _copied(values: Tensor) -> Tensor:
     return fresh(values, *values.shape).copy_(values)
 
 
-def _tensors(pieces: Sequence[Piece]) -> Iterator[Tensor]:
-    return (values for piece in pieces for values in vars(piece).values() if isinstance(values, Tensor))
+def _tensors(parts: Sequence[GradientPart]) -> Iterator[Tensor]:
+    return (values for part in parts for values in vars(part).values() if isinstance(values, Tensor))
