@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from simulators import ASIDE, COLUMNS, RESULTS, about, fingerprint, measure, summary
 
-from simfluence.finetuning.tangents import runs_tangent
+from simfluence.finetuning.linearise import linearise_runs
 from simfluence.runs import RunSet
 from simfluence.simulators import AutoSimulator, DeviationSimulator, Simulator, Tangent
 
@@ -32,7 +32,7 @@ def made(runs: RunSet, file: Path, count: int, coordinates: int) -> Tangent:
     if file.exists():
         return Tangent.load(file)
     start = time.perf_counter()
-    found = runs_tangent(runs, count, coordinates=coordinates)
+    found = linearise_runs(runs, count, coordinates=coordinates)
     print(f"{file.stem}: {time.perf_counter() - start:.0f} s", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     found.save(file)

@@ -23,6 +23,7 @@ from simfluence.attribution.gradient_parts import Summed, dense
 from simfluence.attribution.gradients import followed
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.products import Queries, scores
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Tracer, tracer
 
@@ -77,6 +78,16 @@ def adam_similarity(
         provenance={"batch": batch, "eps": eps},
         weighing="rate",
     )
+
+
+@method("gradient_adam")
+def _in_context(context: AttributionContext, *, batch: int | None = None, **options: Any) -> InfluenceScores:
+    """batch : None: the run's own."""
+    batch = context.batch if batch is None else batch
+    if batch is None:
+        raise ValueError("gradient_adam needs batch, the number of examples in a training step")
+    given = {"batch": batch, "population": context.curvature, **options}
+    return context.at_last_checkpoint(adam_similarity, **given)
 
 
 def _batch_gradient_sizes(

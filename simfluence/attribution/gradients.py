@@ -19,6 +19,7 @@ from simfluence.attribution.gradient_parts import dense
 from simfluence.attribution.layers import wide_type
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.products import Queries, held, scores, self_products
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Traced, Tracer, tracer
 
@@ -90,6 +91,16 @@ def gradient_similarity(
         covers=tuple(trace.parameters),
         weighing="rate" if similarity == "dot" else "",
     )
+
+
+@method("gradient_dot")
+def _dot_in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
+    return context.at_last_checkpoint(gradient_similarity, **options, similarity="dot")
+
+
+@method("gradient_cosine")
+def _cosine_in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
+    return context.at_last_checkpoint(gradient_similarity, **options, similarity="cosine")
 
 
 def gradients_held(trace: Tracer, test: Sequence[Any], batch_size: int) -> tuple[Queries, Tensor]:

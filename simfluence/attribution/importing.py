@@ -26,9 +26,8 @@ from numpy.lib import recfunctions
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from simfluence.attribution.scores import InfluenceScores
+from simfluence.attribution.scores import InfluenceScores, Weighing
 from simfluence.errors import RunDataError
-from simfluence.simulators.scored import Weighing
 
 Orientation = Literal["train,test", "test,train"]
 Sign = Literal["lowers", "raises"]

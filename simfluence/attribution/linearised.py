@@ -1,4 +1,4 @@
-"""What is known beforehand about training from gradients: Jacobians of log-odds on a sample of the weights.
+"""A linearised model: the Jacobians of all examples' log-odds, on a sample of the weights.
 
 The Jacobian of the log-odds f = −log(eᴸ − 1) of an example with loss L = −log p is
 
@@ -8,8 +8,8 @@ Of the weights θ, about ``coordinates`` are drawn, coordinate c with the probab
 
     π_c = min(1, coordinates · (½ mean_e |∇_c L(e)| / Σ_c' mean_e |∇_c' L(e)| + ½ / #weights))
 
-the mean over some training examples, and counted 1/π_c times. ``simulators/tangent.py`` says how training
-is simulated with them.
+where the mean is over some training examples; a drawn coordinate counts 1/π_c times. The simulators'
+class that is returned says how training is simulated with the Jacobians.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ POINTS = (0, 2, 4, 8, 16, 32, 56, 80, 96, 128, 192, 256, 320)
 _PILOT = 32  # training examples that say which weights matter
 
 
-def tangent(
+def linearise(
     model: nn.Module,
     losses: Losses,
     train: Sequence[Any],
@@ -54,7 +54,7 @@ def tangent(
     ----------
     losses : examples → −log p of each, > 0.
     paths : run name → an iterator that trains the model again as in that run: the first ``next`` puts it
-        where the run began, each later one takes a step (``finetuning.replay.retraced``). At least two;
+        where the run began, each later one takes a step (``finetuning.retrain.retrain``). At least two;
         all begin at the same weights. None: the weights as they are now.
     points : the steps of a path at which Jacobians are taken; those after its end are left out.
     test_losses : run name → recorded losses [step + 1, test]; where there are none, log-odds are taken
@@ -119,7 +119,7 @@ def _jacobian(
         gradient, loss = gradients[0].float(), float(values_of[0])
         if not loss > 0:
             raise ValueError(
-                f"a tangent takes losses −log p, which are > 0; that of example {number} is {loss:g}"
+                f"a linearised model takes losses −log p, which are > 0; that of example {number} is {loss:g}"
             )
         jacobian[number] = gradient.cpu()[chosen] / np.expm1(-loss)
         values[number] = loss

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from simfluence.attribution.checkpoints import weights_fingerprint
+from simfluence.attribution.objective import Objective
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.recording.evaluator import undisturbed
 
@@ -52,10 +54,21 @@ def representation_similarity(
         scores = phi @ phi_test.T
     return InfluenceScores(
         scores.cpu().numpy(),
-        f"representation_{similarity}",
+        "representation",
         _UNITS[similarity],
-        provenance={"weights_fingerprint": weights_fingerprint(module)} if module is not None else {},
+        provenance={
+            "similarity": similarity,
+            **({} if module is None else {"weights_fingerprint": weights_fingerprint(module)}),
+        },
     )
+
+
+@method("representation")
+def _in_context(context: AttributionContext, *, progress: bool = False, **options: Any) -> InfluenceScores:
+    def scores(objective: Objective, train: Sequence[Any], test: Sequence[Any]) -> InfluenceScores:
+        return representation_similarity(objective.module, train, test, **options)
+
+    return context.at_last_checkpoint(scores)
 
 
 def _representations(model: Any, examples: Sequence[Any], batch_size: int) -> Tensor:

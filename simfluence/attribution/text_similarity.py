@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 
 Example = TypeVar("Example")
@@ -67,6 +68,20 @@ def bm25(
     saturated = (k1 + 1) * counts / (k1 * (1 - (b or 0) + (b or 0) * relative[weights.row]) + counts)
     documents = sparse.csr_array((saturated * idf[weights.col], (weights.row, weights.col)), train.shape)
     return InfluenceScores((documents @ test.T).toarray(), "bm25", provenance={"k1": k1, "b": b})
+
+
+@method("tfidf")
+def _tfidf_in_context(
+    context: AttributionContext, *, progress: bool = False, **options: Any
+) -> InfluenceScores:
+    return tfidf(context.train_texts, context.test_texts, **options)
+
+
+@method("bm25")
+def _bm25_in_context(
+    context: AttributionContext, *, progress: bool = False, **options: Any
+) -> InfluenceScores:
+    return bm25(context.train_texts, context.test_texts, **options)
 
 
 def candidates(similarity: InfluenceScores, k: int) -> npt.NDArray[np.bool_]:

@@ -23,6 +23,7 @@ from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.checkpoints import Checkpoint, losses_fingerprint, weights_fingerprint
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
@@ -92,10 +93,11 @@ def tracin(
     steps = [checkpoint.step for checkpoint in checkpoints]
     return InfluenceScores(
         total,
-        method="tracin_cp" if curriculum is None else "tracin",
+        method="tracin",
         units="loss",
         covers=covers,
         provenance={
+            "formula": "TracIn-CP" if curriculum is None else "TracIn",
             "steps": steps,
             "learning_rates": [c.learning_rate for c in checkpoints],
             **({} if adam_batch is None else {"adam_batch": adam_batch}),
@@ -103,6 +105,12 @@ def tracin(
         weighing="use" if curriculum is None else "",  # else it is what one run did, not what a use does
         scale=1 / len(steps) if curriculum is None else 1.0,  # as a simulator: the mean over checkpoints
     )
+
+
+@method("tracin")
+def _in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
+    given = {"checkpoints": context.checkpoints, "population": context.curvature, **options}
+    return tracin(context.objective, context.train, context.test, **given)
 
 
 def _check(checkpoints: Sequence[Checkpoint], curriculum: Curriculum | None, train: int) -> None:

@@ -2,7 +2,7 @@
 
 Hooks on the modules whose kind is known (``layers.py``) keep their inputs, and autograd gives the gradients
 of their outputs; weights' own gradients, summed over the batch, are never made. Where the examples of a batch
-cannot be told apart (outputs that all share), a batch is a single example; so it is where parameters of
+cannot be separated (outputs that all share), a batch is a single example; so it is where parameters of
 unknown modules are differentiated directly. Which these are is found by trying: on two examples, each
 parameter's gradient is compared with autograd's, and the graph is searched for uses that no hook saw.
 """
@@ -147,7 +147,7 @@ class Tracer:
         except _UnknownShape:
             raise ValueError(
                 f"{layer.name} gave an output {tuple(gradient.shape)} for {self._grouping.rows} rows, so that"
-                " its parts cannot be told apart by example: use batch_size=1"
+                " its rows cannot be assigned to examples: use batch_size=1"
             ) from None
         for own, part in layer.kind.parts(layer.module, seen, g).items():
             if own in layer.parameters:

@@ -30,6 +30,7 @@ from simfluence.attribution.gradients import example_gradients
 from simfluence.attribution.objective import LossesOnly, Objective
 from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.projection import Projection
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.recording.evaluator import undisturbed
 
@@ -112,6 +113,12 @@ def trak(
         "output": output, "dimension": dimension, "projection": projection, "seed": seed, "damping": dampings,
     }  # fmt: skip
     return InfluenceScores(scores, "trak", "" if output == "margin" else "loss", tuple(covers), provenance)
+
+
+@method("trak")
+def _in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
+    given = {"checkpoints": context.checkpoints, **options}
+    return trak(context.objective, context.train, context.test, **given)
 
 
 def linear_influence(

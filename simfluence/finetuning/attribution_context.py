@@ -1,4 +1,4 @@
-"""A run that ``simfluence record`` made, as attribution methods take it."""
+"""The attribution context of a run that ``simfluence record`` made."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy as np
 from torch import nn
 
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
-from simfluence.attribution.methods import Setting
+from simfluence.attribution.registry import AttributionContext
 from simfluence.curriculum import usual_batch_size
 from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import Prepared, prepare
 from simfluence.runs import Run
 
 
-def recorded_setting(
+def recorded_context(
     path: str | Path,
     run: Run,
     steps: Sequence[int] | Literal["initial"] | None = None,
     device: str | None = None,
-) -> Setting:
+) -> AttributionContext:
     """The model, examples and checkpoints of a run of the set in the folder ``path``.
 
     steps : only the checkpoints after these steps; None: all that were kept; "initial": the weights before
@@ -39,7 +39,7 @@ def recorded_setting(
         kept = recorded_checkpoints(Path(path) / run.id, run, steps)
     prepared = prepare(run.config, device)
     task = prepared.task
-    return Setting(
+    return AttributionContext(
         objective=prepared.model,
         train=task.train,
         test=task.test,

@@ -55,7 +55,7 @@ class ActiveRun:
         optimizer: Any,
         evaluate_at: Schedule,
         weights_at: Schedule,
-        checkpoint_every: int | None,
+        resume_every: int | None,
         state: Mapping[str, Any],
         resume: bool | int,
         nonfinite: Literal["warn", "raise"],
@@ -74,7 +74,7 @@ class ActiveRun:
         self._evaluator, self._model = evaluator, model
         self._optimizer = innermost(optimizer)
         self._evaluate_at, self._weights_at = evaluate_at, weights_at
-        self._checkpoint_every, self._state = checkpoint_every, state
+        self._resume_every, self._state = resume_every, state
         self._resume, self._nonfinite, self._on_error = resume, nonfinite, on_error
         self._about = dict(about)
         self._recording = recording
@@ -132,7 +132,7 @@ class ActiveRun:
         rate = learning_rate if learning_rate is not None else self._rate
         self._write(lambda: self._writer.append(batch, rate, loss, self.losses if evaluate else None))
         self._keep_weights()
-        if self._checkpoint_every and self.steps % self._checkpoint_every == 0:
+        if self._resume_every and self.steps % self._resume_every == 0:
             self._save_state()
         if evaluate:
             self._check_finite()
@@ -228,7 +228,7 @@ class ActiveRun:
         training_state.restore(self._state, saved["objects"])
         training_state.set_random_states(saved["random"][self._processes.rank])
 
-    # ------------------------------------------------------------------------------- the pieces
+    # ------------------------------------------------------------------------------- the parts of a step
 
     def _everyones_share(
         self, example_ids: Iterable[Any] | None, train_loss: Any
@@ -248,14 +248,14 @@ class ActiveRun:
                 " this step's batch"
             )
         loss = None if train_loss is None else _number(train_loss)
-        told = self._processes.gather((share, loss, error, self._fault))
-        self._fault = next((fault for *_, fault in told if fault is not None), None)
+        gathered = self._processes.gather((share, loss, error, self._fault))
+        self._fault = next((fault for *_, fault in gathered if fault is not None), None)
         self._act_on_fault()
-        for _, _, someones_error, _ in told:
+        for _, _, someones_error, _ in gathered:
             if someones_error is not None:
                 raise someones_error
-        losses = [value for _, value, _, _ in told if value is not None]
-        return np.concatenate([share for share, *_ in told]), float(np.mean(losses)) if losses else None
+        losses = [value for _, value, _, _ in gathered if value is not None]
+        return np.concatenate([share for share, *_ in gathered]), float(np.mean(losses)) if losses else None
 
     def _evaluate(self) -> Metrics:
         return self._evaluator(unwrapped(self._model), self._processes)
@@ -264,7 +264,7 @@ class ActiveRun:
         if self._weights_at(self.steps):
             model = unwrapped(self._model)
             if not isinstance(model, nn.Module):
-                raise TypeError(f"checkpoints need a torch module, got {type(model).__name__}")
+                raise TypeError(f"keep_weights needs a torch module, got {type(model).__name__}")
             self._write(lambda: self._writer.save_weights(model))
 
     def _save_state(self) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from simfluence.attribution import LossesOnly, adam_similarity, gradient_similarity, tangent
+from simfluence.attribution import LossesOnly, adam_similarity, gradient_similarity, linearise
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs import RunSet
@@ -96,7 +96,7 @@ def recorded(make, examples, name: str, runs: int = 8, steps: int = 20, **other)
 
 def of(make, examples, **options) -> Tangent:
     model = make()
-    return tangent(model, losses_of(model), *examples, coordinates=10_000, **options)
+    return linearise(model, losses_of(model), *examples, coordinates=10_000, **options)
 
 
 def along(make, examples, runs: RunSet, name: str, numbers=(0, 1), **options) -> Tangent:
@@ -106,7 +106,7 @@ def along(make, examples, runs: RunSet, name: str, numbers=(0, 1), **options) ->
     paths = {
         runs[r].id: training(model, examples[0], list(runs[r].curriculum), kind, settings) for r in numbers
     }
-    return tangent(model, losses_of(model), *examples, coordinates=10_000, paths=paths, **options)
+    return linearise(model, losses_of(model), *examples, coordinates=10_000, paths=paths, **options)
 
 
 # ------------------------------------------------------------------------------------ exact cases
@@ -163,7 +163,7 @@ def test_a_sample_of_the_weights_says_nearly_the_same(examples) -> None:
 
     runs = recorded(wide, examples, "adamw", lr=1e-4, runs=3)
     model = wide()
-    sampled = tangent(model, losses_of(model), *examples, coordinates=3000)
+    sampled = linearise(model, losses_of(model), *examples, coordinates=3000)
     assert 2000 < len(sampled.weights) < 4000  # of 16 001
     assert sampled.weights.sum() == pytest.approx(16_001, rel=0.1)
     update, rates = recorded_update(runs)
@@ -219,7 +219,7 @@ def test_its_scores_are_those_of_gradients(examples, name) -> None:
     model = curved()
     kind, options = OPTIMIZERS[name]
     update = Update.of({"class": kind.__name__, **options})
-    found = tangent(model, losses_of(model), train, test, coordinates=10**6).scores(update, batch=4)
+    found = linearise(model, losses_of(model), train, test, coordinates=10**6).scores(update, batch=4)
     objective = LossesOnly(model, losses_of(model))
     if update.adam:
         expected = adam_similarity(objective, train, test, batch=4, eps=update.eps).scores
@@ -345,7 +345,7 @@ def test_misuse_is_named(examples) -> None:
         DeviationSimulator(tangent=of(curved, (examples[0], examples[1][1:]))).fit(runs)
     with pytest.raises(ValueError, match="> 0"):
         model = curved()
-        tangent(model, lambda some: losses_of(model)(some) - 9, *examples)
+        linearise(model, lambda some: losses_of(model)(some) - 9, *examples)
     model = curved().requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to attribute to"):
-        tangent(model, losses_of(model), *examples)
+        linearise(model, losses_of(model), *examples)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -74,9 +74,10 @@ def ekfac(
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, or None, got {rank}")
     if preconditioner == "identity":
-        return gradient_similarity(
+        products = gradient_similarity(
             objective, train, test, parameters=parameters, batch_size=batch_size, progress=progress
         )
+        return replace(products, method="ekfac", provenance={"preconditioner": "identity"})
     if fisher not in ("true", "empirical"):
         raise ValueError(f"fisher must be 'true' or 'empirical', got {fisher!r}")
     if factors is not None:
@@ -98,10 +99,10 @@ def ekfac(
             parts = [held.scores(trace(batch)) for batch in batches]
     return InfluenceScores(
         torch.cat(parts).cpu().numpy(),
-        method=preconditioner,
+        method="ekfac",
         units=UNITS,
         covers=factors.parameters,
-        provenance={**factors.about, "damping": damping, "rank": rank},
+        provenance={**factors.about, "preconditioner": preconditioner, "damping": damping, "rank": rank},
         weighing="run",
     )
 
