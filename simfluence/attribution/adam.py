@@ -27,7 +27,7 @@ from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Tracer, tracer
 
-_NUMBERS = 2**28  # in the test gradients that are held while training examples pass by: 1 GB in float32
+_NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
 
 
 def adam_similarity(
@@ -46,7 +46,7 @@ def adam_similarity(
 
     Parameters
     ----------
-    batch : b, the examples that a training step takes. eps : ε, Adam's own.
+    batch : b, the number of examples in a training step. eps : ε of Adam.
     population : the examples that batches are drawn from, if they are more than ``train``.
     parameters, batch_size : as in :func:`.gradients.gradient_similarity`.
 
@@ -93,7 +93,7 @@ def _in_context(context: AttributionContext, *, batch: int | None = None, **opti
 def _batch_gradient_sizes(
     trace: Tracer, population: Sequence[Any], batch: int, batch_size: int, progress: bool
 ) -> dict[str, Tensor]:
-    """√v by parameter: v = (1 − 1/b) m² + (1/b) mean of squares."""
+    """√v of each parameter, where v = (1 − 1/b) m² + (1/b) · the mean of the squared gradients."""
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
     for examples in followed(trace.batches(population, batch_size), len(population), progress, "sizes"):
@@ -111,7 +111,8 @@ def _batch_gradient_sizes(
 def _divided(
     trace: Tracer, test: Sequence[Any], sizes: dict[str, Tensor], eps: float, batch_size: int
 ) -> Queries:
-    """∇L(z) / (√v + ε) of a few test examples; what no training example moves is left out."""
+    """∇L(z) / (√v + ε) of a few test examples, without the parameters that no training example has a gradient
+    for."""
     found: dict[str, list[Tensor]] = {name: [] for name in sizes}
     for examples in trace.batches(test, batch_size):
         parts = trace(examples).parts

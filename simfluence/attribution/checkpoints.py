@@ -1,4 +1,4 @@
-"""Weights that a run went through, and putting them into a model for a while."""
+"""The weights that a run went through, and how to load them into a model temporarily."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Checkpoint:
     """Weights after a step.
 
     step : 0 is before the first.
-    learning_rate : η of the step that is taken from here (after the last step: of the last).
+    learning_rate : η of the step that follows (of the last step, where none follows).
     load : puts the weights into a model.
     """
 

@@ -1,13 +1,14 @@
-"""Gradients of single examples by parameter, in the form that a layer gives them.
+"""Gradient parts: what each use of a parameter contributes to the gradients of single examples.
 
-A parameter's gradient is a sum over tokens t (all positions of all rows of an example):
+The gradient of a parameter is a sum over tokens t (all positions of all rows of an example). A part keeps the
+terms of this sum in one of three forms, of which the layer decides:
 
     Outer    G_i = Σ_t g_t a_tᵀ            linear maps: inputs a [in], gradients of outputs g [out]
     Rows     G_i[r] = Σ_{t: r_t = r} g_t   embeddings: the row r_t that was looked up
     Summed   G_i = Σ_t v_t                 everything else: biases, norms, scales
 
-Tokens that an example does not have are zeros, and False in ``mask`` [example, token] (None: there is no
-token that the parts belong to).
+Tokens that an example does not have are zeros, and False in ``mask`` [example, token] (None: the part does
+not belong to tokens).
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ GradientPart: TypeAlias = Outer | Rows | Summed
 
 
 def dense(parts: Sequence[GradientPart]) -> Tensor:
-    """The gradient [example, …] of which these are parts (a weight may be used in several places)."""
+    """The whole gradient [example, …], the sum of its parts (a weight may be used in several places)."""
     total = parts[0].dense()
     for part in parts[1:]:
         total = total + part.dense()
@@ -99,7 +100,7 @@ def dense(parts: Sequence[GradientPart]) -> Tensor:
 
 
 def merged(parts: Sequence[GradientPart]) -> list[GradientPart]:
-    """The same with parts of a kind put behind one another along tokens, so that there are few."""
+    """At most one part of each form, with the same sum: parts of one form are joined along their tokens."""
     found: list[GradientPart] = []
     for kind in (Outer, Rows, Summed):
         if same := [part for part in parts if isinstance(part, kind)]:
@@ -108,12 +109,12 @@ def merged(parts: Sequence[GradientPart]) -> list[GradientPart]:
 
 
 def stacked(batches: Sequence[Sequence[GradientPart]]) -> list[GradientPart]:
-    """Pieces of one parameter from several batches as those of one; all batches have the same kinds."""
+    """One parameter's parts in several batches, all of the same forms, joined along examples."""
     if len(batches) == 1:
         return list(batches[0])
     found: list[GradientPart] = []
     for same in zip(*batches, strict=True):
-        if isinstance(same[0], Summed):  # their tokens are not looked at any more
+        if isinstance(same[0], Summed):  # single tokens are not needed any more
             found.append(Summed(torch.cat([part.dense() for part in same])[:, None]))
             continue
         longest = max(part.shape[1] for part in same)
@@ -143,5 +144,5 @@ def _lengthened(part: GradientPart, tokens: int) -> GradientPart:
 
 
 def place(values: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies: the same for what several layers were given."""
+    """Where a tensor lies in memory. It is the same for an input that several layers share."""
     return values.data_ptr(), values.shape, values.stride()

@@ -55,7 +55,7 @@ def influence(
     curvature : the examples that G is the mean over, N of them; by default the training examples.
     parameters : as in :func:`.parameters.selected_parameters`; the others are held fixed.
     batch_size : examples in a pass; changes time and memory alone.
-    seed : of the estimate of the mean eigenvalue.
+    seed : of the random numbers in the estimate of the mean eigenvalue.
 
     Returns
     -------
@@ -63,7 +63,7 @@ def influence(
 
     Raises
     ------
-    ValueError : nothing to differentiate by, no examples, damping ≤ 0, weights in half precision.
+    ValueError : there are no parameters or no examples, damping ≤ 0, or weights are in half precision.
 
     Warns
     -----

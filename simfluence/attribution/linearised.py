@@ -30,7 +30,7 @@ from simfluence.simulators.tangent import Tangent, log_odds
 POINTS = (0, 2, 4, 8, 16, 32, 56, 80, 96, 128, 192, 256, 320)
 """Steps at which Jacobians are taken along a run; early ones change most."""
 
-_PILOT = 32  # training examples that say which weights matter
+_PILOT = 32  # training examples whose gradients say which weights matter
 
 
 def linearise(
@@ -93,7 +93,7 @@ def linearise(
 def _choose(
     model: nn.Module, losses: Losses, train: Sequence[Any], coordinates: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """(which weights, 1/probability of each): the sample above."""
+    """(which weights are drawn, 1/π of each), see the top of this module."""
     rows = np.unique(np.linspace(0, len(train) - 1, _PILOT).astype(int))
     pilots = example_gradients(LossesOnly(model, losses), [train[row] for row in rows], batch_size=1)
     sizes = torch.cat([gradient.float().abs() for gradient in pilots]).mean(0)
@@ -134,7 +134,7 @@ def _assembled(
     n_train: int,
     recorded: Mapping[str, npt.NDArray[np.float64]],
 ) -> Tangent:
-    """Shorter paths stand still after their ends, as their references do."""
+    """All paths as arrays of one length: after its end, a shorter path keeps its last values."""
     points = max((at for at, *_ in traced), key=len)
     steps = max(len(path) for *_, path in traced)
     odds = np.empty((len(traced), steps, len(traced[0][2][0])), np.float32)

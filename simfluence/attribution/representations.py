@@ -2,8 +2,8 @@
 
     dot  ⟨φ_i, φ_z⟩      cosine  ⟨φ_i, φ_z⟩ / (‖φ_i‖ ‖φ_z‖)      l2  −‖φ_i − φ_z‖
 
-More similar pairs have larger scores. They know nothing of labels, so that the sign is no direction of an
-effect; units are those of φ², none, and those of φ.
+More similar pairs have larger scores. Representations do not depend on labels, so that the sign says nothing
+about the direction of an effect. The units are those of φ², none, and those of φ.
 """
 
 from __future__ import annotations

@@ -50,9 +50,9 @@ def bm25(
 ) -> InfluenceScores:
     """BM25 of every training text as a document for every test text as a query.
 
-    k1 : how fast further occurrences of a word stop to count.
-    b : how far counts are relative to a text's length, 0 .. 1 (0.75 is usual); None: presence of words, as
-        Grosse et al. (2023).
+    k1 : how slowly the weight of a word levels off as it occurs more often; with 0, only presence counts.
+    b : how strongly counts are normalised by a text's length, 0 .. 1 (0.75 is usual); None: presence of
+        words, as in Grosse et al. (2023).
 
     Raises ValueError without training or test texts, or for k1 < 0 or b outside 0 .. 1.
     """
@@ -106,8 +106,8 @@ def filtered(
     """Scores of chosen pairs; those of all other pairs are 0.
 
     method : (training examples, test examples) → scores; it is called once, with the union of the training
-        examples that are chosen for some test example. Whatever it takes from all training examples, such as
-        a curvature, it has to be given: ``lambda some, z: influence(objective, some, z, curvature=train)``.
+        examples that are chosen for some test example. What it needs of all training examples, such as a
+        curvature, it must be given: ``lambda some, z: influence(objective, some, z, curvature=train)``.
     chosen : bool [train, test], e.g. of :func:`candidates`.
 
     The provenance says what was chosen: ``candidates``, a list of training examples for each test example.

@@ -1,10 +1,11 @@
-"""Gradients of every single example out of one forward and one backward pass over a batch.
+"""The gradient of every single example, from one forward and one backward pass over a batch.
 
-Hooks on the modules whose kind is known (``layers.py``) keep their inputs, and autograd gives the gradients
-of their outputs; weights' own gradients, summed over the batch, are never made. Where the examples of a batch
-cannot be separated (outputs that all share), a batch is a single example; so it is where parameters of
-unknown modules are differentiated directly. Which these are is found by trying: on two examples, each
-parameter's gradient is compared with autograd's, and the graph is searched for uses that no hook saw.
+Hooks on the modules whose kind is known (``layers.py``) keep the modules' inputs, and autograd gives the
+gradients of their outputs; the weights' own gradients, summed over the batch, are never computed. A batch has
+a single example where a model's examples cannot be separated (they share an output), and where parameters of
+unknown modules have to be differentiated directly. The tracer finds this out by trying two examples: it
+compares each parameter's gradient with autograd's, and searches the graph for uses of parameters that no hook
+saw.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from simfluence.recording.evaluator import undisturbed
 
 @dataclass(frozen=True)
 class _Layer:
-    """A module with parameters that were asked for: its own name for each → the model's."""
+    """A module with chosen parameters. parameters : the module's name for each → the model's name."""
 
     name: str
     module: nn.Module
@@ -49,17 +50,17 @@ class _Call:
 
 @dataclass(frozen=True)
 class Traced:
-    """A batch: its losses [example], and the parts of the gradients by parameter.
+    """A batch: its losses [example], and the gradient parts by parameter.
 
-    A parameter that had no part in the losses is not among them.
+    A parameter that the losses do not depend on is left out.
     """
 
     losses: Tensor
     parts: dict[str, list[GradientPart]]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Traced:
-        """The same with everything in the parts changed, what several layers share only once."""
-        known: dict[Any, tuple[Tensor, Tensor]] = {}  # with what was there, so that nothing else comes there
+        """The same with every tensor of the parts changed, once where several layers share it."""
+        known: dict[Any, tuple[Tensor, Tensor]] = {}  # the old tensor too, so that its place is not reused
 
         def changed(values: Tensor) -> Tensor:
             if (key := place(values)) not in known:
@@ -79,8 +80,8 @@ class Tracer:
     Attributes
     ----------
     parameters : name → parameter, as chosen.
-    direct : names of those that no hook can treat.
-    one_by_one : whether batches are of single examples.
+    direct : names of those that no hook covers, which are differentiated directly.
+    one_by_one : whether each batch must have a single example.
     """
 
     def __init__(self, objective: Objective, parameters: dict[str, nn.Parameter]) -> None:
@@ -94,9 +95,9 @@ class Tracer:
         self._grouping = _Grouping([1], [])
 
     def __call__(self, examples: Sequence[Any], losses: Losses | None = None) -> Traced:
-        """The batch's losses and gradients. losses : in place of the objective's.
+        """The batch's losses and gradients. losses : a loss function in place of the objective's.
 
-        Raises ValueError for several examples where only one can be treated.
+        Raises ValueError for several examples if ``one_by_one``.
         """
         if len(examples) > 1 and self.one_by_one:
             raise ValueError(f"this model takes batches of one example, got {len(examples)}")
@@ -104,7 +105,7 @@ class Tracer:
         return Traced(values.detach(), self._parts(values))
 
     def batches(self, examples: Sequence[Any], batch_size: int) -> Iterator[Sequence[Any]]:
-        """Consecutive ones, of one example each if it must be."""
+        """The examples in consecutive batches, of one example each if ``one_by_one``."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         size = 1 if self.one_by_one else batch_size
@@ -155,7 +156,7 @@ class Tracer:
 
     @contextmanager
     def hooked(self) -> Iterator[Tracer]:
-        """Inside, hooks are on the modules, and all chosen parameters require gradients."""
+        """Inside, the modules have hooks, and all chosen parameters require gradients."""
         handles = [layer.module.register_forward_hook(self._hook(layer)) for layer in self.layers]
         try:
             with undisturbed(self.objective.module), requiring_gradients(self.parameters):
@@ -183,7 +184,7 @@ class Tracer:
         return hook
 
     def check(self, examples: Sequence[Any]) -> None:
-        """Try, on two examples if that works, and move to ``direct`` what autograd says otherwise of."""
+        """Compare with autograd on two examples, else on one; parameters that differ become ``direct``."""
         if len(examples) > 1 and not self.one_by_one and self._wrong(examples[:2]) == []:
             return
         self.one_by_one = True if len(examples) > 1 else self.one_by_one
@@ -199,8 +200,10 @@ class Tracer:
         ]
 
     def _wrong(self, examples: Sequence[Any]) -> list[str] | None:
-        """The hooked parameters whose gradients for the first example are not autograd's; None if no hook
-        works (or the losses themselves do not, which will show again)."""
+        """The hooked parameters whose gradients for the first example differ from autograd's.
+
+        None if the hooks fail, or the losses themselves do (the next call will raise that error).
+        """
         try:
             losses = self._forward(examples, None)
             unseen = self._unseen(losses)
@@ -229,8 +232,8 @@ class Tracer:
 def tracer(
     objective: Objective, examples: Sequence[Any], parameters: Sequence[str] | None = None
 ) -> Iterator[Tracer]:
-    """A :class:`Tracer` of an objective, tried on the first two examples; the model is in eval mode inside
-    and as it was outside."""
+    """A :class:`Tracer` of an objective, checked on the first two examples. The model is in eval mode inside
+    the ``with`` block, and as before after it."""
     chosen = selected_parameters(objective.module, parameters)
     trace = Tracer(objective, chosen)
     with trace.hooked():
@@ -269,9 +272,9 @@ class _Grouping:
         return nn.utils.rnn.pad_sequence(parts, batch_first=True)
 
     def mask(self, seen: Tensor) -> Tensor:
-        """Which tokens are there, [example, token], of a layer that saw this [row or example, …, feature].
+        """Which tokens are no padding, [example, token]. seen : [row or example, …, feature] of a layer.
 
-        Where two masks fit (sequences of encoder and decoder of the same length), what either has.
+        Where the masks of encoder and decoder have the same shape, a token counts that is in either.
         """
         shape = seen.shape[:-1]
         fitting = [mask for mask in self.masks if mask.shape == shape or shape == (mask.numel(),)]
@@ -302,7 +305,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _uses(losses: Tensor) -> Counter[int]:
-    """id of a parameter → in how many places of the graph it is used."""
+    """The id of a parameter → the number of places in the graph where it is used."""
     found: Counter[int] = Counter()
     waiting, known = [losses.grad_fn], {losses.grad_fn}
     while waiting:
@@ -317,8 +320,8 @@ def _uses(losses: Tensor) -> Counter[int]:
 
 
 _TOLERANCE = {torch.float64: (1e-8, 1e-13), torch.float32: (1e-3, 1e-6)}
-"""Of a parameter's gradient, and of all gradients together: some are zero but for rounding (the bias of the
-keys in attention)."""
+"""Relative tolerances: of a parameter's own gradient, and of all gradients together, since some are zero but
+for rounding (the bias of the keys in attention)."""
 
 
 def _close(found: Tensor, expected: Tensor, whole: Tensor) -> bool:

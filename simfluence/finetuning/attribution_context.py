@@ -23,13 +23,13 @@ def recorded_context(
     steps: Sequence[int] | Literal["initial"] | None = None,
     device: str | None = None,
 ) -> AttributionContext:
-    """The model, examples and checkpoints of a run of the set in the folder ``path``.
+    """The model, examples and weights of a run, which belongs to the run set in the folder ``path``.
 
-    steps : only the checkpoints after these steps; None: all that were kept; "initial": the weights before
+    steps : only the weights after these steps; None: all that were kept; "initial": the weights before
         training, which need not be kept.
     device : where the model lies, as torch names it; None is the GPU if torch finds one.
 
-    Raises RunDataError if the run was not recorded by ``simfluence record``, or has no such checkpoints.
+    Raises RunDataError if the run was not recorded by ``simfluence record``, or kept no such weights.
     """
     if not run.config:
         raise RunDataError(f"{path} was not recorded by `simfluence record`: its model is not known")
@@ -53,7 +53,7 @@ def recorded_context(
 
 
 def _after_initial(checkpoint: Checkpoint, prepared: Prepared) -> Checkpoint:
-    """What is frozen was not kept with the run: it is as it was before training."""
+    """A checkpoint that first restores the initial weights: frozen parameters are not kept with a run."""
 
     def load(module: nn.Module) -> None:
         module.load_state_dict(prepared.initial)

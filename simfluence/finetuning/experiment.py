@@ -1,8 +1,8 @@
 """A set of recorded runs from one configuration: the same model and task, a curriculum a run.
 
 Runs are independent of each other and are spread over processes; what is complete is skipped, and a run
-that was cut off goes on from its last checkpoint to the same bits (on GPUs: nearly): the same call
-continues an earlier one.
+that was cut off continues from its last checkpoint to the same bits (on GPUs: nearly). To continue an
+interrupted recording, make the same call again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from simfluence.finetuning.tunings import apply_tuning
 from simfluence.recording import RunRecorder
 
 Config = Mapping[str, Any]
-"""With the groups ``task``, ``model``, ``tuning`` and ``run`` of conf/, as plain values."""
+"""An experiment: the groups ``task``, ``model``, ``tuning`` and ``run`` of conf/, as plain values."""
 
 
 RESUME_EVERY = 25
@@ -135,7 +135,7 @@ def planned_curricula(config: Config, task: Task, count: int) -> dict[str, Curri
 
 
 def prepare(config: Config, device: str | None = None) -> Prepared:
-    """The task, the model as it is before training, with the tuning applied; once a process.
+    """The task, and the model before training with its tuning applied. The last result is cached.
 
     device : where the model lies, as torch names it; None is the GPU if torch finds one.
     """

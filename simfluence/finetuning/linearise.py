@@ -22,7 +22,8 @@ def linearise_runs(
 
     Parameters
     ----------
-    along : take them along the first so many runs instead, trained again; at least 2.
+    along : 0, or a number of runs, at least 2: the first so many runs are trained again, and Jacobians are
+        taken along them.
     device : where the model lies, as torch names it; None is the kind of device that the first run was
         trained on.
 

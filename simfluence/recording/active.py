@@ -91,7 +91,7 @@ class ActiveRun:
         return self._recording and self._fault is None
 
     def consumes(self, example_ids: Iterable[Any]) -> None:
-        """Say what a micro-batch holds; the next :meth:`step` takes all that was said since the last."""
+        """Name the examples of a micro-batch; the next :meth:`step` records all named since the last."""
         if self._recording:
             self._consumed.append(self._rows(example_ids))
 
@@ -173,7 +173,7 @@ class ActiveRun:
             self._writer.release()
 
     def _begin(self) -> None:
-        """Open the run on the writing process; either go on after its last checkpoint, or evaluate."""
+        """Open the run on the writing process; continue after its last checkpoint, or evaluate step 0."""
         if self._optimizer is not None:
             self._hook = self._optimizer.register_step_pre_hook(self._note_rate)
         go_on_after = self._processes.from_writer(self._open)
@@ -233,7 +233,7 @@ class ActiveRun:
     def _everyones_share(
         self, example_ids: Iterable[Any] | None, train_loss: Any
     ) -> tuple[IntArray, float | None]:
-        """The step's whole batch, process after process, and its mean loss; everyone's errors."""
+        """The whole batch, process after process, and its mean loss; an error in one is raised in all."""
         error: RunDataError | None = None
         try:
             if example_ids is not None:
@@ -276,7 +276,7 @@ class ActiveRun:
         )
 
     def _write(self, action: Callable[[], None]) -> None:
-        """Let the writing process do it; a fault is raised, or ends the recording, as the user chose."""
+        """Run the action on the writing process; a fault is raised or ends the recording, see on_error."""
         if not self._processes.is_writer or not self.recording:
             return
         try:
@@ -291,7 +291,7 @@ class ActiveRun:
                 self._act_on_fault()
 
     def _act_on_fault(self) -> None:
-        """Raise what keeps us from writing, or say it and let the training go on without us."""
+        """If the run cannot be written any more, raise the error, or warn and end the recording."""
         if self._fault is None or not self._recording:
             return
         if self._on_error == "raise":

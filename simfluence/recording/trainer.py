@@ -157,7 +157,7 @@ class _TrainerRecording(TrainerCallback):
 
 
 class _Numbered(torch.utils.data.Dataset):
-    """A data set whose items come with their numbers; in all else the data set itself."""
+    """Wraps a data set so that each item comes with its number; all else is the data set's own."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset

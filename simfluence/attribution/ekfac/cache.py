@@ -1,4 +1,4 @@
-"""Gradients that are kept between two passes over the same examples, where there is memory for them."""
+"""A cache of gradients between two passes over the same examples, where there is memory for them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from simfluence.attribution.tracing import Traced
 
 
 class GradientCache:
-    """Batches one after another; none at all as soon as all ``examples`` are not expected to fit.
+    """Keeps all batches, or none if the gradients of all examples are not expected to fit.
 
-    memory : bytes. What several layers share is there once.
+    examples : how many there will be. memory : the bytes that may be used. A tensor that several layers share
+    counts once.
     """
 
     def __init__(self, examples: int, memory: float) -> None:
@@ -23,7 +24,7 @@ class GradientCache:
         self._batches: list[Traced] | None = []
 
     def add(self, traced: Traced, *, copy: bool) -> None:
-        """copy : into :func:`.memory.fresh` memory, if it is not there."""
+        """Keep the next batch. copy : into buffers of its own (:func:`.buffers.fresh`)."""
         if self._batches is None:
             return
         self._seen += len(traced.losses)
@@ -35,18 +36,18 @@ class GradientCache:
 
     @property
     def complete(self) -> bool:
-        """Whether all examples are there."""
+        """Whether the gradients of all examples are kept."""
         return self._batches is not None and self._seen == self._examples
 
     def taken(self) -> Iterator[Traced]:
-        """The batches, in their order; each is forgotten when it has been given."""
+        """The batches in their order; each is removed from the cache when it is yielded."""
         batches, self._batches = self._batches or [], None
         while batches:
             yield batches.pop(0)
 
 
 def size(traced: Traced) -> int:
-    """Bytes of its parts."""
+    """The bytes that the gradient parts of a batch take."""
     tensors = {place(values): values for parts in traced.parts.values() for values in _tensors(parts)}
     return sum(values.numel() * values.element_size() for values in tensors.values())
 

@@ -18,13 +18,16 @@ from simfluence.attribution.ekfac.blocks import Block
 from simfluence.attribution.gradient_parts import GradientPart, Outer, Rows, Summed, dense, place
 
 _ROUNDING = 100
-"""Gradients that are smaller than so many units of rounding of what was added up to them are zero. (So are
-those of whatever adds the same to all scores of a choice.)"""
+"""Gradients below so many units of rounding of the terms that they are sums of count as zero. (An example is
+a bias that adds the same to all scores of a choice.)"""
 
 
 def vanishes(squares: Tensor, size: Tensor | float) -> bool:
-    """Whether gradients whose squares [number] add up to that are nothing but the rounding of terms whose
-    absolute values, added up and squared, are ``size``."""
+    """Whether gradients are nothing but rounding errors.
+
+    squares : the sum of the squared gradients. size : the same, had the terms that each gradient is a sum of
+    been added up by their absolute values.
+    """
     return float(squares) <= (_ROUNDING * torch.finfo(squares.dtype).eps) ** 2 * float(size)
 
 
@@ -101,7 +104,7 @@ def _plus(total: Tensor | None, part: Tensor) -> Tensor:
 
 
 class Squares:
-    """Σ x xᵀ over the tokens of a batch, above the diagonal; once for an input that several layers share."""
+    """Σ x xᵀ over the tokens of a batch, on and above the diagonal; computed once for a shared input."""
 
     def __init__(self, batch: Iterable[Sequence[GradientPart]]) -> None:
         outers = [part for parts in batch for part in parts if isinstance(part, Outer)]
@@ -109,7 +112,7 @@ class Squares:
         self._known: dict[Any, Tensor] = {}
 
     def add(self, total: Tensor, values: Tensor, mask: Tensor | None, ones: bool) -> None:
-        """total += Σ x xᵀ over tokens that are there, x with a last 1 where it is asked for."""
+        """total += Σ x xᵀ over tokens that are no padding. ones : whether x is extended by a last 1."""
         lies = place(values)
         if self._uses[lies] == 1:
             _add_square(total, values, mask, ones)

@@ -1,9 +1,10 @@
-"""Preconditioned gradients of test examples, held while all training gradients pass by.
+"""Preconditioned gradients of test examples, kept in memory for the pass over the training examples.
 
     P_z = (Ĝ + λI)⁻¹ ∇L(z),   of a Kronecker block   P_z = Q_S [ (Q_Sᵀ ∇_z Q_A) / (Λ + λ) ] Q_Aᵀ
 
-A matrix [out, in] a query, or its best approximation of rank r, U Vᵀ. Where there are many queries and few
-training examples, the training gradients are brought into the eigenbasis instead of P_z out of it.
+Each query is a matrix [out, in], or nearly its best approximation of rank r, U Vᵀ. Where there are many
+queries and few training examples, P_z stays in the eigenbasis and the training gradients are transformed into
+it.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Held:
         )
 
     def scores_in_eigenbases(self, traced: Traced) -> Tensor:
-        """The same of gradients by block that are in the eigenbases already, where all queries are."""
+        """The same for gradients by block that are in the eigenbases already, as all queries must be."""
         return self._sum(traced, {name: traced.parts[name] for name in self.queries if name in traced.parts})
 
     def _sum(self, traced: Traced, parts: Mapping[str, Sequence[GradientPart]]) -> Tensor:
@@ -87,8 +88,8 @@ class QueryBuilder:
 
     rank : of the approximation of each P_z; None: exact, a matrix of the block's size a query.
     damping : λ of all blocks; None: 0.1 · mean(Λ) of each. 0: the pseudo-inverse.
-    train : how many training examples are to be brought into the eigenbases if the queries stay there; 0 if
-        they are there already. test : how many queries. Both decide about the basis.
+    train : how many training gradients would have to be transformed if the queries stay in the eigenbases; 0
+        if these gradients are there already. test : how many queries there are. The cheaper basis is chosen.
     """
 
     def __init__(
@@ -179,7 +180,7 @@ class QueryBuilder:
         return Summed(matrices[:, None])
 
     def _put(self, name: str, part: GradientPart) -> None:
-        """Into one array for all queries, zeros where there is nothing, so that nothing is there twice."""
+        """Write the next queries into the one array of a block, which is zero where a query has no tokens."""
         whole = self._whole.get(name)
         if whole is None or whole.shape[1] < part.shape[1]:
             longer = part.each(lambda v: v.new_zeros(self.test, *v.shape[1:]))
@@ -198,10 +199,10 @@ def _copy(part: GradientPart, into: GradientPart, start: int) -> None:
 def _importance(values: Tensor) -> Tensor:
     """λ^¼ of eigenvalues of a factor, > 0.
 
-    A matrix that is multiplied with it on both sides before its rank is cut is half-way between P_z, whose
-    own error is then the least, and F^½ P_z, where the error of scores is for gradients of covariance
-    F = S ⊗ A. Scores of MiniLM at rank 32 (64 examples, 16 queries) had errors of .16 with the first,
-    .10 with the second, .07 half-way.
+    Before its rank is cut, a matrix is multiplied with it on both sides. This is half-way between cutting
+    P_z, which minimises the error of P_z, and cutting F^½ P_z, which minimises the error of scores for
+    gradients with covariance F = S ⊗ A. Scores of MiniLM at rank 32 (64 examples, 16 queries) had errors of
+    .16 with the first, .10 with the second, and .07 half-way.
     """
     return (values + 1e-3 * values.mean()).clamp_min(torch.finfo(values.dtype).tiny) ** 0.25
 
@@ -209,8 +210,8 @@ def _importance(values: Tensor) -> Tensor:
 def inverse_eigenvalues(eigenvalues: Tensor, damping: float | None) -> Tensor:
     """1 / (Λ + λ).
 
-    damping : λ; None: 0.1 · mean(Λ). Where nothing but zeros would be divided by, 0: what no gradient ever
-        reached has no say.
+    damping : λ; None: 0.1 · mean(Λ). Where Λ + λ is zero, the result is 0: parameters without any gradient
+        do not contribute.
     """
     if damping is None:
         damping = RELATIVE_DAMPING * float(eigenvalues.mean(dtype=torch.float64))

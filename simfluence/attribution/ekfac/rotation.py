@@ -35,7 +35,7 @@ class Rotation:
     def _rotated(self, values: Tensor, basis: Tensor, ones: bool) -> Tensor:
         """[example, token, feature] times the basis; with ``ones``, a last feature of 1 is understood."""
         key = place(values), id(basis)
-        if key not in self._known:  # kept with the values, so that no others come to lie where they lay
+        if key not in self._known:  # the values too: while they live, their place is not reused
             flat = values.flatten(0, 1)
             rotated = fresh(flat, len(flat), basis.shape[1])
             if ones:
@@ -47,7 +47,7 @@ class Rotation:
 
 
 def in_eigenbases(traced: Traced, blocks: Sequence[Block], factors: Mapping[str, Factors]) -> Traced:
-    """The same by block, what is in Kronecker blocks in their eigenbases."""
+    """The gradients by block; those of Kronecker blocks are in their eigenbases."""
     rotate = Rotation(factors)
     return Traced(
         traced.losses,
@@ -60,7 +60,7 @@ def in_eigenbases(traced: Traced, blocks: Sequence[Block], factors: Mapping[str,
 
 
 _CACHED = 150_000
-"""Numbers of a matrix that is made, squared and forgotten, which stays in a processor's cache."""
+"""Numbers of a temporary matrix that stays in a processor's cache while it is made and squared."""
 
 
 def add_squares(total: Tensor, parts: Sequence[GradientPart]) -> None:

@@ -56,18 +56,19 @@ def ekfac(
     preconditioner : "ekfac"; "kfac", with products of the factors' eigenvalues in place of Λ; or "identity",
         the dot product of gradients (units loss² / parameter²).
     damping : λ of every block; None: 0.1 · mean(Λ) of each; 0: the pseudo-inverse.
-    rank : of what is held of every query and matrix; None: the whole matrices, queries × parameters numbers.
-        32 holds hundreds of queries in a fraction of that memory. It is not faster: making the approximations
-        takes longer than is saved (analysis/benchmarks/attribution.md has times, memory and errors).
-    parameters, fisher, seed : of the factors that are made here.
-    batch_size : examples in a pass; scores do not depend on it, but for drawn labels.
-    memory : as in :func:`ekfac_factors`. If they are made here with the empirical Fisher matrix, whose
-        gradients are those that are scored, these too are computed only once where they fit.
+    rank : of the approximation of every query's matrices; None: the whole matrices, queries × parameters
+        numbers. With 32, hundreds of queries take a fraction of that memory. It is not faster: making the
+        approximations takes longer than they save (analysis/benchmarks/attribution.md has times, memory and
+        errors).
+    parameters, fisher, seed : of the factors, if they are made here.
+    batch_size : examples in a pass; scores depend on it only through the labels that are drawn.
+    memory : as in :func:`ekfac_factors`. The empirical Fisher matrix has the same gradients as the scores; if
+        its factors are made here and the gradients fit, they are computed only once.
 
     Raises
     ------
-    ValueError : nothing to train; parameters given beside factors.
-    RunDataError : factors of other weights.
+    ValueError : there is nothing to train, or parameters are given beside factors.
+    RunDataError : the factors are of other weights.
     """
     if preconditioner not in ("ekfac", "kfac", "identity"):
         raise ValueError(f"preconditioner must be 'ekfac', 'kfac' or 'identity', got {preconditioner!r}")
@@ -112,13 +113,13 @@ class LayerTokenScores:
     """Scores taken apart. Block and token parts, and ``whole``, add up to ``total``.
 
     blocks : names, lowest first.
-    tokens : float [block, train, test, token], by token of the training example (of all its sequences in
-        turn; padding left out, zeros at the end).
-    whole : float [block, train, test], of blocks that see no single tokens: what is pooled, or
-        differentiated directly.
+    tokens : float [block, train, test, token], the scores by token of the training example (the tokens of all
+        its sequences in turn, without padding; zeros at the end).
+    whole : float [block, train, test], the scores of blocks that have no tokens: they work on pooled values,
+        or are differentiated directly.
     lengths : int [train], tokens of each training example.
 
-    A token's part is that of the gradient that arises there, which depends on the rest of the sequence.
+    A token's score is of the gradient that arises at this token; it depends on the rest of the sequence too.
     """
 
     blocks: tuple[str, ...]
