@@ -1,7 +1,7 @@
 """Data attribution: one method a file, all returning InfluenceScores in one sign convention.
 
-Importing this package imports the file of every method, and so registers it (:mod:`.registry`). The formulas of
-all methods are in analysis/METHODS.md, "Attribution".
+Importing this package imports the file of every method, and so registers it (:mod:`.registry`). The formulas
+of all methods are in analysis/METHODS.md, "Attribution".
 """
 
 from simfluence.attribution.adam import adam_similarity
