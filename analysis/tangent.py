@@ -1,8 +1,8 @@
-"""Simulators that know Jacobians: held-out skill with linearised at the initial weights and along runs.
+"""Simulators that know Jacobians: held-out skill with tangents at the initial weights and along runs.
 
-    python analysis/linearised.py set [set ...] [--runs 0|4] [--sizes 2 8 20] [--cache folder]
+    python analysis/tangent.py set [set ...] [--runs 0|4] [--sizes 2 8 20] [--cache folder]
 
-Makes the linearised by training the named sets' first runs again (JSONL tasks must be found from where this
+Makes the tangents by training the named sets' first runs again (JSONL tasks must be found from where this
 is called), keeps them in the cache, and scores as analysis/simulators.py does: the last ten runs are held
 out, the first ones train. Writes analysis/results/simulators_scores.csv (columns of simulators.csv) after
 every fit; rows that are there already are left.
@@ -17,22 +17,22 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from simfluence.finetuning.linearised import runs_linearised
 from simulators import ASIDE, COLUMNS, RESULTS, about, fingerprint, measure, summary
 
+from simfluence.finetuning.linearise import linearise_runs
 from simfluence.runs import RunSet
-from simfluence.simulators import AutoSimulator, EffectsSimulator, LinearisedModel, Simulator
+from simfluence.simulators import AutoSimulator, EffectsSimulator, Simulator, Tangent
 
 RUNS = Path(__file__).parents[1] / "runs"
 HELD_OUT = 10
 
 
-def made(runs: RunSet, file: Path, count: int, coordinates: int) -> LinearisedModel:
-    """The linearised of the first ``count`` runs, or of the initial weights for 0."""
+def made(runs: RunSet, file: Path, count: int, coordinates: int) -> Tangent:
+    """The tangent of the first ``count`` runs, or of the initial weights for 0."""
     if file.exists():
-        return LinearisedModel.load(file)
+        return Tangent.load(file)
     start = time.perf_counter()
-    found = runs_linearised(runs, count, coordinates=coordinates)
+    found = linearise_runs(runs, count, coordinates=coordinates)
     print(f"{file.stem}: {time.perf_counter() - start:.0f} s", flush=True)
     file.parent.mkdir(parents=True, exist_ok=True)
     found.save(file)
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("sets", nargs="+")
     parser.add_argument("--runs", type=int, nargs="+", default=[0, 4], help="runs to take Jacobians along")
     parser.add_argument("--sizes", type=int, nargs="+", default=[2, 8, 20])
-    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "simfluence" / "linearised")
+    parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "simfluence" / "tangents")
     options = parser.parse_args()
     table = RESULTS / "simulators_scores.csv"
     for name in options.sets:
@@ -57,10 +57,10 @@ def main() -> None:
             where = f"along {count} runs" if count else "at the initial weights"
             for size in sizes:
                 simulators: dict[str, Callable[[], Simulator]] = {
-                    f"linearised {where}": lambda of=of: EffectsSimulator(
-                        linearised=of, penalty=np.inf, link="log_odds"
+                    f"tangent {where}": lambda of=of: EffectsSimulator(
+                        tangent=of, penalty=np.inf, link="log_odds"
                     ),
-                    f"auto, linearised {where}": lambda of=of: AutoSimulator(linearised=of),
+                    f"auto, tangent {where}": lambda of=of: AutoSimulator(tangent=of),
                 }
                 for simulator, make in simulators.items():
                     row(table, name, runs, size, test, simulator, make)

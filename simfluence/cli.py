@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from simfluence import renamed
 from simfluence.errors import RecordingError, RunDataError
 
 Command = Callable[[DictConfig], None]
@@ -77,7 +78,7 @@ def evaluate(config: DictConfig) -> None:
 def whatif(config: DictConfig) -> None:
     from simfluence import report
     from simfluence.finetuning.experiment import record_runs
-    from simfluence.finetuning.replay import recorded_device
+    from simfluence.finetuning.retrain import recorded_config, recorded_device
     from simfluence.runs import RunSet
     from simfluence.simulators import PredictiveBands
     from simfluence.whatif import agreement, by_group, edit, verified, what_if, with_band
@@ -106,7 +107,7 @@ def whatif(config: DictConfig) -> None:
             raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
         folder, name = f"{config.path.rstrip('/')}-whatif", f"{run.id}-{_said(config.edit, slug=True)}"
         where = config.device or str(recorded_device(run))
-        record_runs(run.config, folder, count=1, curricula={name: edited}, device=where)
+        record_runs(recorded_config(run), folder, count=1, curricula={name: edited}, device=where)
         retrained = RunSet.load(folder)
         changes = verified(answer, run, retrained[retrained.position(name)])
     print(by_group(changes).to_markdown(floatfmt=".4f"))
@@ -124,9 +125,9 @@ def whatif(config: DictConfig) -> None:
 
 def attribute(config: DictConfig) -> None:
     from simfluence import report
+    from simfluence.attribution.ekfac import layers_and_tokens
     from simfluence.attribution.methods import attribute as scores_of
-    from simfluence.attribution.methods import layers_and_tokens
-    from simfluence.finetuning.setting import recorded_setting
+    from simfluence.finetuning.attribution_context import recorded_context
     from simfluence.recording.weights import weight_steps
 
     runs, method, steps = _load(config.path), _plain(config.method), _plain(config)["steps"]
@@ -138,27 +139,27 @@ def attribute(config: DictConfig) -> None:
     shown = [runs.test.ids.index(example) for example in ids]
     with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
     run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
-    setting = recorded_setting(config.path, run, steps, config.device)
+    context = recorded_context(config.path, run, steps, config.device)
 
-    scores = scores_of(setting, method.pop("name"), only=config.only, progress=True, **method)
+    scores = scores_of(context, method.pop("name"), only=config.only, progress=True, **method)
     scores = report.with_run(scores, Path(config.path).name, run.id)
-    texts = (setting.train_texts, setting.test_texts) if config.text else None
+    texts = (context.train_texts, context.test_texts) if config.text else None
     train, test = runs.train.ids, runs.test.ids
     print(report.write_attribution(scores, config.output, train, test, texts, shown, config.top))
     if method.get("factors") is not None:
         pair = [*scores.proponents(shown[0], 1), *scores.opponents(shown[0], 1)]
-        parts = layers_and_tokens(setting, pair, shown[:1], method["factors"])
-        tokens = [setting.tokens(setting.train[i]) for i in pair]
+        parts = layers_and_tokens(context, pair, shown[:1], method["factors"])
+        tokens = [context.tokens(context.train[i]) for i in pair]
         report.write_heat_map(parts, tokens, [f"{train[i]} for {ids[0]}" for i in pair], config.output)
     print(f"scores, card and figures: {config.output}")
 
 
-def tangent(config: DictConfig) -> None:
-    from simfluence.finetuning.tangents import runs_tangent
+def linearise(config: DictConfig) -> None:
+    from simfluence.finetuning.linearise import linearise_runs
 
     runs = _load(config.path)
     options = {key: config[key] for key in ("coordinates", "seed", "device")}
-    found = runs_tangent(runs, config.along, **options, progress=True)
+    found = linearise_runs(runs, config.along, **options, progress=True)
     found.save(config.output)
     print(f"Jacobians of {found.n_train} training and {found.n_test} test examples: {config.output}")
 
@@ -181,7 +182,8 @@ def runs(config: DictConfig) -> None:
             _fail(f"{len(problems)} problems in {config.path}")
         print(f"every file in {config.path} is what its manifest says")
     elif config.prune is not None:
-        chosen = {what: what in config.prune for what in ("attempts", "failed", "checkpoints")}
+        chosen = {what: what in config.prune for what in ("attempts", "failed", "weights")}
+        renamed.check(config.prune, renamed.PRUNING, ValueError)
         if unknown := set(config.prune) - set(chosen):
             raise ValueError(f"prune takes {', '.join(chosen)}, not {', '.join(sorted(unknown))}")
         found = manage.prune(config.path, **chosen, dry_run=not config.delete)
@@ -200,7 +202,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "evaluate": (evaluate, "fit simulators on some runs, predict the others, print the table"),
     "whatif": (whatif, "edit a curriculum, see the predicted change, verify it by retraining"),
     "attribute": (attribute, "score training examples for test examples by an attribution method"),
-    "tangent": (tangent, "take the gradients of all examples, for simulators that train with them"),
+    "linearise": (linearise, "take the Jacobians of all examples, for simulators that train with them"),
     "runs": (runs, "list, show, verify and prune what is recorded"),
 }
 
@@ -225,9 +227,9 @@ _EXAMPLES = {
         "simfluence attribute path=runs/mine method=ekfac test_ids=[q-17]",
         "simfluence attribute path=runs/mine method=tracin only=50",
     ),
-    "tangent": (
-        "simfluence tangent path=runs/mine",
-        "simfluence fit path=runs/mine simulator.linearised=runs/mine/tangent.safetensors",
+    "linearise": (
+        "simfluence linearise path=runs/mine",
+        "simfluence fit path=runs/mine simulator.tangent=runs/mine/linearised.safetensors",
     ),
     "runs": (
         "simfluence runs",
@@ -249,6 +251,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(_help())
         return
     command, options = arguments[0], arguments[1:]
+    if command == "tangent":
+        _fail("the command 'tangent' is now named 'linearise'")
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -256,13 +260,23 @@ def main(arguments: list[str] | None = None) -> None:
     if {"-h", "--help"} & set(options):
         print(_command_help(command, [option for option in options if not option.startswith("-")]))
         return
+    _refuse_old(options)
     options.sort(key=lambda option: option not in ("-m", "--multirun"))  # hydra wants these first
     if not {"-m", "--multirun"} & set(options):
         _check(command, [option for option in options if not option.startswith("-")])
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     sys.argv = [f"simfluence {command}", *options]
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)
-    run(_told_plainly(COMMANDS[command][0]))()
+    run(_reported_plainly(COMMANDS[command][0]))()
+
+
+def _refuse_old(options: list[str]) -> None:
+    """End with a sentence if an option has an old name, whatever else is wrong."""
+    names = {f"run.{old}": f"run.{new}" for old, new in renamed.RECORDING.items()}
+    try:
+        renamed.check((option.split("=")[0].lstrip("+~") for option in options), names, ValueError)
+    except ValueError as error:
+        _fail(str(error))
 
 
 def conf_folder() -> Path:
@@ -348,17 +362,17 @@ def _command_help(command: str, overrides: list[str]) -> str:
     return "\n".join(lines)
 
 
-def _told_plainly(command: Command) -> Command:
+def _reported_plainly(command: Command) -> Command:
     """What went wrong in a sentence, without a traceback, where the user can mend it."""
 
     @wraps(command)
-    def told(config: DictConfig) -> None:
+    def reported(config: DictConfig) -> None:
         try:
             command(config)
         except (RunDataError, RecordingError, ValueError, OmegaConfBaseException) as error:
             _fail(str(error))
 
-    return told
+    return reported
 
 
 def _fail(message: str) -> None:
@@ -394,8 +408,8 @@ def _simulator(config: DictConfig) -> Any:
     params = _plain(config)
     if isinstance(params.get("scores"), str):
         params["scores"] = InfluenceScores.load(params["scores"])
-    if isinstance(params.get("linearised"), str):
-        params["linearised"] = LinearisedModel.load(params["linearised"])
+    if isinstance(params.get("tangent"), str):
+        params["tangent"] = LinearisedModel.load(params["tangent"])
     return make_simulator(**params)
 
 
@@ -403,16 +417,17 @@ def _scored(files: list[str], runs: Any) -> dict[str, Any]:
     """Simulators of files of scores: calibrated, as they are where they have units, and replayed where
     losses have log-odds."""
     from simfluence.attribution import InfluenceScores
+    from simfluence.simulators import DynamicsSimulator, ScoresSimulator, Simulator
 
-    found = {}
+    found: dict[str, Simulator] = {}
     for file in files:
         scores = InfluenceScores.load(file)
         name = scores.method if f"{scores.method}, calibrated" not in found else f"{scores.method} ({file})"
-        found[f"{name}, calibrated"] = scores.as_simulator()
+        found[f"{name}, calibrated"] = ScoresSimulator(scores)
         if scores.weighing:
-            found[f"{name}, as is"] = scores.as_simulator(calibrated=False)
+            found[f"{name}, as is"] = ScoresSimulator(scores, calibrated=False)
         if not (runs.loss <= 0).any():  # NaN where not evaluated
-            found[f"{name}, replayed"] = scores.as_simulator(replayed=True)
+            found[f"{name}, replayed"] = DynamicsSimulator(scores)
     return found
 
 

@@ -14,4 +14,4 @@ CONFIG: dict[str, Any] = {
         "optimizer": {"name": "adamw", "lr": 1e-4},
     },
 }
-WITH_CHECKPOINTS = {**CONFIG, "run": {**CONFIG["run"], "checkpoints": 2}}
+WITH_WEIGHTS = {**CONFIG, "run": {**CONFIG["run"], "keep_weights": 2}}

@@ -68,7 +68,7 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["recrod"], "did you mean 'record'"),
         (["record", "task=copaa"], "task is one of boolq"),
@@ -86,14 +86,22 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
         (["whatif", "path=runs/small", "train=5", "edit.ids=[3]", "verify=true"], "retrain it yourself"),
         (["runs", "path=runs/small", "run_id=nine"], "there are run-000"),
         (["runs", "path=nowhere"], "holds none"),
+        (["record", "run.checkpoints=10"], "'run.checkpoints' is now named 'run.keep_weights'"),
+        (["record", "+run.checkpoints=10"], "'run.checkpoints' is now named 'run.keep_weights'"),
+        (
+            ["record", "-m", "run.checkpoint_every=1,2"],
+            "'run.checkpoint_every' is now named 'run.resume_every'",
+        ),
+        (["runs", "path=runs/small", "prune=[checkpoints]"], "'checkpoints' is now named 'weights'"),
+        (["tangent"], "'tangent' is now named 'linearise'"),
     ],
 )
-def test_what_is_wrong_is_told_in_a_sentence(
-    simfluence, arguments: list[str], told: str, recorded: Path
+def test_what_is_wrong_is_reported_in_a_sentence(
+    simfluence, arguments: list[str], message: str, recorded: Path
 ) -> None:
     result = simfluence(*arguments, cwd=recorded)
     assert result.returncode == 2
-    assert told in result.stderr
+    assert message in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -212,7 +220,7 @@ def test_scores_are_held_to_the_same_standard(simfluence, recorded: Path) -> Non
     [
         ["record", "count=1", "device=nope"],
         ["attribute", "steps=initial", "output=out", "device=nope"],
-        ["tangent", "output=out", "device=nope"],
+        ["linearise", "output=out", "device=nope"],
         ["fit", "simulator=linear", "output=out", "simulator.device=nope"],
     ],
     ids=lambda command: command[0],

@@ -316,7 +316,9 @@ def influence_of_a_layer(n_train: int, n_test: int) -> pd.DataFrame:
     table.unit()
     size = sum(parameter.numel() for parameter in selected_parameters(model, names).values())
     table.add(
-        f"{found.method}, {size} parameters", taken, note=f"residual {found.provenance['residual']:.1e}"
+        f"influence_{found.provenance['solver']}, {size} parameters",
+        taken,
+        note=f"residual {found.provenance['residual']:.1e}",
     )
     return table.frame()
 

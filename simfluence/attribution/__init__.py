@@ -1,4 +1,8 @@
-"""Data attribution: one method a file, all returning InfluenceScores in one sign convention."""
+"""Data attribution: one method a file, all returning InfluenceScores in one sign convention.
+
+Importing this package imports the file of every method, and so registers it (:mod:`.registry`). The formulas
+of all methods are in analysis/METHODS.md, "Attribution".
+"""
 
 from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
@@ -9,23 +13,28 @@ from simfluence.attribution.ekfac import (
     ekfac_by_layer_and_token,
     ekfac_factors,
 )
-from simfluence.attribution.foreign import import_scores
+from simfluence.attribution.gradient_step import gradient_step
 from simfluence.attribution.gradients import example_gradients, gradient_similarity
+from simfluence.attribution.importing import import_scores
 from simfluence.attribution.influence import influence
 from simfluence.attribution.inverse import ConjugateGradient, ConvergenceWarning, Exact, Lissa
+from simfluence.attribution.linearised import linearise
+from simfluence.attribution.methods import attribute
 from simfluence.attribution.ngrams import ngram_similarity
 from simfluence.attribution.objective import Classification, LossesOnly, Objective, Regression
 from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.pbrf import proximal_bregman_response
+from simfluence.attribution.registry import METHODS, AttributionContext, method
 from simfluence.attribution.representations import representation_similarity
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.sparsity import power_law_tail, share_of_top, sparsity
-from simfluence.attribution.tangent import tangent
 from simfluence.attribution.text_similarity import bm25, candidates, filtered, tfidf
 from simfluence.attribution.tracin import tracin
 from simfluence.attribution.trak import trak
 
 __all__ = [
+    "METHODS",
+    "AttributionContext",
     "Checkpoint",
     "Classification",
     "ConjugateGradient",
@@ -39,6 +48,7 @@ __all__ = [
     "Objective",
     "Regression",
     "adam_similarity",
+    "attribute",
     "bm25",
     "candidates",
     "ekfac",
@@ -47,8 +57,11 @@ __all__ = [
     "example_gradients",
     "filtered",
     "gradient_similarity",
+    "gradient_step",
     "import_scores",
     "influence",
+    "linearise",
+    "method",
     "ngram_similarity",
     "power_law_tail",
     "proximal_bregman_response",
@@ -57,7 +70,6 @@ __all__ = [
     "selected_parameters",
     "share_of_top",
     "sparsity",
-    "tangent",
     "tfidf",
     "tracin",
     "trak",

@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simfluence.attribution.gradient_parts import Summed, dense
 from simfluence.attribution.gradients import followed
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.pieces import Summed, dense
 from simfluence.attribution.products import Queries, scores
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Tracer, tracer
 
-_NUMBERS = 2**28  # in the test gradients that are held while training examples pass by: 1 GB in float32
+_NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
 
 
 def adam_similarity(
@@ -45,7 +46,7 @@ def adam_similarity(
 
     Parameters
     ----------
-    batch : b, the examples that a training step takes. eps : ε, Adam's own.
+    batch : b, the number of examples in a training step. eps : ε of Adam.
     population : the examples that batches are drawn from, if they are more than ``train``.
     parameters, batch_size : as in :func:`.gradients.gradient_similarity`.
 
@@ -79,15 +80,25 @@ def adam_similarity(
     )
 
 
+@method("gradient_adam")
+def _in_context(context: AttributionContext, *, batch: int | None = None, **options: Any) -> InfluenceScores:
+    """batch : None: the run's own."""
+    batch = context.batch if batch is None else batch
+    if batch is None:
+        raise ValueError("gradient_adam needs batch, the number of examples in a training step")
+    given = {"batch": batch, "population": context.curvature, **options}
+    return context.at_last_checkpoint(adam_similarity, **given)
+
+
 def _batch_gradient_sizes(
     trace: Tracer, population: Sequence[Any], batch: int, batch_size: int, progress: bool
 ) -> dict[str, Tensor]:
-    """√v by parameter: v = (1 − 1/b) m² + (1/b) mean of squares."""
+    """√v of each parameter, where v = (1 − 1/b) m² + (1/b) · the mean of the squared gradients."""
     sums: dict[str, Tensor] = {}
     squares: dict[str, Tensor] = {}
     for examples in followed(trace.batches(population, batch_size), len(population), progress, "sizes"):
-        for name, pieces in trace(examples).pieces.items():
-            gradients = dense(pieces)
+        for name, parts in trace(examples).parts.items():
+            gradients = dense(parts)
             sums[name] = gradients.sum(0) + sums.get(name, 0.0)
             squares[name] = gradients.square().sum(0) + squares.get(name, 0.0)
     n = len(population)
@@ -100,11 +111,12 @@ def _batch_gradient_sizes(
 def _divided(
     trace: Tracer, test: Sequence[Any], sizes: dict[str, Tensor], eps: float, batch_size: int
 ) -> Queries:
-    """∇L(z) / (√v + ε) of a few test examples; what no training example moves is left out."""
+    """∇L(z) / (√v + ε) of a few test examples, without the parameters that no training example has a gradient
+    for."""
     found: dict[str, list[Tensor]] = {name: [] for name in sizes}
     for examples in trace.batches(test, batch_size):
-        pieces = trace(examples).pieces
+        parts = trace(examples).parts
         for name, size in sizes.items():
-            gradients = dense(pieces[name]) if name in pieces else size.new_zeros(len(examples), *size.shape)
+            gradients = dense(parts[name]) if name in parts else size.new_zeros(len(examples), *size.shape)
             found[name].append(gradients / (size + eps))
     return {name: [Summed(torch.cat(parts)[:, None])] for name, parts in found.items()}

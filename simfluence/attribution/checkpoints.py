@@ -1,4 +1,4 @@
-"""Weights that a run went through, and putting them into a model for a while."""
+"""The weights that a run went through, and how to load them into a model temporarily."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Checkpoint:
     """Weights after a step.
 
     step : 0 is before the first.
-    learning_rate : η of the step that is taken from here (after the last step: of the last).
+    learning_rate : η of the step that follows (of the last step, where none follows).
     load : puts the weights into a model.
     """
 
@@ -47,11 +47,11 @@ class Checkpoint:
 def recorded_checkpoints(
     run_folder: str | Path, run: Run, steps: Sequence[int] | None = None
 ) -> list[Checkpoint]:
-    """The checkpoints that were kept of a run, in the order of their steps.
+    """The weights that were kept of a recorded run, in the order of their steps.
 
-    steps : only those after these steps.
+    steps : only the weights after these steps; None: all that were kept.
 
-    Raises RunDataError if none were kept, or not those asked for.
+    Raises RunDataError if no weights were kept, or none after one of the steps.
     """
     folder = Path(run_folder)
     kept = weight_steps(folder)
@@ -61,7 +61,7 @@ def recorded_checkpoints(
         raise RunDataError(f"{folder}: no weights were kept after step {missing[0]}, but after {kept}")
     if not kept:
         raise RunDataError(
-            f"{folder} has no checkpoints: record the run with checkpoints, e.g. run.checkpoints=10"
+            f"no weights were kept in {folder}: record the run with keep_weights, e.g. run.keep_weights=10"
         )
     rates = np.asarray(run.learning_rate)
 
@@ -83,6 +83,6 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def losses_fingerprint(objective: Objective, examples: Sequence[Any]) -> list[str]:
-    """Their losses to four digits, which tell other examples."""
+    """The examples' losses to four digits: other examples would have others."""
     with undisturbed(objective.module), torch.no_grad():
         return [f"{float(objective.losses([example])[0]):.4g}" for example in examples]

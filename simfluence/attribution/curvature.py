@@ -3,9 +3,9 @@
     G = (1/N) Σ_i J_iᵀ H_i J_i      J_i = ∂h_i/∂θ [output, parameter],   H_i = ∂²L_i/∂h_i² [output, output]
 
 h_i are the outputs of example i and L_i its loss. G is the Hessian of the mean loss where h is linear in θ,
-and positive semi-definite where L is convex in h. Nothing but ``outputs`` and ``output_losses`` of an
-objective is used. J v is the derivative of Jᵀu, which is linear in u, by u ("double backward"): forward-mode
-derivatives are not there for every layer.
+and positive semi-definite where L is convex in h. Only ``outputs`` and ``output_losses`` of an objective are
+used. J v is computed as the derivative by u of Jᵀu, which is linear in u ("double backward"), since not every
+layer has forward-mode derivatives.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _VALUES_AT_ONCE = 2**24
 
 
 class GaussNewton:
-    """G of an objective over examples, at its present weights, in eval mode.
+    """The matrix G of an objective over examples, at the model's current weights, in eval mode.
 
     objective : its ``output_losses`` are differentiated twice by the outputs.
     parameters : as in :func:`.parameters.selected_parameters`.
@@ -96,7 +96,7 @@ class GaussNewton:
     def largest_eigenvalue(
         self, rows: Sequence[int] | None = None, *, iterations: int = 20, seed: int = 0
     ) -> float:
-        """By power iteration from a seeded start: never too large, and a little too small."""
+        """The largest eigenvalue by power iteration from a seeded start, never too large."""
         vector = _random_signs((1, self.size), seed).to(self.device, self.dtype)
         vector = vector / vector.norm()
         value = torch.zeros(())
@@ -169,7 +169,7 @@ def _random_signs(shape: tuple[int, ...], seed: int) -> Tensor:
 
 
 def positive_damping(damping: float | None, mean_eigenvalue: Callable[[], float]) -> float:
-    """λ, by default a tenth of G's mean eigenvalue. Raises ValueError if it is not positive."""
+    """The damping λ; None: a tenth of G's mean eigenvalue. Raises ValueError if it is not positive."""
     if damping is None:
         damping = 0.1 * mean_eigenvalue()
         if not damping > 0:

@@ -1,4 +1,4 @@
-"""Influence with the damped Gauss-Newton matrix, solved exactly among outputs, which may be few.
+"""Exact influence with the damped Gauss-Newton matrix, where all examples together have few outputs.
 
     G = (1/N) BᵀB,   rows B_i = R_iᵀ J_i,   H_i = R_i R_iᵀ,   K = BBᵀ [row, row]
 
@@ -28,13 +28,13 @@ from simfluence.attribution.tracing import Traced, Tracer, tracer
 from simfluence.recording.evaluator import undisturbed
 
 LARGEST = 4096
-"""Outputs of all examples together, for which this is the solver of choice."""
+"""The solver "auto" is this one up to so many outputs of all examples together."""
 
-_NUMBERS = 2**27  # in the gradients that are held together while all others pass by: 1 GB
+_NUMBERS = 2**27  # at most so many numbers of gradients are in memory at once: 1 GB
 
 
 def outputs_in_all(matrix: GaussNewton) -> int:
-    """Examples times outputs of the first."""
+    """The outputs of all examples together, if all have as many as the first."""
     with undisturbed(matrix.objective.module), torch.no_grad():
         return len(matrix.examples) * matrix.objective.outputs(matrix.examples[:1]).numel()
 
@@ -51,7 +51,7 @@ def dual_influence(
 
     damping : λ > 0; None: a tenth of G's mean eigenvalue, tr K / (N · parameters).
 
-    Raises ValueError if there is no curvature, so that this is no damping.
+    Raises ValueError if ``damping`` is None and G is zero.
     """
     names, curved = list(matrix.parameters), list(matrix.examples)  # held: data sets may make them anew
     train = curved if train is matrix.examples else list(train)
@@ -88,7 +88,7 @@ def dual_influence(
 
 @dataclass(frozen=True)
 class _Local:
-    """What the losses of a batch are, around its outputs.
+    """The slope and the curvature of a batch's losses at its outputs.
 
     roots : the columns of R [column, example, …], … the shape of an example's outputs.
     coordinates : c [column, example].
@@ -131,7 +131,7 @@ def _local(objective: Objective, batch: Sequence[Any]) -> _Local:
 
 
 def _weighted(objective: Objective, weights: Tensor) -> Losses:
-    """Σ weights · outputs, of each example."""
+    """A loss that is the weighted sum of each example's outputs."""
 
     def losses(examples: Sequence[Any]) -> Tensor:
         outputs = objective.outputs(examples)

@@ -1,4 +1,4 @@
-"""Frozen features of examples: what a simulator may know of an example it has never seen.
+"""Frozen features of examples, from which a simulator can predict the effects of unseen examples.
 
     text        pooled hidden states of the model before training, as a sentence encoder gives them:
                 [h, h − mean over the options] of the right option of a choice, h ⊗ [1, 1(y) − 1/C] for
@@ -58,7 +58,8 @@ def gradient_features(
 
     Parameters
     ----------
-    losses : examples → loss of each. scale : float [parameter], what gradients are multiplied by first.
+    losses : examples → loss of each.
+    scale : float [parameter]; gradients are multiplied by it before they are sketched.
     """
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
     rng = torch.Generator().manual_seed(seed)

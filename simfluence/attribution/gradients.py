@@ -1,7 +1,7 @@
-"""Gradients of single examples' losses, and the simplest scores made of them.
+"""The gradient of each example's loss, and inner products of these gradients as scores.
 
     dot      ⟨∇L(i; θ), ∇L(z; θ)⟩          units loss² / parameter²
-    cosine   the same of unit gradients     no units
+    cosine   the same, each gradient divided by its length     no units
 
 To first order, a step of gradient descent on i alone changes the loss of z by −η times the dot product.
 """
@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from simfluence.attribution.gradient_parts import dense
 from simfluence.attribution.layers import wide_type
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.pieces import dense
 from simfluence.attribution.products import Queries, held, scores, self_products
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Traced, Tracer, tracer
 
@@ -47,7 +48,7 @@ def losses_and_gradients(
     parameters: Sequence[str] | None = None,
     batch_size: int = 8,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """As :func:`example_gradients`, with the losses before them, [example in batch]."""
+    """As :func:`example_gradients`; each batch is (losses [example in batch], gradients)."""
     with tracer(objective, examples, parameters) as trace:
         for batch in trace.batches(examples, batch_size):
             traced = trace(batch)
@@ -92,8 +93,18 @@ def gradient_similarity(
     )
 
 
+@method("gradient_dot")
+def _dot_in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
+    return context.at_last_checkpoint(gradient_similarity, **options, similarity="dot")
+
+
+@method("gradient_cosine")
+def _cosine_in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
+    return context.at_last_checkpoint(gradient_similarity, **options, similarity="cosine")
+
+
 def gradients_held(trace: Tracer, test: Sequence[Any], batch_size: int) -> tuple[Queries, Tensor]:
-    """Gradients of test examples, ready for inner products, and their squared lengths [test]."""
+    """Gradients of test examples, prepared for inner products, and their squared lengths [test]."""
     batches, lengths = [], []
     for batch in trace.batches(test, batch_size):
         batches.append(trace(batch))
@@ -112,21 +123,21 @@ def followed(
 
 
 def squared_lengths(traced: Traced) -> Tensor:
-    """‖∇L(i)‖², never 0, [example, 1]."""
+    """‖∇L(i)‖² [example, 1], at least the smallest positive number, so that one can divide by it."""
     losses = traced.losses
     total = torch.zeros(len(losses), 1, dtype=wide_type(losses), device=losses.device)
-    for pieces in traced.pieces.values():
-        total = total + self_products(pieces)[:, None]
+    for parts in traced.parts.values():
+        total = total + self_products(parts)[:, None]
     return total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
 def _flat(trace: Tracer, traced: Traced) -> Tensor:
-    """[example, parameter]; zeros for what had no part in the losses."""
+    """[example, parameter]; zeros for parameters that the losses do not depend on."""
     examples = len(traced.losses)
     parts = []
     for name, parameter in trace.parameters.items():
-        if name in traced.pieces:
-            parts.append(dense(traced.pieces[name]).reshape(examples, -1))
+        if name in traced.parts:
+            parts.append(dense(traced.parts[name]).reshape(examples, -1))
         else:
             wide = torch.promote_types(parameter.dtype, torch.float32)
             parts.append(torch.zeros(examples, parameter.numel(), dtype=wide, device=parameter.device))

@@ -25,6 +25,7 @@ from simfluence.attribution.dual import LARGEST, dual_influence, outputs_in_all
 from simfluence.attribution.gradients import example_gradients
 from simfluence.attribution.inverse import SOLVERS, Solver
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 
 
@@ -54,7 +55,7 @@ def influence(
     curvature : the examples that G is the mean over, N of them; by default the training examples.
     parameters : as in :func:`.parameters.selected_parameters`; the others are held fixed.
     batch_size : examples in a pass; changes time and memory alone.
-    seed : of the estimate of the mean eigenvalue.
+    seed : of the random numbers in the estimate of the mean eigenvalue.
 
     Returns
     -------
@@ -62,7 +63,7 @@ def influence(
 
     Raises
     ------
-    ValueError : nothing to differentiate by, no examples, damping ≤ 0, weights in half precision.
+    ValueError : there are no parameters or no examples, damping ≤ 0, or weights are in half precision.
 
     Warns
     -----
@@ -83,7 +84,7 @@ def influence(
         found, report = _through_parameters(matrix, method, train, test, damping, seed, progress)
     return InfluenceScores(
         found.to(matrix.dtype).cpu().numpy(),
-        f"influence_{report['solver']}",
+        "influence",
         "loss per weight of an example in the training mean",
         tuple(matrix.parameters),
         {
@@ -93,6 +94,11 @@ def influence(
         },
         weighing="run",
     )
+
+
+@method("influence")
+def _in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
+    return context.at_last_checkpoint(influence, **{"curvature": context.curvature, **options})
 
 
 def _through_parameters(

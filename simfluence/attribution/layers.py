@@ -1,12 +1,12 @@
-"""What a module's inputs and the gradients of its outputs say about the gradients of its parameters.
+"""The gradients of a module's parameters, from its inputs and the gradients of its outputs.
 
     linear map  y = W a + b       ∂W = Σ_t g_t a_tᵀ          ∂b = Σ_t g_t
     embedding   y = W[r]          ∂W[r] = Σ_t g_t
     norm        y = w ∘ x̂ + b     ∂w = Σ_t g_t ∘ x̂_t         ∂b = Σ_t g_t
     IA3         y = s ∘ (W x)     ∂s = Σ_t g_t ∘ (W x)_t      (feed-forward: y = W (s ∘ x))
 
-g_t is the gradient of the loss with respect to y at token t.
-A kind of layer is a ``Kind`` and a line in ``kind_of``.
+g_t is the gradient of the loss with respect to y at token t. To add a kind of layer: a ``Kind``, and a line
+in ``kind_of``.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from simfluence.attribution.pieces import Outer, Piece, Rows, Summed
+from simfluence.attribution.gradient_parts import GradientPart, Outer, Rows, Summed
 
 
 @dataclass(frozen=True)
 class Kind:
-    """How to see one kind of module at work.
+    """How the gradients of one kind of module are computed.
 
-    parameters : names that it knows how to treat.
-    seen : (module, inputs, output) → what goes with the gradient g: a linear map's input, the ids looked up,
-        the normalised input.
-    pieces : (module, seen [example, token, …], g [example, token, out]) → parameter's name → its piece.
+    parameters : names of the parameters that this kind covers.
+    seen : (module, inputs, output) → what the formulas above need besides g: a linear map's input, the ids
+        that were looked up, or the normalised input.
+    parts : (module, seen [example, token, …], g [example, token, out]) → parameter's name → gradient part.
     """
 
     parameters: tuple[str, ...]
     seen: Callable[[Any, tuple[Any, ...], Tensor], Tensor]
-    pieces: Callable[[Any, Tensor, Tensor], dict[str, Piece]]
+    parts: Callable[[Any, Tensor, Tensor], dict[str, GradientPart]]
 
 
-def _linear(module: Any, inputs: Tensor, g: Tensor) -> dict[str, Piece]:
+def _linear(module: Any, inputs: Tensor, g: Tensor) -> dict[str, GradientPart]:
     return {"weight": Outer(g, inputs), "bias": Summed(g)}
 
 
-def _conv1d(module: Any, inputs: Tensor, g: Tensor) -> dict[str, Piece]:
+def _conv1d(module: Any, inputs: Tensor, g: Tensor) -> dict[str, GradientPart]:
     return {"weight": Outer(inputs, g), "bias": Summed(g)}
 
 
-def _embedding(module: nn.Embedding, ids: Tensor, g: Tensor) -> dict[str, Piece]:
+def _embedding(module: nn.Embedding, ids: Tensor, g: Tensor) -> dict[str, GradientPart]:
     ids = ids[..., 0]
     if module.padding_idx is not None:
         g = g * (ids != module.padding_idx)[..., None]
     return {"weight": Rows(ids, g, module.num_embeddings)}
 
 
-def _scaled(module: Any, normed: Tensor, g: Tensor) -> dict[str, Piece]:
+def _scaled(module: Any, normed: Tensor, g: Tensor) -> dict[str, GradientPart]:
     return {"weight": Summed(normed * g), "bias": Summed(g)}
 
 
@@ -74,13 +74,13 @@ def _input(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
 
 
 def _ia3_input(module: Any, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-    """What is scaled: the input of a feed-forward block, otherwise what the map under it gives."""
+    """The values that IA3 scales: a feed-forward block's input, otherwise the output of the map under it."""
     with torch.no_grad():
         scaled: Tensor = inputs[0] if module.is_feedforward else module.base_layer(inputs[0])
     return scaled.detach()
 
 
-def _ia3(module: Any, scaled: Tensor, g: Tensor) -> dict[str, Piece]:
+def _ia3(module: Any, scaled: Tensor, g: Tensor) -> dict[str, GradientPart]:
     if module.is_feedforward:
         weight = module.get_base_layer().weight.detach().to(g.dtype)
         g = g @ (weight.T if _is_conv1d(module.base_layer) else weight)
@@ -98,7 +98,7 @@ IA3 = Kind(("ia3_l.",), _ia3_input, _ia3)
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """How to treat a module, if that is known. What is taken for known is checked before it is relied on."""
+    """The kind of a module, None if no kind fits. The tracer checks each kind before it relies on it."""
     if hasattr(module, "ia3_l"):
         return IA3 if len(module.ia3_l) == 1 and hasattr(module, "is_feedforward") else None  # type: ignore[arg-type]
     if isinstance(module, nn.Linear):
@@ -120,5 +120,5 @@ def _is_conv1d(module: nn.Module) -> bool:
 
 
 def wide_type(value: Tensor) -> torch.dtype:
-    """float32 for what is narrower."""
+    """The type of a tensor, or float32 if that is narrower."""
     return value.dtype if value.dtype.itemsize >= 4 else torch.float32

@@ -9,12 +9,13 @@ Similarities have no units, are never negative, and say nothing of the direction
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
 from scipy import sparse
 
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.text_similarity import words
 
@@ -42,8 +43,13 @@ def ngram_similarity(
     scores = (train @ test.T).toarray()
     if similarity == "cosine":
         scores = scores / (_norms(train)[:, None] * _norms(test))
-    provenance = {"longest": longest, "buckets": buckets, "hash": "crc32"}
-    return InfluenceScores(scores, f"ngram_{similarity}", provenance=provenance)
+    provenance = {"similarity": similarity, "longest": longest, "buckets": buckets, "hash": "crc32"}
+    return InfluenceScores(scores, "ngrams", provenance=provenance)
+
+
+@method("ngrams")
+def _in_context(context: AttributionContext, *, progress: bool = False, **options: Any) -> InfluenceScores:
+    return ngram_similarity(context.train_texts, context.test_texts, **options)
 
 
 def ngram_features(texts: Sequence[str], *, longest: int = 2, buckets: int = 10_000) -> sparse.csr_array:

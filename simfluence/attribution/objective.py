@@ -24,13 +24,13 @@ Losses = Callable[[Sequence[Any]], Tensor]
 class Objective(Protocol):
     """A model with its loss; ``simfluence.finetuning``'s models are objectives themselves.
 
-    One example may be several rows of the model's inputs (the options of a choice): ``rows`` says how many,
-    in order. Positions that are mere padding are False in ``mask``.
+    An example may be several rows of the model's inputs (the options of a choice): ``rows`` says how many.
+    ``masks`` says which positions are padding.
     """
 
     @property
     def module(self) -> nn.Module:
-        """What holds the parameters."""
+        """The torch module that holds the parameters."""
         ...
 
     def outputs(self, examples: Sequence[Any]) -> Tensor:
@@ -42,7 +42,7 @@ class Objective(Protocol):
         ...
 
     def sampled_losses(self, outputs: Tensor, examples: Sequence[Any], generator: torch.Generator) -> Tensor:
-        """The same for labels drawn from the distribution that the detached outputs mean, [example]."""
+        """The losses [example] of labels drawn from the distribution that the detached outputs define."""
         ...
 
     def losses(self, examples: Sequence[Any]) -> Tensor:
@@ -54,8 +54,8 @@ class Objective(Protocol):
         ...
 
     def masks(self, examples: Sequence[Any]) -> list[Tensor]:
-        """Bool [row, position], True where there is something, one for every length of sequence that layers
-        see (an encoder's, a decoder's); [] if nothing is padded."""
+        """Masks, bool [row, position], True for tokens and False for padding: one mask for each kind of
+        sequence (an encoder's, a decoder's); [] if nothing is padded."""
         ...
 
 

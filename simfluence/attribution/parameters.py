@@ -15,9 +15,9 @@ def selected_parameters(
     """name → parameter, in the order of ``module.named_parameters()``; a shared one once.
 
     parameters : None: all that require gradients. Otherwise names ("head.weight"), their beginnings up to a
-        dot ("encoder.layer.5"), or patterns ("*lora_*"); these also choose what is frozen.
+        dot ("encoder.layer.5"), or patterns ("*lora_*"); these may choose frozen parameters too.
 
-    Raises ValueError for a name that nothing has, and if nothing is left.
+    Raises ValueError for a name that no parameter has, and if no parameter is chosen.
     """
     if isinstance(parameters, str):
         raise ValueError(

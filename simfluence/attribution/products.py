@@ -14,13 +14,13 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from simfluence.attribution.buffers import fresh
+from simfluence.attribution.gradient_parts import GradientPart, Outer, Rows, Summed, dense, merged, stacked
 from simfluence.attribution.layers import wide_type
-from simfluence.attribution.memory import fresh
-from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense, merged, stacked
 from simfluence.attribution.tracing import Traced
 
-Queries = Mapping[str, Sequence[Piece]]
-"""parameter → its pieces, the first axis being that of the queries."""
+Queries = Mapping[str, Sequence[GradientPart]]
+"""parameter → its parts, the first axis being that of the queries."""
 
 _CHUNK = 2**26
 """Numbers that a temporary array may have (256 MB in float32)."""
@@ -28,66 +28,66 @@ _CHUNK = 2**26
 
 def held(batches: Sequence[Traced]) -> Queries:
     """Gradients of several batches as queries, in the form that makes inner products cheap."""
-    names = dict.fromkeys(name for batch in batches for name in batch.pieces)
-    found: dict[str, list[Piece]] = {}
+    names = dict.fromkeys(name for batch in batches for name in batch.parts)
+    found: dict[str, list[GradientPart]] = {}
     for name in names:
-        parts = [merged(batch.pieces[name]) for batch in batches if name in batch.pieces]
-        if len(parts) != len(batches):  # it has a part in the losses of some examples only
-            one = dense(parts[0])[:1]
+        by_batch = [merged(batch.parts[name]) for batch in batches if name in batch.parts]
+        if len(by_batch) != len(batches):  # only some batches have losses that depend on the parameter
+            one = dense(by_batch[0])[:1]
             matrices = [
-                dense(b.pieces[name]) if name in b.pieces else one.new_zeros(len(b.losses), *one.shape[1:])
+                dense(b.parts[name]) if name in b.parts else one.new_zeros(len(b.losses), *one.shape[1:])
                 for b in batches
             ]
-            parts = [[Summed(matrix[:, None])] for matrix in matrices]
-        found[name] = [_cheapest(piece) for piece in stacked(parts)]
+            by_batch = [[Summed(matrix[:, None])] for matrix in matrices]
+        found[name] = [_cheapest(part) for part in stacked(by_batch)]
     return found
 
 
 def scores(queries: Queries, train: Traced, count: int) -> Tensor:
     """⟨G_i, G_z⟩ [train, query] over all parameters; count : of the queries."""
     total = train.losses.new_zeros(len(train.losses), count, dtype=wide_type(train.losses))
-    for name, pieces in queries.items():
-        if name in train.pieces:
-            total = total + inner_products(pieces, train.pieces[name])
+    for name, parts in queries.items():
+        if name in train.parts:
+            total = total + inner_products(parts, train.parts[name])
     return total
 
 
-def inner_products(queries: Sequence[Piece], train: Sequence[Piece]) -> Tensor:
+def inner_products(queries: Sequence[GradientPart], train: Sequence[GradientPart]) -> Tensor:
     """⟨G_i, G_z⟩ [train, query] of one parameter."""
     total: Tensor | None = None
-    for piece in merged(train):
+    for part in merged(train):
         for query in queries:
-            part = _inner(query, piece)
-            total = part if total is None else total + part
+            product = _inner(query, part)
+            total = product if total is None else total + product
     assert total is not None
     return total
 
 
-def self_products(pieces: Sequence[Piece]) -> Tensor:
+def self_products(parts: Sequence[GradientPart]) -> Tensor:
     """⟨G_i, G_i⟩ [example] of one parameter."""
-    pieces = merged(pieces)
-    piece = pieces[0]
-    if len(pieces) == 1 and isinstance(piece, Outer):
-        (n_out, n_in), tokens = (piece.left.shape[-1], piece.right.shape[-1]), piece.shape[1]
+    parts = merged(parts)
+    part = parts[0]
+    if len(parts) == 1 and isinstance(part, Outer):
+        (n_out, n_in), tokens = (part.left.shape[-1], part.right.shape[-1]), part.shape[1]
         if tokens * (n_out + n_in) < n_out * n_in:
-            left = piece.left @ piece.left.transpose(1, 2)
-            return (left * (piece.right @ piece.right.transpose(1, 2))).sum((1, 2))
-    if len(pieces) == 1 and isinstance(piece, Rows):
-        same = piece.ids[:, :, None] == piece.ids[:, None]
-        return (piece.values @ piece.values.transpose(1, 2) * same).sum((1, 2))
-    parts = [dense([p.each(_part(c)) for p in pieces]) for c in _chunks(pieces[0])]
-    return torch.cat([part.flatten(1).square().sum(1) for part in parts])
+            left = part.left @ part.left.transpose(1, 2)
+            return (left * (part.right @ part.right.transpose(1, 2))).sum((1, 2))
+    if len(parts) == 1 and isinstance(part, Rows):
+        same = part.ids[:, :, None] == part.ids[:, None]
+        return (part.values @ part.values.transpose(1, 2) * same).sum((1, 2))
+    matrices = [dense([p.each(_Sliced(c)) for p in parts]) for c in _chunks(parts[0])]
+    return torch.cat([matrix.flatten(1).square().sum(1) for matrix in matrices])
 
 
-def by_token(queries: Sequence[Piece], piece: Piece) -> Tensor:
+def by_token(queries: Sequence[GradientPart], part: GradientPart) -> Tensor:
     """The same, apart for every token of the training examples, [train, token, query]."""
-    examples, tokens = piece.shape
-    apart = piece.each(lambda values: values.reshape(examples * tokens, 1, *values.shape[2:]))
+    examples, tokens = part.shape
+    apart = part.each(lambda values: values.reshape(examples * tokens, 1, *values.shape[2:]))
     total = sum(_inner(query, apart) for query in queries)
     return torch.as_tensor(total).reshape(examples, tokens, -1)
 
 
-def _inner(query: Piece, train: Piece) -> Tensor:
+def _inner(query: GradientPart, train: GradientPart) -> Tensor:
     if isinstance(train, Outer):
         if isinstance(query, Outer):
             return _outer_outer(query, train)
@@ -99,13 +99,13 @@ def _inner(query: Piece, train: Piece) -> Tensor:
     if isinstance(query, Summed):
         return train.dense().flatten(1) @ query.dense().flatten(1).T
     matrix = train.dense().flatten(1)
-    return torch.cat([matrix @ query.each(_part(c)).dense().flatten(1).T for c in _chunks(query)], 1)
+    return torch.cat([matrix @ query.each(_Sliced(c)).dense().flatten(1).T for c in _chunks(query)], 1)
 
 
 def _outer_outer(query: Outer, train: Outer) -> Tensor:
     if _prefer_pairs(query, train.shape):
-        return torch.cat([_pairs(query.each(_part(c)), train) for c in _pair_chunks(query, train)], 1)
-    found = [_dense_outer(Summed(query.each(_part(c)).dense()[:, None]), train) for c in _chunks(query)]
+        return torch.cat([_pairs(query.each(_Sliced(c)), train) for c in _pair_chunks(query, train)], 1)
+    found = [_dense_outer(Summed(query.each(_Sliced(c)).dense()[:, None]), train) for c in _chunks(query)]
     return torch.cat(found, 1)
 
 
@@ -171,27 +171,27 @@ def _outer_rows(outer: Outer, rows: Rows) -> Tensor:
     return torch.cat(found).T
 
 
-def _cheapest(piece: Piece) -> Piece:
+def _cheapest(part: GradientPart) -> GradientPart:
     """Matrices in place of tokens, where these will be asked for (by examples of as many tokens) and are
     not much more to keep."""
-    if isinstance(piece, Outer) and not _prefer_pairs(piece, (10**9, piece.shape[1])):
-        n_out, n_in = piece.left.shape[-1], piece.right.shape[-1]
-        if n_out * n_in <= 8 * piece.shape[1] * (n_out + n_in):
-            return Summed(piece.dense()[:, None])
-    return piece
+    if isinstance(part, Outer) and not _prefer_pairs(part, (10**9, part.shape[1])):
+        n_out, n_in = part.left.shape[-1], part.right.shape[-1]
+        if n_out * n_in <= 8 * part.shape[1] * (n_out + n_in):
+            return Summed(part.dense()[:, None])
+    return part
 
 
-def _size(piece: Piece) -> int:
+def _size(part: GradientPart) -> int:
     """Numbers in one example's matrix."""
-    if isinstance(piece, Outer):
-        return piece.left.shape[-1] * piece.right.shape[-1]
-    return piece.rows * piece.values.shape[-1] if isinstance(piece, Rows) else piece.values[0, 0].numel()
+    if isinstance(part, Outer):
+        return part.left.shape[-1] * part.right.shape[-1]
+    return part.rows * part.values.shape[-1] if isinstance(part, Rows) else part.values[0, 0].numel()
 
 
-def _chunks(piece: Piece, size: int | None = None) -> Iterator[slice]:
+def _chunks(part: GradientPart, size: int | None = None) -> Iterator[slice]:
     """Of examples, so that temporary arrays with so many numbers an example are not too large."""
-    step = max(1, _CHUNK // max(size or _size(piece), 1))
-    for start in range(0, piece.shape[0], step):
+    step = max(1, _CHUNK // max(size or _size(part), 1))
+    for start in range(0, part.shape[0], step):
         yield slice(start, start + step)
 
 
@@ -199,8 +199,8 @@ def _pair_chunks(query: Outer, train: Outer) -> Iterator[slice]:
     return _chunks(query, query.shape[1] * train.shape[0] * train.shape[1])
 
 
-class _part:
-    """Takes a slice of examples."""
+class _Sliced:
+    """Called with an array, it takes a slice of the examples."""
 
     def __init__(self, which: slice) -> None:
         self.which = which

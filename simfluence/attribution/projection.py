@@ -1,9 +1,9 @@
-"""Seeded random projections of gradients, of which only a part exists at a time.
+"""Seeded random projections of gradients, computed block by block.
 
     φ = g R,   R [parameter, dimension], entries ±1/√dimension (Rademacher) or N(0, 1/dimension)
 
-so that E⟨φ, φ'⟩ = ⟨g, g'⟩. Row blocks of R have seeds of their own: the projection of a gradient depends
-neither on the batch that it comes in nor on how much memory there is.
+so that E⟨φ, φ'⟩ = ⟨g, g'⟩. Each block of rows of R is drawn from a seed of its own and need not stay in
+memory; the projection of a gradient does not depend on the batch that it is in.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 ROWS = 4096
-"""Parameters a block of R; part of what a seed means."""
+"""Rows (parameters) in a block of R. Another number would give other projections for the same seed."""
 _KEPT = 2**26
 """Entries of R that are kept from batch to batch (256 MB), beyond which blocks are drawn again."""
 

@@ -2,8 +2,8 @@
 
     dot  ⟨φ_i, φ_z⟩      cosine  ⟨φ_i, φ_z⟩ / (‖φ_i‖ ‖φ_z‖)      l2  −‖φ_i − φ_z‖
 
-More similar pairs have larger scores. They know nothing of labels, so that the sign is no direction of an
-effect; units are those of φ², none, and those of φ.
+More similar pairs have larger scores. Representations do not depend on labels, so that the sign says nothing
+about the direction of an effect. The units are those of φ², none, and those of φ.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from simfluence.attribution.checkpoints import weights_fingerprint
+from simfluence.attribution.objective import Objective
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.recording.evaluator import undisturbed
 
@@ -52,10 +54,21 @@ def representation_similarity(
         scores = phi @ phi_test.T
     return InfluenceScores(
         scores.cpu().numpy(),
-        f"representation_{similarity}",
+        "representation",
         _UNITS[similarity],
-        provenance={"weights_fingerprint": weights_fingerprint(module)} if module is not None else {},
+        provenance={
+            "similarity": similarity,
+            **({} if module is None else {"weights_fingerprint": weights_fingerprint(module)}),
+        },
     )
+
+
+@method("representation")
+def _in_context(context: AttributionContext, *, progress: bool = False, **options: Any) -> InfluenceScores:
+    def scores(objective: Objective, train: Sequence[Any], test: Sequence[Any]) -> InfluenceScores:
+        return representation_similarity(objective.module, train, test, **options)
+
+    return context.at_last_checkpoint(scores)
 
 
 def _representations(model: Any, examples: Sequence[Any], batch_size: int) -> Tensor:

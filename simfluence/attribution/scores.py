@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,17 @@ from safetensors.numpy import save
 
 from simfluence.errors import RunDataError
 from simfluence.runs.storage import write_atomically
-from simfluence.simulators.dynamics.simulator import DynamicsSimulator
-from simfluence.simulators.scores import ScoresSimulator, Weighing
 
 _FORMAT = "simfluence scores 1"
+
+Weighing = Literal["rate", "use", "run", ""]
+"""What the scores S predict of a training run as they are: that each use of i in a step of b examples lowers
+the loss of z by scale · w · S/b. The weight w is
+
+    "rate"   the step's learning rate: scores are inner products of gradients
+    "use"    1: scores are changes of the loss in a step
+    "run"    1/T in a run of T steps: scores are responses to the weight of i in the mean loss
+    ""       not known: the scores have no units"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,10 +39,7 @@ class InfluenceScores:
     method : its name. units : what one is, e.g. "loss² / parameter²" or "none".
     covers : the parameters that gradients were taken of, by name.
     provenance : checkpoint, seeds, settings.
-    weighing, scale : what the scores say of a training run as they are: a use of i in a step of b
-        examples lowers the loss of z by scale · w · S/b, where w is the step's learning rate ("rate":
-        gradients), 1 ("use": changes of the loss a step), 1/T in a run of T steps ("run": responses to
-        the weight of i in the mean loss); "" if they have no units.
+    weighing, scale : see :data:`Weighing`.
 
     Raises ValueError for scores that are not [train, test] or not finite.
     """
@@ -80,18 +84,6 @@ class InfluenceScores:
             return cls(scores, **{**about, "covers": tuple(about["covers"])})
         except (KeyError, TypeError, ValueError) as error:
             raise RunDataError(f"{path} does not say what its scores are: {error}") from error
-
-    def as_simulator(
-        self, *, calibrated: bool = True, replayed: bool = False
-    ) -> ScoresSimulator | DynamicsSimulator:
-        """What the scores predict of training, to be fitted and compared as any simulator.
-
-        calibrated : one scalar is fitted on the training runs. Otherwise the scores are taken as they
-            are, which takes units (``weighing``).
-        replayed : scores do not add up but a small model that has them as effects is trained along every
-            curriculum; about 22 numbers are fitted, whatever the scores. Takes losses > 0.
-        """
-        return DynamicsSimulator(self) if replayed else ScoresSimulator(self, calibrated)
 
     def proponents(self, z: int, k: int = 5) -> list[int]:
         """The k training examples that lower the loss of test example z most, the strongest first."""

@@ -60,7 +60,7 @@ def share_of_top(values: npt.ArrayLike, fraction: float = 0.01) -> float:
 def power_law_tail(values: npt.ArrayLike, *, samples: int = 0, seed: int = 0) -> Tail | None:
     """The best-fitting tail of the positive values; None if fewer than ten differ.
 
-    samples : made-up sets of values for the p-value (200 tell .05 from .01); 0: none.
+    samples : simulated sets of values for the p-value (200 suffice to tell .05 from .01); 0: no p-value.
     """
     positive = np.sort(np.asarray(values, np.float64).ravel())
     positive = positive[positive > 0]
@@ -82,8 +82,8 @@ def power_law_tail(values: npt.ArrayLike, *, samples: int = 0, seed: int = 0) ->
 
 
 def sparsity(scores: InfluenceScores, *, fraction: float = 0.01, samples: int = 0) -> pd.DataFrame:
-    """One row a test example: test_example, proponents (how many are positive), share, alpha,
-    tail_size, distance, p_value. NaN where there is no tail to fit.
+    """A frame with one row for each test example: test_example, proponents (how many are positive), share,
+    alpha, tail_size, distance, p_value. NaN where there is no tail to fit.
     """
     rows = []
     for z, column in enumerate(scores.scores.T):

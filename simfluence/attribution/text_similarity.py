@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 
 Example = TypeVar("Example")
@@ -49,9 +50,9 @@ def bm25(
 ) -> InfluenceScores:
     """BM25 of every training text as a document for every test text as a query.
 
-    k1 : how fast further occurrences of a word stop to count.
-    b : how far counts are relative to a text's length, 0 .. 1 (0.75 is usual); None: presence of words, as
-        Grosse et al. (2023).
+    k1 : how slowly the weight of a word levels off as it occurs more often; with 0, only presence counts.
+    b : how strongly counts are normalised by a text's length, 0 .. 1 (0.75 is usual); None: presence of
+        words, as in Grosse et al. (2023).
 
     Raises ValueError without training or test texts, or for k1 < 0 or b outside 0 .. 1.
     """
@@ -67,6 +68,20 @@ def bm25(
     saturated = (k1 + 1) * counts / (k1 * (1 - (b or 0) + (b or 0) * relative[weights.row]) + counts)
     documents = sparse.csr_array((saturated * idf[weights.col], (weights.row, weights.col)), train.shape)
     return InfluenceScores((documents @ test.T).toarray(), "bm25", provenance={"k1": k1, "b": b})
+
+
+@method("tfidf")
+def _tfidf_in_context(
+    context: AttributionContext, *, progress: bool = False, **options: Any
+) -> InfluenceScores:
+    return tfidf(context.train_texts, context.test_texts, **options)
+
+
+@method("bm25")
+def _bm25_in_context(
+    context: AttributionContext, *, progress: bool = False, **options: Any
+) -> InfluenceScores:
+    return bm25(context.train_texts, context.test_texts, **options)
 
 
 def candidates(similarity: InfluenceScores, k: int) -> npt.NDArray[np.bool_]:
@@ -91,8 +106,8 @@ def filtered(
     """Scores of chosen pairs; those of all other pairs are 0.
 
     method : (training examples, test examples) → scores; it is called once, with the union of the training
-        examples that are chosen for some test example. Whatever it takes from all training examples, such as
-        a curvature, it has to be given: ``lambda some, z: influence(objective, some, z, curvature=train)``.
+        examples that are chosen for some test example. What it needs of all training examples, such as a
+        curvature, it must be given: ``lambda some, z: influence(objective, some, z, curvature=train)``.
     chosen : bool [train, test], e.g. of :func:`candidates`.
 
     The provenance says what was chosen: ``candidates``, a list of training examples for each test example.

@@ -1,4 +1,4 @@
-"""TracIn: what a step on i takes off the loss of z, to first order, added up along a run.
+"""TracIn: how much steps on i lower the loss of z, to first order, summed along a run.
 
     TracIn-CP(i, z) = Σ_k η_k ⟨∇L(i; θ_k), ∇L(z; θ_k)⟩                   over checkpoints k
     TracIn(i, z)    = Σ_t η_t n_t(i)/|c_t| ⟨∇L(i; θ_t), ∇L(z; θ_t)⟩      over steps t, with a curriculum
@@ -23,6 +23,7 @@ from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.checkpoints import Checkpoint, losses_fingerprint, weights_fingerprint
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
@@ -42,23 +43,24 @@ def tracin(
     progress: bool = False,
     folder: str | Path | None = None,
 ) -> InfluenceScores:
-    """TracIn scores over checkpoints; a few evenly spaced ones, or those of all steps.
+    """TracIn scores over checkpoints: a few evenly spaced ones, or those of all steps.
 
     Parameters
     ----------
     checkpoints : e.g. ``recorded_checkpoints(folder, run)``.
-    curriculum : of the run. Given, the gradients at a checkpoint count only for those training examples that
-        the step from there took, as the second formula has it; for checkpoints of all steps. The training
-        examples are the curriculum's, in its order.
-    adam_batch : the examples of a training step; given, inner products are in Adam's metric.
-    population : what Adam's batches are drawn from, if more than ``train``.
+    curriculum : the run's, whose training table ``train`` is. If it is given, the second formula is used: at
+        a checkpoint only those training examples count that the next step took. Meant for checkpoints of
+        all steps.
+    adam_batch : the number of examples in a training step; if it is given, inner products are in Adam's
+        metric.
+    population : the examples that Adam's batches are drawn from, if they are more than ``train``.
     parameters, batch_size : as in :func:`.gradients.gradient_similarity`.
-    folder : keeps every checkpoint's part, so that an interrupted computation goes on where it was.
+    folder : keeps the scores of every checkpoint, so that an interrupted computation can be continued.
 
     Raises
     ------
     ValueError : no checkpoints; one of them twice; or a step that the curriculum does not have.
-    RunDataError : the folder has parts of other weights or examples.
+    RunDataError : the folder has scores of other weights or examples.
     """
     _check(checkpoints, curriculum, len(train))
     similarity: Callable[..., InfluenceScores] = gradient_similarity
@@ -92,17 +94,24 @@ def tracin(
     steps = [checkpoint.step for checkpoint in checkpoints]
     return InfluenceScores(
         total,
-        method="tracin_cp" if curriculum is None else "tracin",
+        method="tracin",
         units="loss",
         covers=covers,
         provenance={
+            "formula": "TracIn-CP" if curriculum is None else "TracIn",
             "steps": steps,
             "learning_rates": [c.learning_rate for c in checkpoints],
             **({} if adam_batch is None else {"adam_batch": adam_batch}),
         },
-        weighing="use" if curriculum is None else "",  # else it is what one run did, not what a use does
-        scale=1 / len(steps) if curriculum is None else 1.0,  # as a simulator: the mean over checkpoints
+        weighing="use" if curriculum is None else "",  # with a curriculum, scores are of one run
+        scale=1 / len(steps) if curriculum is None else 1.0,  # a step has the mean over checkpoints
     )
+
+
+@method("tracin")
+def _in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
+    given = {"checkpoints": context.checkpoints, "population": context.curvature, **options}
+    return tracin(context.objective, context.train, context.test, **given)
 
 
 def _check(checkpoints: Sequence[Checkpoint], curriculum: Curriculum | None, train: int) -> None:
@@ -136,13 +145,14 @@ def _weights(curriculum: Curriculum | None, checkpoint: Checkpoint, which: list[
     return checkpoint.learning_rate * counts[:, None] / len(batch)
 
 
-# ------------------------------------------------------------------------------------ keeping parts
+# ----------------------------------------------------------------------- the scores of checkpoints, kept
 
 
 def _about(
     objective: Objective, some: list[Any], checkpoint: Checkpoint, parameters: Sequence[str] | None
 ) -> dict[str, Any]:
-    """What a part belongs to: weights, and two examples' losses to tell other data by."""
+    """What identifies the scores of a checkpoint: the weights, and two examples' losses, which other data
+    would not have."""
     return {
         "weights": weights_fingerprint(objective.module),
         "losses": losses_fingerprint(objective, some),

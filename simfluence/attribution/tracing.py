@@ -1,10 +1,11 @@
-"""Gradients of every single example out of one forward and one backward pass over a batch.
+"""The gradient of every single example, from one forward and one backward pass over a batch.
 
-Hooks on the modules whose kind is known (``layers.py``) keep their inputs, and autograd gives the gradients
-of their outputs; weights' own gradients, summed over the batch, are never made. Where the examples of a batch
-cannot be told apart (outputs that all share), a batch is a single example; so it is where parameters of
-unknown modules are differentiated directly. Which these are is found by trying: on two examples, each
-parameter's gradient is compared with autograd's, and the graph is searched for uses that no hook saw.
+Hooks on the modules whose kind is known (``layers.py``) keep the modules' inputs, and autograd gives the
+gradients of their outputs; the weights' own gradients, summed over the batch, are never computed. A batch has
+a single example where a model's examples cannot be separated (they share an output), and where parameters of
+unknown modules have to be differentiated directly. The tracer finds this out by trying two examples: it
+compares each parameter's gradient with autograd's, and searches the graph for uses of parameters that no hook
+saw.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
+from simfluence.attribution.gradient_parts import GradientPart, Summed, dense, place
 from simfluence.attribution.layers import Kind, kind_of, wide_type
 from simfluence.attribution.objective import Losses, Objective
 from simfluence.attribution.parameters import requiring_gradients, selected_parameters
-from simfluence.attribution.pieces import Piece, Summed, dense, place
 from simfluence.recording.evaluator import undisturbed
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A module with parameters that were asked for: its own name for each → the model's."""
+    """A module with chosen parameters. parameters : the module's name for each → the model's name."""
 
     name: str
     module: nn.Module
@@ -49,38 +50,38 @@ class _Call:
 
 @dataclass(frozen=True)
 class Traced:
-    """A batch: its losses [example], and the pieces of the gradients by parameter.
+    """A batch: its losses [example], and the gradient parts by parameter.
 
-    A parameter that had no part in the losses is not among them.
+    A parameter that the losses do not depend on is left out.
     """
 
     losses: Tensor
-    pieces: dict[str, list[Piece]]
+    parts: dict[str, list[GradientPart]]
 
     def each(self, change: Callable[[Tensor], Tensor]) -> Traced:
-        """The same with everything in the pieces changed, what several layers share only once."""
-        known: dict[Any, tuple[Tensor, Tensor]] = {}  # with what was there, so that nothing else comes there
+        """The same with every tensor of the parts changed, once where several layers share it."""
+        known: dict[Any, tuple[Tensor, Tensor]] = {}  # the old tensor too, so that its place is not reused
 
         def changed(values: Tensor) -> Tensor:
             if (key := place(values)) not in known:
                 known[key] = values, change(values)
             return known[key][1]
 
-        pieces = {name: [piece.each(changed) for piece in some] for name, some in self.pieces.items()}
-        return Traced(self.losses, pieces)
+        parts = {name: [part.each(changed) for part in some] for name, some in self.parts.items()}
+        return Traced(self.losses, parts)
 
 
 class Tracer:
     """Gives the gradients of single examples' losses, with respect to chosen parameters.
 
         with tracer(objective, examples, parameters) as trace:
-            trace(batch).pieces["head.weight"]
+            trace(batch).parts["head.weight"]
 
     Attributes
     ----------
     parameters : name → parameter, as chosen.
-    direct : names of those that no hook can treat.
-    one_by_one : whether batches are of single examples.
+    direct : names of those that no hook covers, which are differentiated directly.
+    one_by_one : whether each batch must have a single example.
     """
 
     def __init__(self, objective: Objective, parameters: dict[str, nn.Parameter]) -> None:
@@ -94,17 +95,17 @@ class Tracer:
         self._grouping = _Grouping([1], [])
 
     def __call__(self, examples: Sequence[Any], losses: Losses | None = None) -> Traced:
-        """The batch's losses and gradients. losses : in place of the objective's.
+        """The batch's losses and gradients. losses : a loss function in place of the objective's.
 
-        Raises ValueError for several examples where only one can be treated.
+        Raises ValueError for several examples if ``one_by_one``.
         """
         if len(examples) > 1 and self.one_by_one:
             raise ValueError(f"this model takes batches of one example, got {len(examples)}")
         values = self._forward(examples, losses)
-        return Traced(values.detach(), self._pieces(values))
+        return Traced(values.detach(), self._parts(values))
 
     def batches(self, examples: Sequence[Any], batch_size: int) -> Iterator[Sequence[Any]]:
-        """Consecutive ones, of one example each if it must be."""
+        """The examples in consecutive batches, of one example each if ``one_by_one``."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         size = 1 if self.one_by_one else batch_size
@@ -120,14 +121,14 @@ class Tracer:
             raise ValueError(f"losses must be one an example, [{len(examples)}], got {tuple(values.shape)}")
         return values
 
-    def _pieces(self, losses: Tensor) -> dict[str, list[Piece]]:
+    def _parts(self, losses: Tensor) -> dict[str, list[GradientPart]]:
         """From the calls since the forward pass: one backward pass to their outputs."""
         direct = [self.parameters[name] for name in self.direct]
         inputs: list[Any] = [*(call.edge for call in self._calls), *direct]
         if not inputs or not losses.requires_grad:
             return {}
         gradients = torch.autograd.grad(losses.sum(), inputs, allow_unused=True)
-        found: dict[str, list[Piece]] = defaultdict(list)
+        found: dict[str, list[GradientPart]] = defaultdict(list)
         for call, gradient in zip(self._calls, gradients[: len(self._calls)], strict=True):
             if gradient is not None:
                 self._add(found, call, gradient)
@@ -137,7 +138,7 @@ class Tracer:
         self._calls.clear()
         return {name: found[name] for name in self.parameters if name in found}
 
-    def _add(self, found: dict[str, list[Piece]], call: _Call, gradient: Tensor) -> None:
+    def _add(self, found: dict[str, list[GradientPart]], call: _Call, gradient: Tensor) -> None:
         layer = call.layer
         if not call.version():
             raise ValueError(f"the input of {layer.name} was changed in place after it was used")
@@ -147,15 +148,15 @@ class Tracer:
         except _UnknownShape:
             raise ValueError(
                 f"{layer.name} gave an output {tuple(gradient.shape)} for {self._grouping.rows} rows, so that"
-                " its parts cannot be told apart by example: use batch_size=1"
+                " its rows cannot be assigned to examples: use batch_size=1"
             ) from None
-        for own, piece in layer.kind.pieces(layer.module, seen, g).items():
+        for own, part in layer.kind.parts(layer.module, seen, g).items():
             if own in layer.parameters:
-                found[layer.parameters[own]].append(replace(piece, mask=mask))
+                found[layer.parameters[own]].append(replace(part, mask=mask))
 
     @contextmanager
     def hooked(self) -> Iterator[Tracer]:
-        """Inside, hooks are on the modules, and all chosen parameters require gradients."""
+        """Inside, the modules have hooks, and all chosen parameters require gradients."""
         handles = [layer.module.register_forward_hook(self._hook(layer)) for layer in self.layers]
         try:
             with undisturbed(self.objective.module), requiring_gradients(self.parameters):
@@ -183,7 +184,7 @@ class Tracer:
         return hook
 
     def check(self, examples: Sequence[Any]) -> None:
-        """Try, on two examples if that works, and move to ``direct`` what autograd says otherwise of."""
+        """Compare with autograd on two examples, else on one; parameters that differ become ``direct``."""
         if len(examples) > 1 and not self.one_by_one and self._wrong(examples[:2]) == []:
             return
         self.one_by_one = True if len(examples) > 1 else self.one_by_one
@@ -199,21 +200,23 @@ class Tracer:
         ]
 
     def _wrong(self, examples: Sequence[Any]) -> list[str] | None:
-        """The hooked parameters whose gradients for the first example are not autograd's; None if no hook
-        works (or the losses themselves do not, which will show again)."""
+        """The hooked parameters whose gradients for the first example differ from autograd's.
+
+        None if the hooks fail, or the losses themselves do (the next call will raise that error).
+        """
         try:
             losses = self._forward(examples, None)
             unseen = self._unseen(losses)
             expected = torch.autograd.grad(
                 losses[0], list(self.parameters.values()), retain_graph=True, materialize_grads=True
             )
-            pieces = self._pieces(losses)
+            parts = self._parts(losses)
         except (RuntimeError, ValueError):
             return None
         whole = torch.stack([gradient.to(wide_type(gradient)).norm() for gradient in expected]).norm()
         wrong = []
         for (name, p), gradient in zip(self.parameters.items(), expected, strict=True):
-            own = dense(pieces[name])[0].reshape(p.shape) if name in pieces else torch.zeros_like(p)
+            own = dense(parts[name])[0].reshape(p.shape) if name in parts else torch.zeros_like(p)
             if name not in self.direct and (name in unseen or not _close(own, gradient, whole)):
                 wrong.append(name)
         return wrong
@@ -229,8 +232,8 @@ class Tracer:
 def tracer(
     objective: Objective, examples: Sequence[Any], parameters: Sequence[str] | None = None
 ) -> Iterator[Tracer]:
-    """A :class:`Tracer` of an objective, tried on the first two examples; the model is in eval mode inside
-    and as it was outside."""
+    """A :class:`Tracer` of an objective, checked on the first two examples. The model is in eval mode inside
+    the ``with`` block, and as before after it."""
     chosen = selected_parameters(objective.module, parameters)
     trace = Tracer(objective, chosen)
     with trace.hooked():
@@ -269,9 +272,9 @@ class _Grouping:
         return nn.utils.rnn.pad_sequence(parts, batch_first=True)
 
     def mask(self, seen: Tensor) -> Tensor:
-        """Which tokens are there, [example, token], of a layer that saw this [row or example, …, feature].
+        """Which tokens are no padding, [example, token]. seen : [row or example, …, feature] of a layer.
 
-        Where two masks fit (sequences of encoder and decoder of the same length), what either has.
+        Where the masks of encoder and decoder have the same shape, a token counts that is in either.
         """
         shape = seen.shape[:-1]
         fitting = [mask for mask in self.masks if mask.shape == shape or shape == (mask.numel(),)]
@@ -302,7 +305,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 def _uses(losses: Tensor) -> Counter[int]:
-    """id of a parameter → in how many places of the graph it is used."""
+    """The id of a parameter → the number of places in the graph where it is used."""
     found: Counter[int] = Counter()
     waiting, known = [losses.grad_fn], {losses.grad_fn}
     while waiting:
@@ -317,8 +320,8 @@ def _uses(losses: Tensor) -> Counter[int]:
 
 
 _TOLERANCE = {torch.float64: (1e-8, 1e-13), torch.float32: (1e-3, 1e-6)}
-"""Of a parameter's gradient, and of all gradients together: some are zero but for rounding (the bias of the
-keys in attention)."""
+"""Relative tolerances: of a parameter's own gradient, and of all gradients together, since some are zero but
+for rounding (the bias of the keys in attention)."""
 
 
 def _close(found: Tensor, expected: Tensor, whole: Tensor) -> bool:

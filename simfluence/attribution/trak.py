@@ -5,9 +5,10 @@
     margin   f = log(p/(1 − p)), p = exp(−L) the probability of the right label;   q = 1 − p
     loss     f = −L;   q = 1
 
-k are checkpoints (or models of other runs), each with a projection of its own; φ_k(·) the projected gradient
-of f there, Φ_k [train, dimension]; λ the damping. To first order the score is the change of f(z) when i is
-added, positive where that raises f(z) and so lowers the loss; margins have no units, losses their own.
+k are checkpoints (or models of other runs), each with a projection of its own; φ_k(·) is the projected
+gradient of f at checkpoint k, Φ_k [train, dimension] has those of all training examples, and λ is the
+damping. To first order the score is the change of f(z) when i is added, positive where that raises f(z) and
+so lowers the loss; margins have no units, losses their own.
 
 "margin" is the published output function. It holds wherever the loss is −log p of one event: a label, or a
 whole answer (a sum over tokens, not a mean). For other losses, such as squared errors, take "loss".
@@ -30,13 +31,14 @@ from simfluence.attribution.gradients import example_gradients
 from simfluence.attribution.objective import LossesOnly, Objective
 from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.projection import Projection
+from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.recording.evaluator import undisturbed
 
 Output = Literal["margin", "loss"]
 
 _HELD = 2**27
-"""Numbers of gradients that are held for one projection."""
+"""At most so many numbers of gradients are projected at once."""
 
 
 def trak(
@@ -59,8 +61,8 @@ def trak(
     Parameters
     ----------
     checkpoints : of one run or of several; None: the present weights alone.
-    output : f above.
-    dimension : of the projections; None: gradients themselves, for small models.
+    output : f in the formulas of this module.
+    dimension : of the projections; None: the gradients are not projected, for small models.
     damping : λ ≥ 0, added to ΦᵀΦ (0 as published, where that can be inverted); None: 1% of its mean
         eigenvalue, at every checkpoint.
     parameters : as in :func:`.parameters.selected_parameters`.
@@ -114,6 +116,12 @@ def trak(
     return InfluenceScores(scores, "trak", "" if output == "margin" else "loss", tuple(covers), provenance)
 
 
+@method("trak")
+def _in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
+    given = {"checkpoints": context.checkpoints, **options}
+    return trak(context.objective, context.train, context.test, **given)
+
+
 def linear_influence(
     phi: Tensor, phi_test: Tensor, damping: float | None
 ) -> tuple[npt.NDArray[np.float64], float]:
@@ -128,7 +136,7 @@ def linear_influence(
         damping = damping or 1.0  # all gradients are zero, and so will be the scores
     gram.diagonal().add_(damping)
     factor, failed = torch.linalg.cholesky_ex(gram)
-    # a pivot of rounding errors is no pivot
+    # a pivot that is not larger than rounding errors counts as zero
     if (
         failed
         or factor.diagonal().min() ** 2 <= len(gram) * torch.finfo(gram.dtype).eps * gram.diagonal().max()
@@ -153,7 +161,7 @@ def _loaded(
 
 
 def _gathered(batches: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same rows, as many at a time as ``_HELD`` allows: a large R is drawn anew for each time."""
+    """The same rows in batches as large as ``_HELD`` allows, since a large R is drawn anew for each batch."""
     held: list[Tensor] = []
     for batch in batches:
         held.append(batch)
@@ -165,7 +173,7 @@ def _gathered(batches: Iterator[Tensor]) -> Iterator[Tensor]:
 
 
 class _Features(LossesOnly):
-    """f in place of the loss, [example]; float64 for margins: 1 − p of well-learnt examples is small."""
+    """An objective with f in place of the loss; in float64 for margins, since 1 − p may be very small."""
 
     def __init__(self, objective: Objective, output: Output) -> None:
         super().__init__(objective.module, self._margins if output == "margin" else self._minus_losses)
@@ -198,7 +206,7 @@ def _wide_losses(objective: Objective, examples: Sequence[Any]) -> Tensor:
 
 
 def _chances_of_others(objective: Objective, examples: Sequence[Any], batch_size: int) -> np.ndarray:
-    """1 − p of each, [example]."""
+    """1 − p of each example, [example]."""
 
     def parts() -> Iterator[Tensor]:
         for start in range(0, len(examples), batch_size):

@@ -1,7 +1,7 @@
 """LoRA and IA3: small modules that peft puts beside the pretrained weights, which stay as they are.
 
-Where they go is said by suffixes of the modules' names within a layer: "output.dense" is the end of
-BERT's feed-forward block and not "attention.output.dense", which peft's own matching takes for one too.
+Suffixes of the modules' names within a layer choose where they go: "output.dense" is the end of BERT's
+feed-forward block, but not "attention.output.dense", which peft's own matching would choose too.
 """
 
 from __future__ import annotations

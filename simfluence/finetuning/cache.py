@@ -1,4 +1,4 @@
-"""Files that were made once and are kept in the user's cache folder."""
+"""The user's cache folder, for files that take long to make."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Where files that were made once are kept: $XDG_CACHE_HOME/simfluence, or ~/.cache/simfluence."""
+    """Where such files are kept: $XDG_CACHE_HOME/simfluence, or ~/.cache/simfluence."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simfluence"
 
 

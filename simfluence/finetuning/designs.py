@@ -88,8 +88,8 @@ NUMBERED = ("leave_group_out",)
 def pool_rows(n_examples: int, share: float) -> IntArray:
     """The rows that a pool of that share of a table consists of, ascending; the same in every run.
 
-    Runs drawn from a pool never see the other examples: what a simulator fitted to them says of runs
-    that do is said of unseen examples.
+    Runs drawn from a pool never see the other examples. A simulator that is fitted to such runs can be tested
+    on runs with examples it has not seen.
     """
     if not 0 < share <= 1:
         raise ValueError(f"pool is a share of the training examples in (0, 1], got {share}")

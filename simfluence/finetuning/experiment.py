@@ -1,8 +1,8 @@
 """A set of recorded runs from one configuration: the same model and task, a curriculum a run.
 
 Runs are independent of each other and are spread over processes; what is complete is skipped, and a run
-that was cut off goes on from its last checkpoint to the same bits (on GPUs: nearly): the same call
-continues an earlier one.
+that was cut off continues from its last checkpoint to the same bits (on GPUs: nearly). To continue an
+interrupted recording, make the same call again.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
+from simfluence import renamed
 from simfluence.curriculum import Curriculum
 from simfluence.devices import chosen_device
 from simfluence.errors import RecordingError, RunExistsError
@@ -33,11 +34,11 @@ from simfluence.finetuning.tunings import apply_tuning
 from simfluence.recording import RunRecorder
 
 Config = Mapping[str, Any]
-"""With the groups ``task``, ``model``, ``tuning`` and ``run`` of conf/, as plain values."""
+"""An experiment: the groups ``task``, ``model``, ``tuning`` and ``run`` of conf/, as plain values."""
 
 
-CHECKPOINT_EVERY = 25
-"""Steps between checkpoints that a run which was cut off goes on from."""
+RESUME_EVERY = 25
+"""Steps between the checkpoints from which an interrupted run can be resumed."""
 
 
 @dataclass(frozen=True)
@@ -80,10 +81,11 @@ def record_runs(
     Raises
     ------
     RecordingError : some runs failed (named, with their errors); the others are recorded.
-    ValueError : there is no such device, run or metric.
+    ValueError : there is no such device, run or metric, or an option in ``run`` has a new name.
     """
     where = chosen_device(device)
-    recorded_loss(config["run"].get("metrics"))  # a wrong name is said before anything is made
+    renamed.check(config["run"], renamed.RECORDING, ValueError)
+    recorded_loss(config["run"].get("metrics"))  # raises for a wrong name, before anything is made
     task = load_task(**config["task"])
     recorder = _recorder(path, task, config)
     if curricula is None:
@@ -133,7 +135,7 @@ def planned_curricula(config: Config, task: Task, count: int) -> dict[str, Curri
 
 
 def prepare(config: Config, device: str | None = None) -> Prepared:
-    """The task, the model as it is before training, with the tuning applied; once a process.
+    """The task, and the model before training with its tuning applied. The last result is cached.
 
     device : where the model lies, as torch names it; None is the GPU if torch finds one.
     """
@@ -174,8 +176,8 @@ def _record_one(
                 seed=int(config["run"]["seed"]),
                 resume=True,
                 total_steps=len(curriculum),
-                checkpoints=config["run"].get("checkpoints"),
-                checkpoint_every=config["run"].get("checkpoint_every", CHECKPOINT_EVERY),
+                keep_weights=config["run"].get("keep_weights"),
+                resume_every=config["run"].get("resume_every", RESUME_EVERY),
                 state={"model": _Trained(model), "optimizer": optimizer, "schedule": schedule},
             ) as active:
                 train(model, task.train, curriculum, optimizer, active, schedule)

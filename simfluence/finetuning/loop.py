@@ -1,4 +1,4 @@
-"""The training loop: a plain one, and a plain user of the recorder."""
+"""The training loop. It uses the recorder as any training loop would."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ METRICS = ("accuracy", "margin")
 
 
 def answer_metrics(scores: Tensor, examples: Sequence[TextExample]) -> dict[str, Tensor]:
-    """Of scores [example, label]: accuracy (1 or 0) and margin (right answer − best other), [example] each.
+    """Accuracy (1 or 0) and margin (right answer − best other), [example] each, of scores [example, label].
 
     A tie with a wrong answer counts as wrong.
     """

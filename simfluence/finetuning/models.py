@@ -86,7 +86,7 @@ def load_model(
 
 
 def kind_of(config: Any) -> Kind:
-    """What a checkpoint is, by its configuration."""
+    """The kind of a pretrained model, by its configuration."""
     if config.is_encoder_decoder:
         return "seq2seq"
     names = config.architectures or ()

@@ -19,7 +19,7 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: 1.0 - progress,
 }
-"""Share of the full rate against the share of steps taken."""
+"""The share of steps taken (0 .. 1) → the share of the full learning rate."""
 
 
 def make_optimizer(

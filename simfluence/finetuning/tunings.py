@@ -16,7 +16,7 @@ from simfluence.finetuning.models import Model
 
 
 def full(model: Model) -> None:
-    """All of them."""
+    """Train all parameters."""
     model.requires_grad_(True)
 
 

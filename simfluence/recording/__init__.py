@@ -14,7 +14,7 @@ resumable checkpoint was, to the same bits:
 
     state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     with recorder.run("seed-0", model=model, loss=per_example_loss, optimizer=optimizer,
-                      resume=True, checkpoint_every=20, state=state) as run:
+                      resume=True, resume_every=20, state=state) as run:
         for step in range(run.start, n_steps):
             train_on(batches[step])
             run.step(example_ids=batches[step])

@@ -55,7 +55,7 @@ class ActiveRun:
         optimizer: Any,
         evaluate_at: Schedule,
         weights_at: Schedule,
-        checkpoint_every: int | None,
+        resume_every: int | None,
         state: Mapping[str, Any],
         resume: bool | int,
         nonfinite: Literal["warn", "raise"],
@@ -74,7 +74,7 @@ class ActiveRun:
         self._evaluator, self._model = evaluator, model
         self._optimizer = innermost(optimizer)
         self._evaluate_at, self._weights_at = evaluate_at, weights_at
-        self._checkpoint_every, self._state = checkpoint_every, state
+        self._resume_every, self._state = resume_every, state
         self._resume, self._nonfinite, self._on_error = resume, nonfinite, on_error
         self._about = dict(about)
         self._recording = recording
@@ -91,7 +91,7 @@ class ActiveRun:
         return self._recording and self._fault is None
 
     def consumes(self, example_ids: Iterable[Any]) -> None:
-        """Say what a micro-batch holds; the next :meth:`step` takes all that was said since the last."""
+        """Name the examples of a micro-batch; the next :meth:`step` records all named since the last."""
         if self._recording:
             self._consumed.append(self._rows(example_ids))
 
@@ -132,7 +132,7 @@ class ActiveRun:
         rate = learning_rate if learning_rate is not None else self._rate
         self._write(lambda: self._writer.append(batch, rate, loss, self.losses if evaluate else None))
         self._keep_weights()
-        if self._checkpoint_every and self.steps % self._checkpoint_every == 0:
+        if self._resume_every and self.steps % self._resume_every == 0:
             self._save_state()
         if evaluate:
             self._check_finite()
@@ -173,7 +173,7 @@ class ActiveRun:
             self._writer.release()
 
     def _begin(self) -> None:
-        """Open the run on the writing process; either go on after its last checkpoint, or evaluate."""
+        """Open the run on the writing process; continue after its last checkpoint, or evaluate step 0."""
         if self._optimizer is not None:
             self._hook = self._optimizer.register_step_pre_hook(self._note_rate)
         go_on_after = self._processes.from_writer(self._open)
@@ -228,12 +228,12 @@ class ActiveRun:
         training_state.restore(self._state, saved["objects"])
         training_state.set_random_states(saved["random"][self._processes.rank])
 
-    # ------------------------------------------------------------------------------- the pieces
+    # ------------------------------------------------------------------------------- the parts of a step
 
     def _everyones_share(
         self, example_ids: Iterable[Any] | None, train_loss: Any
     ) -> tuple[IntArray, float | None]:
-        """The step's whole batch, process after process, and its mean loss; everyone's errors."""
+        """The whole batch, process after process, and its mean loss; an error in one is raised in all."""
         error: RunDataError | None = None
         try:
             if example_ids is not None:
@@ -248,14 +248,14 @@ class ActiveRun:
                 " this step's batch"
             )
         loss = None if train_loss is None else _number(train_loss)
-        told = self._processes.gather((share, loss, error, self._fault))
-        self._fault = next((fault for *_, fault in told if fault is not None), None)
+        gathered = self._processes.gather((share, loss, error, self._fault))
+        self._fault = next((fault for *_, fault in gathered if fault is not None), None)
         self._act_on_fault()
-        for _, _, someones_error, _ in told:
+        for _, _, someones_error, _ in gathered:
             if someones_error is not None:
                 raise someones_error
-        losses = [value for _, value, _, _ in told if value is not None]
-        return np.concatenate([share for share, *_ in told]), float(np.mean(losses)) if losses else None
+        losses = [value for _, value, _, _ in gathered if value is not None]
+        return np.concatenate([share for share, *_ in gathered]), float(np.mean(losses)) if losses else None
 
     def _evaluate(self) -> Metrics:
         return self._evaluator(unwrapped(self._model), self._processes)
@@ -264,7 +264,7 @@ class ActiveRun:
         if self._weights_at(self.steps):
             model = unwrapped(self._model)
             if not isinstance(model, nn.Module):
-                raise TypeError(f"checkpoints need a torch module, got {type(model).__name__}")
+                raise TypeError(f"keep_weights needs a torch module, got {type(model).__name__}")
             self._write(lambda: self._writer.save_weights(model))
 
     def _save_state(self) -> None:
@@ -276,7 +276,7 @@ class ActiveRun:
         )
 
     def _write(self, action: Callable[[], None]) -> None:
-        """Let the writing process do it; a fault is raised, or ends the recording, as the user chose."""
+        """Run the action on the writing process; a fault is raised or ends the recording, see on_error."""
         if not self._processes.is_writer or not self.recording:
             return
         try:
@@ -291,7 +291,7 @@ class ActiveRun:
                 self._act_on_fault()
 
     def _act_on_fault(self) -> None:
-        """Raise what keeps us from writing, or say it and let the training go on without us."""
+        """If the run cannot be written any more, raise the error, or warn and end the recording."""
         if self._fault is None or not self._recording:
             return
         if self._on_error == "raise":

@@ -1,4 +1,4 @@
-"""What a run was made with: versions, platform, and the optimizer as used."""
+"""What a run was recorded with: versions, platform, and the optimizer with its settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Losses of all test examples under the current weights, without a trace in the training.
+"""The losses of all test examples under the current weights; the training is not affected.
 
 The model is put into eval mode and back, module by module; no gradients are kept; Python's, NumPy's
 and torch's random states are restored. The test examples go through in batches of similar length,
@@ -30,13 +30,13 @@ class Evaluator:
 
     Parameters
     ----------
-    examples : what the loss function takes lists of; one entry a row of the test table.
+    examples : one for each row of the test table; the loss function is given lists of them.
     loss : see :data:`LossFunction`.
     batch_size : examples a call; by default 8 on a CPU, where padding costs more than calls do, else 64.
     length : example → sort key, so that batches need little padding; by default the amount of
         text or tokens in it.
     autocast : evaluate under torch.autocast of this type (torch.bfloat16), faster where the hardware
-        knows it; the recorded losses change by its rounding.
+        supports it; the recorded losses change by its rounding.
     """
 
     def __init__(

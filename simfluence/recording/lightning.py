@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from simfluence import renamed
 from simfluence.errors import RunDataError
 from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import LossFunction
@@ -32,7 +33,7 @@ class RecordingCallback(Callback):
     recorder, run_id : where to, under which name.
     loss : (module, test examples) → loss of each.
     example_ids : batch → the ids of its examples; by default ``batch["id"]``.
-    options : of :meth:`RunRecorder.run` (``evaluate_every``, ``checkpoints``, ``config``, …).
+    options : of :meth:`RunRecorder.run` (``evaluate_every``, ``keep_weights``, ``config``, …).
 
     All micro-batches between two optimizer steps are one step's batch.
     """
@@ -46,6 +47,7 @@ class RecordingCallback(Callback):
         example_ids: Callable[[Any], Iterable[Any]] | None = None,
         **options: Any,
     ) -> None:
+        renamed.check(options, renamed.RECORDING)
         self._recorder, self._run_id = recorder, run_id
         self._options = {"loss": loss, **options}
         self._example_ids = example_ids or _ids_of

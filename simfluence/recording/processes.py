@@ -1,7 +1,8 @@
 """The processes of one data-parallel training, as far as recording needs them.
 
-Started by torchrun or accelerate, every process runs the same script and records the same run: each
-says what its share of a batch holds, process 0 writes. Without torch.distributed there is one process.
+Started by torchrun or accelerate, every process runs the same script and records the same run: each process
+names the examples in its share of a batch, and process 0 writes. Without torch.distributed there is one
+process.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Processes:
         return values
 
     def from_writer(self, make: Callable[[], T]) -> T:
-        """What process 0 makes, for all; an error of its is raised everywhere."""
+        """Process 0 calls ``make``, and all processes get the result; an error is raised in all of them."""
         if self.size == 1:
             return make()
         made: list[Any] = [None, None]

@@ -17,12 +17,13 @@ from typing import Any, Literal
 import filelock
 import torch
 
+from simfluence import renamed
 from simfluence.errors import RecordingError, RunExistsError
 from simfluence.recording import schedule, training_state
 from simfluence.recording.active import ActiveRun, RecordingStoppedWarning
 from simfluence.recording.evaluator import Evaluator, LossFunction
 from simfluence.recording.processes import Processes
-from simfluence.recording.schedule import Checkpoints
+from simfluence.recording.schedule import KeepWeights
 from simfluence.runs import ExampleTable, storage
 from simfluence.runs.run import Status
 
@@ -85,6 +86,7 @@ class RunRecorder:
             )
             self._recording = False
 
+    @renamed.refuse_old(renamed.RECORDING)
     def run(
         self,
         run_id: str,
@@ -95,8 +97,8 @@ class RunRecorder:
         total_steps: int | None = None,
         evaluate_every: int = 1,
         evaluate_at: Iterable[int] | None = None,
-        checkpoints: Checkpoints = None,
-        checkpoint_every: int | None = None,
+        keep_weights: KeepWeights = None,
+        resume_every: int | None = None,
         state: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         seed: int | None = None,
@@ -116,10 +118,11 @@ class RunRecorder:
         evaluate_every : steps between evaluations of the test examples (the last step is evaluated
             too, if ``total_steps`` is given); or
         evaluate_at : the steps to evaluate after, 0 (before the first) always among them.
-        checkpoints : weights to keep for attribution: "every" step (and 0), a number of them evenly
-            spaced over ``total_steps``, or given steps. Only what trains, where most is frozen.
-        checkpoint_every : steps between resumable checkpoints; only the last one is kept, and that
-            only until the run is complete.
+        keep_weights : when weights are kept, for attribution: after "every" step (and at 0), at a number
+            of steps evenly spaced over ``total_steps``, or at given steps. Where most parameters are
+            frozen, only those that train are kept.
+        resume_every : steps between resumable checkpoints; only the last one is kept, and that only
+            until the run is complete.
         state : what resumable checkpoints hold by name, beside the random states: by default the model
             and the optimizer; add schedulers and the generators that the loop draws from.
         config, seed : kept with the run.
@@ -137,9 +140,9 @@ class RunRecorder:
         storage.check_run_id(run_id)
         if restart and resume:
             raise ValueError("give either restart or resume, not both")
-        if checkpoint_every is not None and checkpoint_every < 1:
-            raise ValueError(f"checkpoint_every is a number of steps, at least 1, got {checkpoint_every}")
-        if state is None and checkpoint_every is not None:
+        if resume_every is not None and resume_every < 1:
+            raise ValueError(f"resume_every is a number of steps, at least 1, got {resume_every}")
+        if state is None and resume_every is not None:
             if optimizer is None:
                 raise ValueError(
                     "to be resumable a run needs optimizer=, or all that it is made of as state="
@@ -156,8 +159,8 @@ class RunRecorder:
             model=model,
             optimizer=optimizer,
             evaluate_at=schedule.evaluations(evaluate_every, evaluate_at, total_steps),
-            weights_at=schedule.checkpoints(checkpoints, total_steps),
-            checkpoint_every=checkpoint_every,
+            weights_at=schedule.weights(keep_weights, total_steps),
+            resume_every=resume_every,
             state=state or {},
             resume=resume,
             nonfinite=self.nonfinite,

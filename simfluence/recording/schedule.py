@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Literal, TypeAlias
 
 Schedule: TypeAlias = Callable[[int], bool]
-Checkpoints: TypeAlias = Literal["every"] | int | Iterable[int] | None
-"""Weights to keep: none, after every step, a number of them evenly spaced, or after given steps."""
+KeepWeights: TypeAlias = Literal["every"] | int | Iterable[int] | None
+"""When weights are kept: never, after every step, at a number of evenly spaced steps, or at given steps."""
 
 
 def evaluations(every: int, at: Iterable[int] | None, total_steps: int | None) -> Schedule:
@@ -21,21 +21,23 @@ def evaluations(every: int, at: Iterable[int] | None, total_steps: int | None) -
     return _given(at, "evaluate_at", also=(0,))
 
 
-def checkpoints(which: Checkpoints, total_steps: int | None) -> Schedule:
-    """Of k evenly spaced ones the last is the end of training: steps T/k, 2T/k, …, T."""
+def weights(which: KeepWeights, total_steps: int | None) -> Schedule:
+    """When weights are kept. A number k means the steps T/k, 2T/k, …, T: the last is the end of training."""
     if which is None:
         return lambda step: False
     if which == "every":
         return lambda step: True
     if isinstance(which, str):
-        raise ValueError(f"checkpoints is None, 'every', a number of them, or their steps; got {which!r}")
+        raise ValueError(f"keep_weights is None, 'every', a number of steps, or the steps; got {which!r}")
     if not isinstance(which, int):
-        return _given(which, "checkpoints")
+        return _given(which, "keep_weights")
     if total_steps is None:
-        raise ValueError(f"to space {which} checkpoints evenly, pass total_steps=, the run's number of steps")
+        raise ValueError(
+            f"keep_weights={which} needs total_steps=, the run's number of steps, to space them evenly"
+        )
     if not 1 <= which <= total_steps:
-        raise ValueError(f"a run of {total_steps} steps has 1 to {total_steps} checkpoints, not {which}")
-    return _given([round(total_steps * i / which) for i in range(1, which + 1)], "checkpoints")
+        raise ValueError(f"in a run of {total_steps} steps keep_weights is 1 to {total_steps}, not {which}")
+    return _given([round(total_steps * i / which) for i in range(1, which + 1)], "keep_weights")
 
 
 def _given(steps: Iterable[int], what: str, also: tuple[int, ...] = ()) -> Schedule:

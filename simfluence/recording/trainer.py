@@ -19,6 +19,7 @@ import torch
 from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
+from simfluence import renamed
 from simfluence.errors import RecordingError, RunDataError
 from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import LossFunction
@@ -46,7 +47,7 @@ def record_trainer(
         and sequence-to-sequence language models).
     example_ids : the ids of the training data set's rows, or the column that has them. Without such a
         column, rows are taken in the order of the recorder's training table, if there are as many.
-    options : of :meth:`RunRecorder.run` (``evaluate_every``, ``checkpoints``, ``config``, …);
+    options : of :meth:`RunRecorder.run` (``evaluate_every``, ``keep_weights``, ``config``, …);
         ``total_steps`` is the trainer's own. With ``trainer.train(resume_from_checkpoint=…)`` the run is
         cut back to the checkpoint's step and goes on from there.
 
@@ -55,6 +56,7 @@ def record_trainer(
     RunDataError : training examples whose ids are not in the recorder's table.
     RecordingError : a streamed training set, whose examples have no row numbers.
     """
+    renamed.check(options, renamed.RECORDING)
     rows = _rows_in_table(trainer.train_dataset, recorder, example_ids)
     if loss is None:
         loss = model_loss(trainer.data_collator)
@@ -155,7 +157,7 @@ class _TrainerRecording(TrainerCallback):
 
 
 class _Numbered(torch.utils.data.Dataset):
-    """A data set whose items come with their numbers; in all else the data set itself."""
+    """Wraps a data set so that each item comes with its number; all else is the data set's own."""
 
     def __init__(self, dataset: Any) -> None:
         self._dataset = dataset

@@ -1,11 +1,11 @@
-"""Resumable checkpoints: all that a training needs to go on to the same bits, without pickle.
+"""Resumable checkpoints: all the state that a training needs to continue to the same bits, without pickle.
 
     <run>/resume/step-000020/state.json          the structure, numbers and strings
                              state.safetensors   the tensors in it
 
 What is saved: anything with ``state_dict()`` and ``load_state_dict()`` (models, optimizers, schedulers,
 gradient scalers), random generators of torch, NumPy and Python, and always the global random states.
-A checkpoint is made under another name and renamed when it is whole; then the older one goes.
+A checkpoint is written under another name and renamed when it is complete; then the older one is deleted.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def restore(objects: Mapping[str, Any], states: Mapping[str, Any]) -> None:
 
 
 def check(objects: Mapping[str, Any]) -> None:
-    """ValueError, before the training starts, for an object whose state cannot be had."""
+    """Raises ValueError for an object whose state cannot be saved; called before the training starts."""
     for name, thing in objects.items():
         if isinstance(thing, torch.Generator | np.random.Generator | random.Random):
             continue

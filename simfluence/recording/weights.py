@@ -2,8 +2,8 @@
 
     <run>/checkpoints/step-000010.safetensors
 
-Where most of a model is frozen, only what trains is kept (with the buffers, which forward passes may
-change): load it into the pretrained model that the run started from.
+Where most of a model is frozen, only the parameters that train are kept (and the buffers, which forward
+passes may change): load them into the pretrained model that the run started from.
 """
 
 from __future__ import annotations

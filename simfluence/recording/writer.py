@@ -25,13 +25,13 @@ from simfluence.runs.run import Status
 
 
 class RunWriter:
-    """Writes one run. Every method may raise OSError; what was written earlier is whole all the same.
+    """Writes one run. Every method may raise OSError; what was written before stays intact.
 
     Parameters
     ----------
     folder : the run's.
     train, test : the set's tables.
-    about : what the manifest says beside what the writer knows (seed, configuration, optimizer, …).
+    about : further entries of the manifest (seed, configuration, optimizer, …).
     """
 
     def __init__(self, folder: Path, train: ExampleTable, test: ExampleTable, about: dict[str, Any]) -> None:
@@ -73,7 +73,7 @@ class RunWriter:
         return None
 
     def begin(self) -> None:
-        """From the beginning; what there is of an earlier attempt is put aside."""
+        """Start the run from its beginning; what there is of an earlier attempt is put aside."""
         set_aside(self.folder)
         self.write_manifest("running", pid=os.getpid(), host=platform.node())
 
@@ -134,7 +134,7 @@ class RunWriter:
         weights.save_weights(self.folder, self.steps, model)
 
     def note_nonfinite(self, step: int, losses: np.ndarray) -> bool:
-        """Remember the first loss that is not finite; whether this is it."""
+        """Remember the first loss that is not finite. Returns whether these losses have it."""
         bad = np.flatnonzero(~np.isfinite(losses))
         if not bad.size or self.nonfinite is not None:
             return False
@@ -160,7 +160,7 @@ class RunWriter:
     def stop(self, status: Status, error: str) -> None:
         """Leave the run as it is, journal and all."""
         if self._lock is None:
-            return  # it never was ours
+            return  # another process records this run
         self._close_journal()
         self.write_manifest(status, error=error)
 
@@ -206,7 +206,7 @@ class RunWriter:
 
 
 def set_aside(folder: Path) -> None:
-    """What there is of an attempt that was cut off goes into attempt-1, attempt-2, …; its checkpoints go."""
+    """Move what an interrupted attempt recorded into attempt-1, attempt-2, …, and delete its weights."""
     if not (folder / storage.JOURNAL).exists():
         return
     training_state.remove(folder)

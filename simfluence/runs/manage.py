@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet as pq
 
+from simfluence import renamed
 from simfluence.errors import RunDataError
 from simfluence.runs import journal, rows, storage
 from simfluence.runs.run import Run, Status
@@ -176,12 +177,13 @@ def _problems_of(folder: Path, train: Any, test: Any) -> Iterator[tuple[str, str
 # ---------------------------------------------------------------------------------------- prune
 
 
+@renamed.refuse_old(renamed.PRUNING)
 def prune(
     path: str | Path,
     *,
     attempts: bool = True,
     failed: bool = False,
-    checkpoints: bool = False,
+    weights: bool = False,
     dry_run: bool = True,
 ) -> pd.DataFrame:
     """Delete what complete recordings do not need. Runs that are being recorded are left alone.
@@ -190,7 +192,7 @@ def prune(
     ----------
     attempts : what was kept of attempts before a restart, and leftovers of writes that were cut off.
     failed : failed and interrupted runs, wholly.
-    checkpoints : weights kept for attribution, of complete runs.
+    weights : what complete runs kept for attribution (``keep_weights``).
     dry_run : only say what would be deleted.
 
     Returns one row for each: set, run, what, path, bytes.
@@ -203,7 +205,7 @@ def prune(
             continue  # damaged: for a person to decide
         if status == "running":
             continue
-        for what, target in _superfluous(run_folder, status, attempts, failed, checkpoints):
+        for what, target in _superfluous(run_folder, status, attempts, failed, weights):
             found.append((folder.name, run_folder.name, what, str(target), size_on_disk(target)))
             if not dry_run:
                 _delete(run_folder, what, target)
@@ -211,7 +213,7 @@ def prune(
 
 
 def _superfluous(
-    folder: Path, status: Status, attempts: bool, failed: bool, checkpoints: bool
+    folder: Path, status: Status, attempts: bool, failed: bool, weights: bool
 ) -> Iterator[tuple[str, Path]]:
     if failed and status in ("failed", "interrupted"):
         yield f"{status} run", folder
@@ -225,12 +227,12 @@ def _superfluous(
             for name in (storage.JOURNAL, "resume"):  # killed between the manifest and the cleaning up
                 if (folder / name).exists():
                     yield "leftover", folder / name
-    if checkpoints and status == "complete" and (folder / "checkpoints").exists():
-        yield "checkpoints", folder / "checkpoints"
+    if weights and status == "complete" and (folder / "checkpoints").exists():
+        yield "weights", folder / "checkpoints"
 
 
 def _delete(folder: Path, what: str, target: Path) -> None:
-    if what == "checkpoints":  # the manifest first: what it lists must be there
+    if what == "weights":  # the manifest first: what it lists must be there
         storage.write_manifest(folder, storage.read_manifest(folder) | {"checkpoints": {}})
     if what.endswith("run"):  # no longer a run, should this be cut off
         (target / storage.MANIFEST).unlink()

@@ -10,14 +10,15 @@ import torch
 from attribution_models import CASES, naive_gradients, network, points
 
 from simfluence.attribution import (
+    AttributionContext,
     Checkpoint,
     adam,
     adam_similarity,
+    attribute,
     gradient_similarity,
     selected_parameters,
     tracin,
 )
-from simfluence.attribution.methods import Setting, attribute
 from simfluence.errors import RunDataError
 
 
@@ -98,12 +99,12 @@ def test_by_name() -> None:
     objective, train, test = network(), points(6), points(3, seed=1)
     checkpoints = [Checkpoint(0, 0.1, lambda module: None)]
     texts = [[""] * 6, [""] * 3]
-    setting = Setting(objective, train, test, *texts, checkpoints, lambda example: [], batch=4)
-    found = attribute(setting, "gradient_adam")
+    context = AttributionContext(objective, train, test, *texts, checkpoints, lambda example: [], batch=4)
+    found = attribute(context, "gradient_adam")
     assert found.provenance == {"batch": 4, "eps": 1e-8, "step": 0}
-    other = attribute(setting, "gradient_adam", batch=2)
+    other = attribute(context, "gradient_adam", batch=2)
     np.testing.assert_array_equal(other.scores, adam_similarity(objective, train, test, batch=2).scores)
-    unknown = Setting(objective, train, test, *texts, checkpoints, lambda example: [])
+    unknown = AttributionContext(objective, train, test, *texts, checkpoints, lambda example: [])
     with pytest.raises(ValueError, match="the number of examples in a training step"):
         attribute(unknown, "gradient_adam")
 
@@ -114,22 +115,22 @@ def test_in_the_metric_of_the_runs_optimizer(optimizer: str) -> None:
     checkpoints = [Checkpoint(0, 0.1, lambda module: None)]
     said = {"class": optimizer, "eps": 1e-3} if optimizer else {}
     texts = [[""] * 6, [""] * 3]
-    setting = Setting(
+    context = AttributionContext(
         objective, train, test, *texts, checkpoints, lambda example: [], batch=4, optimizer=said
     )
     if optimizer in ("Lion", ""):
         with pytest.raises(
-            ValueError, match=f"{optimizer or 'nothing of its optimizer'}: choose gradient_adam"
+            ValueError, match=f"{optimizer or 'an optimizer that was not recorded'}: choose gradient_adam"
         ):
-            attribute(setting, "gradient_step")
+            attribute(context, "gradient_step")
         return
-    found = attribute(setting, "gradient_step")
+    found = attribute(context, "gradient_step")
     if optimizer == "AdamW":
-        expected = adam_similarity(objective, train, test, batch=4, eps=1e-3)
+        expected, same = adam_similarity(objective, train, test, batch=4, eps=1e-3), "gradient_adam"
     else:
-        expected = gradient_similarity(objective, train, test)
+        expected, same = gradient_similarity(objective, train, test), "gradient_dot"
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-12)
-    assert found.method == expected.method
+    assert (found.method, found.provenance["same_as"]) == ("gradient_step", same)
 
 
 def test_misuse() -> None:

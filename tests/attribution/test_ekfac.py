@@ -25,9 +25,9 @@ from simfluence.attribution import (
     selected_parameters,
 )
 from simfluence.attribution.ekfac.blocks import Block
-from simfluence.attribution.ekfac.kept import Kept
+from simfluence.attribution.ekfac.cache import GradientCache
 from simfluence.attribution.ekfac.queries import low_rank
-from simfluence.attribution.pieces import Outer, Summed
+from simfluence.attribution.gradient_parts import Outer, Summed
 from simfluence.attribution.tracing import Traced, Tracer
 from simfluence.errors import RunDataError
 
@@ -301,19 +301,19 @@ def test_what_is_kept_in_memory_changes_nothing(case: str, fisher: Any) -> None:
             assert np.abs(found - expected).max() <= error * np.abs(expected).max()
 
 
-def test_kept_batches() -> None:
+def test_a_gradient_cache() -> None:
     """All or none, each with memory of its own, and what is shared once."""
     shared = torch.ones(2, 3, 4)
     batch = Traced(torch.zeros(2), {"a": [Outer(shared, shared)], "b": [Summed(shared)]})
-    kept, too_many = Kept(4, 4 * 24 * 2), Kept(4, 4 * 24 * 2 - 1)
-    for each in (kept, too_many):
+    cached, too_many = GradientCache(4, 4 * 24 * 2), GradientCache(4, 4 * 24 * 2 - 1)
+    for each in (cached, too_many):
         each.add(batch, copy=True)
         assert not each.complete
         each.add(batch, copy=True)
-    assert (kept.complete, too_many.complete) == (True, False)
+    assert (cached.complete, too_many.complete) == (True, False)
     shared.zero_()
-    assert [float(found.pieces["b"][0].values.sum()) for found in kept.taken()] == [24, 24]
-    assert list(kept.taken()) == list(too_many.taken()) == []
+    assert [float(found.parts["b"][0].values.sum()) for found in cached.taken()] == [24, 24]
+    assert list(cached.taken()) == list(too_many.taken()) == []
 
 
 # --------------------------------------------------------------------------------- hard cases

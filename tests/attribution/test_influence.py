@@ -99,7 +99,7 @@ def test_among_outputs(kind: str) -> None:
         expected = dense_influence(objective, train, test, damping, examples)
         for batch_size in (1, 4):
             found = influence(objective, train, test, curvature=examples, batch_size=batch_size)
-            assert found.method == "influence_dual"
+            assert found.provenance["solver"] == "dual"
             np.testing.assert_allclose(found.scores, expected, rtol=1e-8, atol=1e-8 * np.abs(expected).max())
     assert found.provenance["damping"] == pytest.approx(damping, rel=1e-9)
     assert found.provenance["rows"] == 9 * 2  # two targets, or three classes less one
@@ -132,7 +132,7 @@ def test_the_solver_is_chosen_by_size(monkeypatch: pytest.MonkeyPatch) -> None:
     one = influence(objective, train, test, damping=0.3)
     monkeypatch.setattr(import_module("simfluence.attribution.influence"), "LARGEST", 9)
     other = influence(objective, train, test, damping=0.3, progress=True)
-    assert (one.method, other.method) == ("influence_dual", "influence_cg")
+    assert (one.provenance["solver"], other.provenance["solver"]) == ("dual", "cg")
     np.testing.assert_allclose(other.scores, one.scores, rtol=1e-3)
 
 

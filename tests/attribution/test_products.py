@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from simfluence.attribution import gradient_similarity, products, selected_parameters
-from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense, merged, stacked
+from simfluence.attribution.gradient_parts import GradientPart, Outer, Rows, Summed, dense, merged, stacked
 from simfluence.attribution.products import by_token, inner_products, self_products
 
 
-def made(kind: str, examples: int, tokens: int, draw: torch.Generator) -> Piece:
-    """A piece of matrices [5, 3]."""
+def made(kind: str, examples: int, tokens: int, draw: torch.Generator) -> GradientPart:
+    """A part of matrices [5, 3]."""
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(shape, generator=draw, dtype=torch.float64)
@@ -46,7 +46,7 @@ def test_inner_products(
     torch.testing.assert_close(inner_products(of_queries, of_train), b @ a.T)
     torch.testing.assert_close(inner_products(merged(of_queries), of_train), b @ a.T)
     torch.testing.assert_close(self_products(of_train), b.square().sum(1))
-    apart = sum(by_token(of_queries, piece) for piece in of_train)
+    apart = sum(by_token(of_queries, part) for part in of_train)
     torch.testing.assert_close(apart.sum(1), b @ a.T)
 
 

@@ -48,7 +48,7 @@ def test_sums_over_checkpoints(run) -> None:
             expected = expected + 1e-5 * gradient_similarity(objective, train, test).scores
     found = tracin(objective, train, test, chosen, batch_size=2)
     np.testing.assert_allclose(found.scores, expected, rtol=1e-12)
-    assert (found.method, found.units) == ("tracin_cp", "loss")
+    assert (found.method, found.units, found.provenance["formula"]) == ("tracin", "loss", "TracIn-CP")
     assert found.provenance["steps"] == [0, 3]
     assert found.covers[0] == "0.weight"
 
@@ -58,7 +58,7 @@ def test_all_steps_add_up_to_what_training_took_off_the_losses(run) -> None:
     found = tracin(objective, train, test, checkpoints, curriculum=curriculum)
     np.testing.assert_allclose(found.scores.sum(0), before - after, rtol=1e-3)
     assert (found.scores[4] == 0).all()  # never trained on
-    assert found.method == "tracin"
+    assert (found.method, found.provenance["formula"]) == ("tracin", "TracIn")
 
 
 def test_leaves_the_weights_and_goes_on_where_it_was(run, tmp_path) -> None:

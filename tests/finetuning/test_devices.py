@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from facts_on_minilm import WITH_CHECKPOINTS
+from facts_on_minilm import WITH_WEIGHTS
 from families import synthetic_runs
 
 from simfluence import RunSet
-from simfluence.attribution.methods import METHODS, attribute
+from simfluence.attribution import METHODS, attribute
 from simfluence.devices import chosen_device
+from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.finetuning.experiment import record_runs
-from simfluence.finetuning.replay import recorded_device
-from simfluence.finetuning.setting import recorded_setting
-from simfluence.finetuning.tangents import runs_tangent
+from simfluence.finetuning.linearise import linearise_runs
+from simfluence.finetuning.retrain import recorded_device
 from simfluence.recording import RunRecorder
 from simfluence.simulators.dynamics.linearised import Update
 
@@ -38,7 +38,7 @@ def test_devices_go_by_torchs_names():
 
 def test_a_device_that_is_not_here_is_named_before_anything_is_made(tmp_path):
     with pytest.raises(ValueError, match="be there; got 'nope'"):
-        record_runs(WITH_CHECKPOINTS, tmp_path / "runs", count=1, device="nope", progress=False)
+        record_runs(WITH_WEIGHTS, tmp_path / "runs", count=1, device="nope", progress=False)
     assert not (tmp_path / "runs").exists()
 
 
@@ -58,7 +58,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Three runs with checkpoints on each device."""
     folders = {device: tmp_path_factory.mktemp(device) / "runs" for device in ("cpu", "cuda")}
     for device, folder in folders.items():
-        record_runs(WITH_CHECKPOINTS, folder, count=3, device=device, progress=False)
+        record_runs(WITH_WEIGHTS, folder, count=3, device=device, progress=False)
     return folders
 
 
@@ -73,7 +73,7 @@ def test_a_gpus_runs_are_the_cpus(recorded):
 
 @on_a_gpu
 def test_a_run_that_was_cut_off_goes_on_to_the_same_losses(recorded, tmp_path, monkeypatch):
-    config = {**WITH_CHECKPOINTS, "run": {**WITH_CHECKPOINTS["run"], "checkpoint_every": 1}}
+    config = {**WITH_WEIGHTS, "run": {**WITH_WEIGHTS["run"], "resume_every": 1}}
     begin = RunRecorder.run
 
     def cut_off(*arguments, **options):
@@ -103,7 +103,7 @@ def test_scores_are_the_cpus(recorded, method):
     options = {"trak": {"dimension": 64}, "ekfac": {"fisher": "empirical"}}.get(method, {})
     run = RunSet.load(recorded["cpu"])[0]
     here, there = (
-        attribute(recorded_setting(recorded["cpu"], run, device=device), method, **options).scores
+        attribute(recorded_context(recorded["cpu"], run, device=device), method, **options).scores
         for device in ("cpu", "cuda")
     )
     assert np.corrcoef(here.ravel(), there.ravel())[0, 1] > 0.999
@@ -114,6 +114,6 @@ def test_a_tangent_is_the_cpus(recorded):
     runs = RunSet.load(recorded["cpu"])
     rule = Update.of(runs[0].optimizer)
     here, there = (
-        runs_tangent(runs, coordinates=500, device=device).scores(rule, 4) for device in ("cpu", "cuda")
+        linearise_runs(runs, coordinates=500, device=device).scores(rule, 4) for device in ("cpu", "cuda")
     )
     np.testing.assert_allclose(here, there, rtol=1e-2, atol=1e-3 * np.abs(here).max())

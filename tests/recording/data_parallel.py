@@ -47,7 +47,7 @@ def train(path: Path, recorder: RunRecorder | None, stop_after: int | None = Non
             one_step(step)
         return inner
     with recorder.run(
-        "seed-0", model=model, loss=loss, optimizer=optimizer, checkpoint_every=3, checkpoints=1,
+        "seed-0", model=model, loss=loss, optimizer=optimizer, resume_every=3, keep_weights=1,
         total_steps=STEPS, **options,
     ) as run:  # fmt: skip
         for step in range(run.start, STEPS):

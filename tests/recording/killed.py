@@ -27,7 +27,7 @@ KINDS = ("timer", "write", "before rename", "after rename")
 
 
 def train(folder: Path, run_id: str, said: int) -> None:
-    """What a user's script does; every recorded step is told to the parent."""
+    """What a user's script does; it reports every recorded step to its parent process."""
     training = Training(seed=int(run_id.removeprefix("run-")), steps=STEPS)
     recorder = RunRecorder(folder, TRAIN, TEST)
     with recorder.run(
@@ -36,8 +36,8 @@ def train(folder: Path, run_id: str, said: int) -> None:
         loss=per_example,
         optimizer=training.optimizer,
         state=training.state,
-        checkpoint_every=7,
-        checkpoints=4,
+        resume_every=7,
+        keep_weights=4,
         total_steps=STEPS,
         resume=True,
     ) as run:

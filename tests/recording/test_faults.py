@@ -58,15 +58,15 @@ def unrecorded():
     return bits(training.model)
 
 
-@pytest.mark.parametrize("checkpoint_every", [None, 4])
-def test_a_full_disk_with_an_error(tmp_path, checkpoint_every):
+@pytest.mark.parametrize("resume_every", [None, 4])
+def test_a_full_disk_with_an_error(tmp_path, resume_every):
     with small_disk(tmp_path / "disk") as disk:
         recorder = RunRecorder(disk / "set", TRAIN, TEST)
         train(recorder, "earlier")
         earlier = {file: file.read_bytes() for file in (disk / "set" / "earlier").iterdir()}
         with pytest.raises(RecordingError, match=r"No space left.*up to step [4-6] is as it was"):
             # the journal's file may have room left for an entry or two
-            train(recorder, "run", 60, lambda: fill(disk), checkpoint_every=checkpoint_every)
+            train(recorder, "run", 60, lambda: fill(disk), resume_every=resume_every)
         assert storage.status(disk / "set" / "run") in ("failed", "interrupted")
         assert all(file.read_bytes() == before for file, before in earlier.items())
         left = RunSet.load(disk / "set", incomplete=True)
@@ -101,7 +101,7 @@ def test_a_disk_that_fills_up_at_the_very_end(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(storage, "_write_parquet", full)
         with pytest.raises(RecordingError, match="No space left"):
-            train(recorder, "run", checkpoint_every=5)
+            train(recorder, "run", resume_every=5)
     assert not list((tmp_path / "run").glob("*.tmp"))
     assert len(RunSet.load(tmp_path, incomplete=True)[0]) == 6
     training = Training(steps=6)
@@ -123,7 +123,7 @@ def test_a_folder_that_vanishes_and_training_goes_on(tmp_path, unrecorded):
     recorder = RunRecorder(tmp_path / "set", TRAIN, TEST, on_error="continue")
     with pytest.warns(RecordingStoppedWarning):
         training = train(
-            recorder, "run", between=lambda: shutil.rmtree(tmp_path / "set"), checkpoints="every"
+            recorder, "run", between=lambda: shutil.rmtree(tmp_path / "set"), keep_weights="every"
         )
     assert bits(training.model) == unrecorded
 
@@ -141,7 +141,7 @@ def test_a_place_where_no_folder_can_be(tmp_path, unrecorded):
         RunRecorder(tmp_path / "file" / "set", TRAIN, TEST)
     with pytest.warns(RecordingStoppedWarning, match="without recording"):
         recorder = RunRecorder(tmp_path / "file" / "set", TRAIN, TEST, on_error="continue")
-    training = train(recorder, "run", checkpoint_every=2, checkpoints="every")
+    training = train(recorder, "run", resume_every=2, keep_weights="every")
     assert bits(training.model) == unrecorded
     with pytest.raises(ValueError, match="on_error"):
         RunRecorder(tmp_path, TRAIN, TEST, on_error="ignore")

@@ -64,12 +64,17 @@ def fit(tmp_path, callbacks=(), ckpt_path=None, batches=None, **options):
     return module
 
 
+def test_old_names_of_options_are_answered_with_the_new_ones(tmp_path):
+    with pytest.raises(TypeError, match="'checkpoints' is now named 'keep_weights'"):
+        RecordingCallback(RunRecorder(tmp_path / "set", TRAIN, TEST), "seed-0", loss=loss, checkpoints=1)
+
+
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_a_fit_is_recorded_and_trains_to_the_same_bits(tmp_path, accumulation):
     options = {"accumulate_grad_batches": accumulation}
     bare = fit(tmp_path, **options)
     recorder = RunRecorder(tmp_path / "set", TRAIN, TEST)
-    recorded = fit(tmp_path, [RecordingCallback(recorder, "seed-0", loss=loss, checkpoints=1)], **options)
+    recorded = fit(tmp_path, [RecordingCallback(recorder, "seed-0", loss=loss, keep_weights=1)], **options)
     assert bits(recorded) == bits(bare)
     run = RunSet.load(tmp_path / "set")[0]
     size = 4 * accumulation

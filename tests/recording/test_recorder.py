@@ -48,7 +48,7 @@ def test_training_with_and_without_the_recorder_gives_the_same_bits(recorder):
         bare.step()
     after_bare = random.random(), np.random.rand(), torch.rand(1)  # noqa: NPY002
     recorded = Training(steps=10)
-    with recorder.run("seed-0", model=recorded.model, loss=noisy_loss, checkpoints="every") as run:
+    with recorder.run("seed-0", model=recorded.model, loss=noisy_loss, keep_weights="every") as run:
         for _ in range(10):
             ids, loss = recorded.step()
             run.step(ids, train_loss=loss)
@@ -126,12 +126,12 @@ def test_metrics_beside_the_loss_and_cadences(recorder):
         {"evaluate_every": 0},
         {"evaluate_every": 2, "evaluate_at": [3]},
         {"evaluate_at": [-1]},
-        {"checkpoints": 3},
-        {"checkpoints": 9, "total_steps": 5},
-        {"checkpoints": "all"},
-        {"checkpoint_every": 0},
-        {"checkpoint_every": 2},
-        {"checkpoint_every": 2, "state": {"model": 3}},
+        {"keep_weights": 3},
+        {"keep_weights": 9, "total_steps": 5},
+        {"keep_weights": "all"},
+        {"resume_every": 0},
+        {"resume_every": 2},
+        {"resume_every": 2, "state": {"model": 3}},
         {"resume": True, "restart": True},
     ],
 )
@@ -142,10 +142,19 @@ def test_options_that_make_no_sense_are_refused_before_anything_is_written(recor
 
 
 @pytest.mark.parametrize(
+    ("old", "new"), [("checkpoints", "keep_weights"), ("checkpoint_every", "resume_every")]
+)
+def test_old_names_of_options_are_answered_with_the_new_ones(recorder, old, new):
+    with pytest.raises(TypeError, match=f"'{old}' is now named '{new}'"):
+        recorder.run("seed-0", model=new_model(), loss=per_example, **{old: 1})
+    assert recorder.status("seed-0") is None
+
+
+@pytest.mark.parametrize(
     ("which", "steps"), [("every", [0, 1, 2, 3, 4, 5]), (2, [2, 5]), ([0, 3], [0, 3]), (None, [])]
 )
 def test_weights_for_attribution(recorder, which, steps):
-    trained = record(recorder, checkpoints=which, total_steps=5)
+    trained = record(recorder, keep_weights=which, total_steps=5)
     folder = recorder.path / "seed-0"
     assert weight_steps(folder) == steps
     manifest = storage.read_manifest(folder)
@@ -177,7 +186,7 @@ def test_only_what_trains_is_kept_where_most_is_frozen_and_tied_weights_once(rec
     for frozen in (False, True):
         model.embed.weight.requires_grad_(not frozen)
         run_id = f"frozen-{frozen}"
-        with recorder.run(run_id, model=model, loss=per_example, checkpoints=[0]) as run:
+        with recorder.run(run_id, model=model, loss=per_example, keep_weights=[0]) as run:
             run.step(["train-0"])
         file = recorder.path / run_id / "checkpoints" / "step-000000.safetensors"
         kept = 4 * (303 + (0 if frozen else 500))

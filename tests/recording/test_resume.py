@@ -25,7 +25,7 @@ STEPS = 12
 def train(recorder, stop_after=None, model=None, **options):
     """Twelve steps, with a checkpoint every five; optionally cut off."""
     training = Training(steps=STEPS)
-    options = {"checkpoint_every": 5, "resume": True, "state": training.state} | options
+    options = {"resume_every": 5, "resume": True, "state": training.state} | options
     with recorder.run(
         "seed-0", model=training.model, loss=per_example, optimizer=training.optimizer, **options
     ) as run:
@@ -56,12 +56,12 @@ def test_twenty_kills(tmp_path):
 @pytest.mark.parametrize("stop_after", [3, 5, 8, 11])
 def test_a_resumed_run_ends_like_an_uninterrupted_one(tmp_path, stop_after):
     alone = RunRecorder(tmp_path / "alone", TRAIN, TEST)
-    whole, run = train(alone, checkpoints=3, total_steps=STEPS)
+    whole, run = train(alone, keep_weights=3, total_steps=STEPS)
     assert run.start == 0
     recorder = RunRecorder(tmp_path / "cut", TRAIN, TEST)
     with pytest.raises(KeyboardInterrupt):
-        train(recorder, stop_after, checkpoints=3, total_steps=STEPS)
-    resumed, run = train(recorder, checkpoints=3, total_steps=STEPS)
+        train(recorder, stop_after, keep_weights=3, total_steps=STEPS)
+    resumed, run = train(recorder, keep_weights=3, total_steps=STEPS)
     assert run.start == stop_after // 5 * 5
     assert bits(resumed.model) == bits(whole.model)
     for name in (
@@ -89,7 +89,7 @@ def test_after_every_resume_the_last_losses_are_known(tmp_path):
         loss=per_example,
         optimizer=training.optimizer,
         state=training.state,
-        checkpoint_every=5,
+        resume_every=5,
         resume=True,
     )
     with pytest.raises(KeyboardInterrupt), run:
@@ -102,11 +102,11 @@ def test_after_every_resume_the_last_losses_are_known(tmp_path):
 def test_a_framework_may_restore_the_training_itself(tmp_path):
     recorder = RunRecorder(tmp_path, TRAIN, TEST)
     with pytest.raises(KeyboardInterrupt):
-        train(recorder, 8, checkpoint_every=None)
+        train(recorder, 8, resume_every=None)
     with pytest.raises(RecordingError, match="only 8 recorded steps"):
-        train(recorder, resume=9, checkpoint_every=None)
+        train(recorder, resume=9, resume_every=None)
     assert len(RunSet.load(tmp_path, incomplete=True)[0]) == 8
-    _, run = train(recorder, resume=6, checkpoint_every=None)
+    _, run = train(recorder, resume=6, resume_every=None)
     assert (run.start, run.steps) == (6, 12)
     assert len(RunSet.load(tmp_path)[0]) == 12
 

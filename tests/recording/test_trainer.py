@@ -114,6 +114,12 @@ class Batches(TrainerCallback):
         return collate(examples)
 
 
+def test_old_names_of_options_are_answered_with_the_new_ones(tmp_path):
+    trainer = new_trainer(tmp_path, "bert")
+    with pytest.raises(TypeError, match="'checkpoint_every' is now named 'resume_every'"):
+        record_trainer(trainer, new_recorder(tmp_path, "bert"), "seed-0", checkpoint_every=1)
+
+
 @pytest.mark.parametrize("kind", ["bert", "gpt2", "t5"])
 @pytest.mark.parametrize("accumulation", [1, 3])
 def test_a_trainer_is_recorded_and_trains_to_the_same_bits(tmp_path, kind, accumulation):
@@ -122,7 +128,7 @@ def test_a_trainer_is_recorded_and_trains_to_the_same_bits(tmp_path, kind, accum
     bare.data_collator = seen
     bare.train()
     trainer = new_trainer(tmp_path, kind, gradient_accumulation_steps=accumulation)
-    record_trainer(trainer, new_recorder(tmp_path, kind), "seed-0", checkpoints=1)
+    record_trainer(trainer, new_recorder(tmp_path, kind), "seed-0", keep_weights=1)
     trainer.train()
     assert weights(trainer) == weights(bare)
 

@@ -1,7 +1,7 @@
 """EK-FAC against kronfluence: the same factors, damping and scores of all that it treats (nn.Linear).
 
 Its losses are sums over a batch, its factors are sums over tokens divided by their number, its eigenvalues
-are sums over examples divided by theirs, and its damping is 1e-8 unless it is told otherwise. It skips what
+are sums over examples divided by theirs, and its damping is 1e-8 unless another one is given. It skips what
 it does not know, wraps the model in place, and takes factors of an old name from disk: hence the copies of
 the models and the fresh folders here.
 """

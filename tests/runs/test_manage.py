@@ -35,7 +35,7 @@ def record(recorder, run_id, steps=5, stop_after=None, error=KeyboardInterrupt, 
 def runs(tmp_path):
     """A complete run with checkpoints, one that needed two attempts, an interrupted and a failed one."""
     recorder = RunRecorder(tmp_path / "runs" / "a-set", EXAMPLES, EXAMPLES[:3])
-    record(recorder, "run-10", checkpoints="every")
+    record(recorder, "run-10", keep_weights="every")
     for number in range(3):
         if number < 2:
             with pytest.raises(KeyboardInterrupt):
@@ -43,7 +43,7 @@ def runs(tmp_path):
         else:
             record(recorder, "run-9", restart=True)
     with pytest.raises(KeyboardInterrupt):
-        record(recorder, "interrupted", stop_after=4, checkpoint_every=3)
+        record(recorder, "interrupted", stop_after=4, resume_every=3)
     with pytest.raises(ZeroDivisionError):
         record(recorder, "failed", stop_after=1, error=ZeroDivisionError)
     return recorder.path
@@ -131,24 +131,26 @@ def test_pruning(runs):
 
     before = everything()
     (runs / "run-9" / "steps.parquet.tmp").write_bytes(b"123")
-    planned = prune(runs, failed=True, checkpoints=True)
+    planned = prune(runs, failed=True, weights=True)
     assert planned[["run", "what"]].values.tolist() == [
         ["failed", "failed run"],
         ["interrupted", "interrupted run"],
         ["run-9", "earlier attempt"],
         ["run-9", "earlier attempt"],
         ["run-9", "unfinished write"],
-        ["run-10", "checkpoints"],
+        ["run-10", "weights"],
     ]
     assert (planned["bytes"] > 0).all()
     prune(runs, dry_run=False)  # by default: earlier attempts only
     assert not list((runs / "run-9").glob("attempt-*"))
     assert set(before) - set(everything()) == {p for p in before if "attempt-" in str(p)}
-    prune(runs, failed=True, checkpoints=True, dry_run=False)
+    prune(runs, failed=True, weights=True, dry_run=False)
     assert RunSet.load(runs).ids == ["run-9", "run-10"]
     assert verify(runs).empty
-    assert prune(runs, failed=True, checkpoints=True).empty
+    assert prune(runs, failed=True, weights=True).empty
     assert not (runs / "interrupted").exists()
+    with pytest.raises(TypeError, match="'checkpoints' is now named 'weights'"):
+        prune(runs, checkpoints=True)
 
 
 def test_runs_that_are_being_recorded_are_left_alone(runs):
@@ -157,4 +159,4 @@ def test_runs_that_are_being_recorded_are_left_alone(runs):
         run.step(["e0"])
         assert list_runs(runs).set_index("run")["status"]["now"] == "running"
         assert verify(runs).empty
-        assert "now" not in set(prune(runs, failed=True, checkpoints=True, dry_run=False)["run"])
+        assert "now" not in set(prune(runs, failed=True, weights=True, dry_run=False)["run"])

@@ -7,15 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from simfluence.attribution import LossesOnly, adam_similarity, gradient_similarity
-from simfluence.attribution import tangent as linearised
+from simfluence.attribution import LossesOnly, adam_similarity, gradient_similarity, linearise
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs import RunSet
-from simfluence.simulators import AutoSimulator, EffectsSimulator, LinearisedModel, load_simulator
-from simfluence.simulators.dynamics.linearised import Update, log_odds, recorded_update
-from simfluence.simulators.effects.grid import smooth
-from simfluence.simulators.effects.prior import prior_prediction
+from simfluence.simulators import AutoSimulator, EffectsSimulator, Tangent, load_simulator
+from simfluence.simulators.design import smooth
+from simfluence.simulators.offset import offset
+from simfluence.simulators.tangent import Update, log_odds, recorded_update
 
 N_TRAIN, N_TEST, FEATURES = 12, 5, 6
 OPTIMIZERS = {
@@ -95,19 +94,19 @@ def recorded(make, examples, name: str, runs: int = 8, steps: int = 20, **other)
     return RunSet.from_arrays(batches, np.stack(losses), train=N_TRAIN, optimizer=optimizer)
 
 
-def of(make, examples, **options) -> LinearisedModel:
+def of(make, examples, **options) -> Tangent:
     model = make()
-    return linearised(model, losses_of(model), *examples, coordinates=10_000, **options)
+    return linearise(model, losses_of(model), *examples, coordinates=10_000, **options)
 
 
-def along(make, examples, runs: RunSet, name: str, numbers=(0, 1), **options) -> LinearisedModel:
+def along(make, examples, runs: RunSet, name: str, numbers=(0, 1), **options) -> Tangent:
     model = make()
     kind, settings = OPTIMIZERS[name]
     settings = settings | {"lr": runs[0].optimizer["lr"]}
     paths = {
         runs[r].id: training(model, examples[0], list(runs[r].curriculum), kind, settings) for r in numbers
     }
-    return linearised(model, losses_of(model), *examples, coordinates=10_000, paths=paths, **options)
+    return linearise(model, losses_of(model), *examples, coordinates=10_000, paths=paths, **options)
 
 
 # ------------------------------------------------------------------------------------ exact cases
@@ -164,7 +163,7 @@ def test_a_sample_of_the_weights_says_nearly_the_same(examples) -> None:
 
     runs = recorded(wide, examples, "adamw", lr=1e-4, runs=3)
     model = wide()
-    sampled = linearised(model, losses_of(model), *examples, coordinates=3000)
+    sampled = linearise(model, losses_of(model), *examples, coordinates=3000)
     assert 2000 < len(sampled.weights) < 4000  # of 16 001
     assert sampled.weights.sum() == pytest.approx(16_001, rel=0.1)
     update, rates = recorded_update(runs)
@@ -184,7 +183,7 @@ def test_along_its_own_path_a_run_is_simulated_exactly(examples) -> None:
         assert both.runs == (runs[0].id, runs[1].id)
         np.testing.assert_allclose(both.log_odds[0, :, N_TRAIN:], log_odds(runs[0].loss), atol=1e-4)
         only = {name: v[[0, 0]] if len(v) == 2 else v for name, v in both.arrays().items()}
-        simulated = LinearisedModel.restored(only, both.plain()).simulate(*given)
+        simulated = Tangent.restored(only, both.plain()).simulate(*given)
         error.append(np.square(simulated - runs[:1].loss).mean() / runs[:1].loss.var(1).mean())
     assert error[0] < 1e-4
     assert error[0] < 0.01 * min(error[1:])
@@ -197,7 +196,7 @@ def test_a_reference_does_not_help_itself(examples) -> None:
     both = along(curved, examples, runs, "adamw", points=(0, 10, 20))
     odds = both.log_odds.copy()
     odds[0] += 1e6  # only the reference that is run 0 itself
-    spoilt = LinearisedModel.restored({**both.arrays(), "log_odds": odds}, both.plain())
+    spoilt = Tangent.restored({**both.arrays(), "log_odds": odds}, both.plain())
     np.testing.assert_array_equal(
         both.simulate(*given, runs=[runs[0].id]), spoilt.simulate(*given, runs=[runs[0].id])
     )
@@ -220,7 +219,7 @@ def test_its_scores_are_those_of_gradients(examples, name) -> None:
     model = curved()
     kind, options = OPTIMIZERS[name]
     update = Update.of({"class": kind.__name__, **options})
-    found = linearised(model, losses_of(model), train, test, coordinates=10**6).scores(update, batch=4)
+    found = linearise(model, losses_of(model), train, test, coordinates=10**6).scores(update, batch=4)
     objective = LossesOnly(model, losses_of(model))
     if update.adam:
         expected = adam_similarity(objective, train, test, batch=4, eps=update.eps).scores
@@ -232,24 +231,24 @@ def test_its_scores_are_those_of_gradients(examples, name) -> None:
 
 def test_offsets_are_the_regression_on_what_is_foretold() -> None:
     rng = np.random.default_rng(5)
-    predicted_before, grid = rng.normal(size=(4, 13, 3)), np.arange(0, 13, 2)
-    losses = 0.7 * predicted_before[:, grid] + 0.1 * rng.normal(size=(4, 7, 3)) + rng.normal(size=(1, 7, 3))
-    found = prior_prediction(list(predicted_before), list(losses), grid)
+    foretold, grid = rng.normal(size=(4, 13, 3)), np.arange(0, 13, 2)
+    losses = 0.7 * foretold[:, grid] + 0.1 * rng.normal(size=(4, 7, 3)) + rng.normal(size=(1, 7, 3))
+    found = offset(list(foretold), list(losses), grid)
     mean = losses.mean(0)
-    np.testing.assert_allclose(found.average, predicted_before.mean(0))
+    np.testing.assert_allclose(found.average, foretold.mean(0))
     product, square = np.zeros((2, 4, 7))
     for r in range(4):
         for point, t in enumerate(grid):
             for z in range(3):
-                deviation = predicted_before[r, t, z] - predicted_before[:, t, z].mean()
+                deviation = foretold[r, t, z] - foretold[:, t, z].mean()
                 product[r, point] += deviation * (losses[r, point, z] - mean[point, z])
                 square[r, point] += deviation**2
     np.testing.assert_allclose(found.slope, naive_slope(product, square))
     for r in range(4):
         others = [s for s in range(4) if s != r]
-        deviation = predicted_before[r, grid] - predicted_before[:, grid].mean(0)
+        deviation = foretold[r, grid] - foretold[:, grid].mean(0)
         expected = naive_slope(product[others], square[others])[:, None] * deviation
-        np.testing.assert_allclose(found.out_of_fold[r], expected)
+        np.testing.assert_allclose(found.left_out[r], expected)
         np.testing.assert_allclose(found.runs[r], found.slope[:, None] * deviation)
 
 
@@ -262,24 +261,24 @@ def skill(simulator, train: RunSet, test: RunSet) -> float:
 @pytest.mark.parametrize("train", [1, 2, 5])
 def test_few_runs_suffice(examples, train) -> None:
     runs = recorded(curved, examples, "adamw", lr=0.01)
-    fit = AutoSimulator(linearised=of(curved, examples)).fit(runs[:train])
+    fit = AutoSimulator(tangent=of(curved, examples)).fit(runs[:train])
     assert skill(fit, runs[:train], runs[5:]) > 0.75
-    assert fit.settings_["prior"] == "linearised"
+    assert fit.settings_["offset"] == "tangent"
 
 
 def test_a_tangent_that_misleads_is_dropped(examples) -> None:
     runs = recorded(curved, examples, "adamw", lr=0.01)
     right = of(curved, examples)
     wrong = np.random.default_rng(6).permuted(right.jacobian, axis=2)
-    misled = LinearisedModel.restored({**right.arrays(), "jacobian": wrong}, right.plain())
-    fit = AutoSimulator(linearised=misled).fit(runs[:6])
+    misled = Tangent.restored({**right.arrays(), "jacobian": wrong}, right.plain())
+    fit = AutoSimulator(tangent=misled).fit(runs[:6])
     assert skill(fit, runs[:6], runs[6:]) > skill(AutoSimulator().fit(runs[:6]), runs[:6], runs[6:]) - 0.1
 
 
 def test_left_out_runs_are_foretold_by_the_others(examples) -> None:
     """The leave-one-run-out error is near the one of really leaving runs out."""
     runs = recorded(curved, examples, "adamw", lr=0.01)
-    make = EffectsSimulator(linearised=of(curved, examples), penalty=0.1, link="log_odds")
+    make = EffectsSimulator(tangent=of(curved, examples), penalty=0.1, link="log_odds")
     errors = []
     for r in range(len(runs)):
         others = RunSet([run for run in runs if run.id != runs[r].id], runs.train, runs.test)
@@ -290,7 +289,7 @@ def test_left_out_runs_are_foretold_by_the_others(examples) -> None:
 
 def test_lengths_validation_and_saving(examples, tmp_path) -> None:
     runs = recorded(curved, examples, "adamw", lr=0.01)
-    fit = AutoSimulator(linearised=of(curved, examples), max_rows=60).fit(runs[:5], runs[5:6])
+    fit = AutoSimulator(tangent=of(curved, examples), max_rows=60).fit(runs[:5], runs[5:6])
     short, long = Curriculum.from_batches(list(runs[0].curriculum)[:7], N_TRAIN), runs[1].curriculum
     losses = fit.simulate([short, long], runs.initial_loss[:2])
     assert np.isnan(losses[0, len(short) + 1 :]).all()
@@ -298,7 +297,7 @@ def test_lengths_validation_and_saving(examples, tmp_path) -> None:
     fit.save(tmp_path / "auto")
     loaded = load_simulator(tmp_path / "auto")
     np.testing.assert_array_equal(loaded.simulate([short, long], runs.initial_loss[:2]), losses)
-    again = loaded.refit(runs[:4]).simulate([long], runs.initial_loss[0])
+    again = loaded.refitted(runs[:4]).simulate([long], runs.initial_loss[0])
     assert np.isfinite(again).all()
 
 
@@ -307,8 +306,8 @@ def test_its_scores_are_scores_of_auto(examples, tmp_path) -> None:
     runs, known = recorded(curved, examples, "adamw", lr=0.01), of(curved, examples)
     expected = known.scores(recorded_update(runs)[0], np.median(runs[0].curriculum.batch_sizes))
     given = np.ones((N_TRAIN, N_TEST))
-    assert len(AutoSimulator(given, linearised=known).fit(runs[:3]).scores_) == 1
-    fit = AutoSimulator(given, linearised=known).fit(runs[:5])
+    assert len(AutoSimulator(given, tangent=known).fit(runs[:3]).scores_) == 1
+    fit = AutoSimulator(given, tangent=known).fit(runs[:5])
     assert len(fit.scores_) == 2
     assert np.corrcoef(fit.scores_[1].ravel(), expected.ravel())[0, 1] == pytest.approx(1)
     assert any("replayed" in change for change in fit.selection["change"])
@@ -321,14 +320,14 @@ def test_its_scores_are_scores_of_auto(examples, tmp_path) -> None:
 
 def test_a_tangent_saved_and_loaded(examples, tmp_path) -> None:
     found = of(curved, examples)
-    found.save(tmp_path / "linearised")
-    loaded = LinearisedModel.load(tmp_path / "linearised")
+    found.save(tmp_path / "tangent")
+    loaded = Tangent.load(tmp_path / "tangent")
     assert loaded.plain() == found.plain()
     for name, values in found.arrays().items():
         np.testing.assert_array_equal(loaded.arrays()[name], values)
     (tmp_path / "other").write_bytes(b"{}")
     with pytest.raises(RunDataError, match="other"):
-        LinearisedModel.load(tmp_path / "other")
+        Tangent.load(tmp_path / "other")
 
 
 def test_misuse_is_named(examples) -> None:
@@ -341,12 +340,12 @@ def test_misuse_is_named(examples) -> None:
     with pytest.raises(ValueError, match="give at least two runs"):
         along(curved, examples, runs, "adamw", numbers=(0,), points=(0,))
     with pytest.raises(ValueError, match="do not belong together"):
-        LinearisedModel.restored({**found.arrays(), "weights": found.weights[1:]}, found.plain())
-    with pytest.raises(ValueError, match="the linearised is of 12 training and 4 test"):
-        EffectsSimulator(linearised=of(curved, (examples[0], examples[1][1:]))).fit(runs)
+        Tangent.restored({**found.arrays(), "weights": found.weights[1:]}, found.plain())
+    with pytest.raises(ValueError, match="the tangent is of 12 training and 4 test"):
+        EffectsSimulator(tangent=of(curved, (examples[0], examples[1][1:]))).fit(runs)
     with pytest.raises(ValueError, match="> 0"):
         model = curved()
-        linearised(model, lambda some: losses_of(model)(some) - 9, *examples)
+        linearise(model, lambda some: losses_of(model)(some) - 9, *examples)
     model = curved().requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to attribute to"):
-        linearised(model, losses_of(model), *examples)
+        linearise(model, losses_of(model), *examples)

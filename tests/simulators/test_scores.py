@@ -51,7 +51,7 @@ def test_known_scale_and_weights(weighing: str, weights: list[float]) -> None:
     scores = InfluenceScores(SCORES, "made up", weighing=weighing, scale=0.7)
     curricula = [Curriculum.from_batches(batches, 6) for batches in BATCHES]
     for calibrated in (True, False):
-        simulator = scores.as_simulator(calibrated=calibrated).fit(recorded)
+        simulator = ScoresSimulator(scores, calibrated).fit(recorded)
         assert simulator.scale_ == pytest.approx(0.7)
         np.testing.assert_allclose(simulator.simulate(curricula, INITIAL), true, rtol=1e-12)
 
@@ -99,7 +99,7 @@ def test_replayed_scores_are_the_training_of_a_small_model(rng: np.random.Genera
     """Inner products of gradients: replayed they nearly are training, added up they are far from it."""
     runs, train, test = log_linear_runs(rng, 8)
     scores = InfluenceScores(train @ test.T, "made up")
-    replayed, added = (scores.as_simulator(replayed=how).fit(runs[:4]) for how in (True, False))
+    replayed, added = (make(scores).fit(runs[:4]) for make in (DynamicsSimulator, ScoresSimulator))
     assert skill(replayed, runs[:4], runs[4:]) > 0.97
     assert skill(added, runs[:4], runs[4:]) < 0.8
     replayed.save(tmp_path / "it.safetensors")

@@ -1,4 +1,4 @@
-"""How each parameter enters the Fisher matrix: nothing is left out, and the coverage says what became of it.
+"""How each parameter enters the approximate Fisher matrix. None is left out; the coverage lists them all.
 
 kronecker   weights of linear maps (nn.Linear, Conv1D, LoRA's), with their bias as an input that is 1
 dense       anything else of few numbers: norms, scales, lone biases
@@ -15,22 +15,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from simfluence.attribution.gradient_parts import GradientPart, Outer, merged
 from simfluence.attribution.layers import CONV1D, LINEAR
-from simfluence.attribution.pieces import Outer, Piece, merged
 from simfluence.attribution.tracing import Traced, Tracer
 
 Treatment = Literal["kronecker", "dense", "diagonal"]
 
 DENSE_LIMIT = 2048
-"""Numbers that a dense block may have."""
+"""A block with more numbers is diagonal, not dense."""
 
 SIDE_LIMIT = 10_000
-"""Inputs or outputs, that a Kronecker block may have: its factors are squares of these."""
+"""A linear map with more inputs or outputs is no Kronecker block: its factors would have that many rows and
+columns."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Parameters that the approximation lets depend on each other.
+    """Parameters whose Fisher matrix is approximated together; between blocks it is taken to be zero.
 
     name : the module's (of a linear map with its bias), or the parameter's.
     parameters : a linear map's weight, and its bias if that is in the block; otherwise a single one.
@@ -49,9 +50,9 @@ class Block:
     def size(self) -> int:
         return int(torch.Size(self.shape).numel())
 
-    def pieces(self, traced: Traced) -> list[Piece]:
-        """The gradients of the block's parameters; [] if they have no part in the losses."""
-        found = merged(traced.pieces.get(self.parameters[0], []))
+    def parts(self, traced: Traced) -> list[GradientPart]:
+        """The gradient parts of the block's parameters; [] if the losses do not depend on them."""
+        found = merged(traced.parts.get(self.parameters[0], []))
         if not found or not self.ones:
             return found
         (outer,) = found

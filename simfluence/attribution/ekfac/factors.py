@@ -1,4 +1,4 @@
-"""What is known of the Fisher matrix of a model, block by block, kept with the weights that it belongs to.
+"""The approximate Fisher matrix of a model, block by block, with the fingerprint of the model's weights.
 
 A Kronecker block is (Q_S ⊗ Q_A) diag(Λ) (Q_S ⊗ Q_A)ᵀ, a dense one Q diag(Λ) Qᵀ, a diagonal one diag(Λ).
 """
@@ -30,13 +30,13 @@ RELATIVE_DAMPING = 0.1
 
 @dataclass(frozen=True)
 class Factors:
-    """One block's.
+    """The factors of one block.
 
-    eigenvalues : Λ, of the block's shape (of a dense block [number]).
+    eigenvalues : Λ, in the block's shape (for a dense block [number]).
     out_basis, in_basis : eigenvectors in columns, Q_S [out, out] and Q_A [in, in]; a dense block has its Q
         [number, number] as out_basis; a diagonal one has none.
     out_values, in_values : eigenvalues of S and A, sums over tokens divided by ``tokens``.
-    tokens : per example, on average.
+    tokens : the mean number of tokens in an example.
     """
 
     eigenvalues: Tensor
@@ -47,7 +47,10 @@ class Factors:
     tokens: float = 1.0
 
     def kfac_eigenvalues(self) -> Tensor:
-        """Λ as if inputs and gradients were independent: tokens · λ_S λ_Aᵀ; Λ itself of other blocks."""
+        """The eigenvalues of K-FAC, which takes inputs and gradients for independent: tokens · λ_S λ_Aᵀ.
+
+        For blocks that are not Kronecker, Λ.
+        """
         if self.out_values is None or self.in_values is None:
             return self.eigenvalues
         return self.tokens * torch.outer(self.out_values, self.in_values)
@@ -59,7 +62,7 @@ class Factors:
 
 @dataclass(frozen=True)
 class EKFACFactors:
-    """All blocks' factors.
+    """The factors of all blocks.
 
     blocks, factors : in the same order; factors by the block's name.
     about : the weights' fingerprint, which Fisher matrix, seed, how many examples.
@@ -71,7 +74,7 @@ class EKFACFactors:
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """All that are covered, by name."""
+        """The names of all parameters that are covered."""
         return covered(self.blocks)
 
     @property
@@ -166,6 +169,6 @@ class EKFACFactors:
 
 
 def differences(asked: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """What of all that was asked for is not what was found, in words; "" if nothing."""
+    """The names of the settings that differ, joined by "and"; "" if none does."""
     other = [key for key, value in asked.items() if found.get(key) != value]
     return " and ".join(key for key in other if key != "losses" or "weights" not in other)

@@ -4,9 +4,9 @@
     A = Q_A diag(λ_A) Q_Aᵀ   S = Q_S diag(λ_S) Q_Sᵀ
     Λ = (1/N) Σ_i (Q_Sᵀ G_i Q_A)²                     over the N examples, G_i = Σ_t g_t a_tᵀ
 
-g are gradients of the losses of labels drawn from the model (true Fisher), or of the right ones (empirical).
-Multiplied by T/N, the tokens an example has, A ⊗ S is the Fisher matrix as K-FAC has it. George et al. 2018;
-Grosse et al. 2023, section 2.
+g are gradients of the losses of labels drawn from the model (true Fisher), or of the right labels
+(empirical). K-FAC approximates the Fisher matrix by T/N · A ⊗ S, where T/N is the mean number of tokens in an
+example. George et al. 2018; Grosse et al. 2023, section 2.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+from simfluence.attribution.buffers import fresh
 from simfluence.attribution.checkpoints import losses_fingerprint, weights_fingerprint
 from simfluence.attribution.ekfac.blocks import Block, blocks_of
+from simfluence.attribution.ekfac.cache import GradientCache
 from simfluence.attribution.ekfac.factors import EKFACFactors, Factors
-from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.moments import MOMENTS, Squares, vanishes
 from simfluence.attribution.ekfac.rotation import add_squares, in_eigenbases
 from simfluence.attribution.ekfac.stages import Stages
+from simfluence.attribution.gradient_parts import merged
 from simfluence.attribution.gradients import followed
 from simfluence.attribution.layers import wide_type
-from simfluence.attribution.memory import fresh
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.pieces import merged
 from simfluence.attribution.tracing import Traced, Tracer, tracer
 from simfluence.kernels.threads import in_threads
 
 Fisher = Literal["true", "empirical"]
 
 MEMORY = 2**31
-"""Bytes."""
+"""Bytes that the cache of gradients may take by default."""
 
 
 def ekfac_factors(
@@ -61,20 +61,21 @@ def ekfac_factors(
     fisher : "true": labels are drawn from the model's own distribution; "empirical": the right labels.
     seed : of the drawn labels. They depend on ``batch_size`` too; nothing else does.
     batch_size : examples in a pass.
-    memory : bytes that may be used to keep what the first pass found for the second (inputs and outputs of
-        all layers, for all tokens); it is computed again where they are not enough.
-
+    memory : bytes that the cache may take, which keeps the gradients of the first pass for the second (inputs
+        and output gradients of all layers, for all tokens). If they do not fit, they are computed again.
     folder : keeps what is finished (covariances, then eigenvectors, then the factors), so that an interrupted
-        computation goes on from there.
+        computation can be continued.
 
     Notes
     -----
-    Memory besides: the passes', and four times the squares of all layers' inputs and outputs.
+    Beside the cache, the passes themselves take memory, and so do the covariances: about four times the
+    squared numbers of all layers' inputs and outputs.
 
     Raises
     ------
-    ValueError : nothing to train, no examples, or gradients that are not finite (with the layer's name).
-    RunDataError : the folder has those of other weights, examples or settings.
+    ValueError : there is nothing to train, there are no examples, or gradients are not finite (the message
+        names the layer).
+    RunDataError : the folder has factors of other weights, examples or settings.
     """
     if fisher not in ("true", "empirical"):
         raise ValueError(f"fisher must be 'true' or 'empirical', got {fisher!r}")
@@ -97,7 +98,7 @@ class Settings:
 
 
 def about_factors(objective: Objective, train: Sequence[Any], fisher: Fisher, seed: int) -> dict[str, Any]:
-    """What factors are of."""
+    """What identifies factors: the weights, the labels, and the examples with two of their losses."""
     return {
         "weights": weights_fingerprint(objective.module),
         "fisher": fisher,
@@ -108,38 +109,41 @@ def about_factors(objective: Objective, train: Sequence[Any], fisher: Fisher, se
 
 
 def fitted(
-    trace: Tracer, train: Sequence[Any], settings: Settings, rotated: Kept | None = None
+    trace: Tracer, train: Sequence[Any], settings: Settings, rotated: GradientCache | None = None
 ) -> EKFACFactors:
-    """See :func:`ekfac_factors`. rotated : is given the gradients in their eigenbases, by block, unless the
-    factors were there already."""
+    """See :func:`ekfac_factors`.
+
+    rotated : a cache that is filled with the gradients in their eigenbases, by block, unless the factors were
+        loaded from the folder.
+    """
     about = about_factors(trace.objective, train, settings.fisher, settings.seed)
     about["batch_size"] = settings.batch_size
     stages = Stages(settings.folder, {**about, "parameters": list(trace.parameters)})
     device = next(iter(trace.parameters.values())).device
     if (found := stages.load("factors")) is None:
-        kept = Kept(len(train), settings.memory)
+        cache = GradientCache(len(train), settings.memory)
         if (found := stages.load("eigenbases")) is None:
-            found = _first_pass(trace, train, settings, stages, kept)
+            found = _first_pass(trace, train, settings, stages, cache)
             stages.keep("eigenbases", found)
-        found = _second_pass(found.to(device), trace, train, settings, kept, rotated)
+        found = _second_pass(found.to(device), trace, train, settings, cache, rotated)
         stages.keep("factors", found)
     return replace(found.to(device), about=about)
 
 
 def _first_pass(
-    trace: Tracer, train: Sequence[Any], settings: Settings, stages: Stages, kept: Kept
+    trace: Tracer, train: Sequence[Any], settings: Settings, stages: Stages, cache: GradientCache
 ) -> EKFACFactors:
-    """Factors without Λ of Kronecker blocks; kept : is given the gradients."""
+    """The factors, where Kronecker blocks have no Λ yet. cache : is filled with the gradients."""
     blocks = blocks_of(trace)
     moments = {block.name: MOMENTS[block.treatment](block) for block in blocks}
     if not stages.load_moments(moments, next(iter(trace.parameters.values())).device):
         for traced in _traced(trace, train, settings, "covariances"):
-            parts = {b.name: merged(traced.pieces.get(b.parameters[0], [])) for b in blocks}
-            squares = Squares(parts.values())
-            for name, pieces in parts.items():
-                if pieces:
-                    moments[name].add(pieces, squares)
-            kept.add(traced, copy=True)
+            by_block = {b.name: merged(traced.parts.get(b.parameters[0], [])) for b in blocks}
+            squares = Squares(by_block.values())
+            for name, parts in by_block.items():
+                if parts:
+                    moments[name].add(parts, squares)
+            cache.add(traced, copy=True)
         stages.keep_moments(moments)
     sizes = {
         block.name: float(moments[block.name].size) for block in blocks if block.treatment == "kronecker"
@@ -152,18 +156,18 @@ def _second_pass(
     trace: Tracer,
     train: Sequence[Any],
     settings: Settings,
-    kept: Kept,
-    rotated: Kept | None,
+    cache: GradientCache,
+    rotated: GradientCache | None,
 ) -> EKFACFactors:
-    """With Λ."""
+    """The factors with Λ. cache : gradients of the first pass. rotated : is filled, see :func:`fitted`."""
     factors, sizes = dict(found.factors), found.about["sizes"]
     sums = {
         block.name: _zeros(block.shape, trace) for block in found.blocks if block.treatment == "kronecker"
     }
-    for traced in kept.taken() if kept.complete else _traced(trace, train, settings, "eigenvalues"):
+    for traced in cache.taken() if cache.complete else _traced(trace, train, settings, "eigenvalues"):
         in_bases = in_eigenbases(traced, found.blocks, factors)
-        for name in sums.keys() & in_bases.pieces.keys():
-            add_squares(sums[name], in_bases.pieces[name])
+        for name in sums.keys() & in_bases.parts.keys():
+            add_squares(sums[name], in_bases.parts[name])
         if rotated is not None:
             rotated.add(in_bases, copy=False)
     for name, total in sums.items():
@@ -175,7 +179,7 @@ def _second_pass(
 
 
 def _traced(trace: Tracer, train: Sequence[Any], settings: Settings, what: str) -> Iterator[Traced]:
-    """The gradients batch after batch; the same labels every time."""
+    """The gradients, batch after batch; every call draws the same labels."""
     objective = trace.objective
     device = next(iter(trace.parameters.values())).device
     generator = torch.Generator(device).manual_seed(settings.seed)
@@ -190,7 +194,7 @@ def _traced(trace: Tracer, train: Sequence[Any], settings: Settings, what: str) 
 def _eigenbases(
     blocks: Sequence[Block], moments: dict[str, Any], trace: Tracer, examples: int
 ) -> dict[str, Factors]:
-    """Factors, of Kronecker blocks still without Λ."""
+    """The factors from the sums of the first pass; those of Kronecker blocks have no Λ yet."""
     matrices: dict[tuple[str, str], Tensor] = {}
     for block in blocks:
         moment = moments[block.name]
@@ -223,7 +227,7 @@ def _eigenbases(
 
 
 def _eigen(matrices: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], tuple[Tensor, Tensor]]:
-    """Eigenvalues, none below 0, and eigenvectors in columns, found in float64; once for equal matrices."""
+    """Eigenvalues, at least 0, and eigenvectors in columns, in float64; equal matrices are solved once."""
     different: list[Tensor] = []
     which = {}
     for key, matrix in matrices.items():
@@ -240,7 +244,7 @@ def _eigen(matrices: dict[tuple[str, str], Tensor]) -> dict[tuple[str, str], tup
             values, vectors = torch.linalg.eigh(wide)
         return values.clamp_min(0).to(matrix.dtype), vectors.to(matrix.dtype).contiguous()
 
-    solved = list(in_threads(solve, different))  # each in one thread: that is faster than all in each
+    solved = list(in_threads(solve, different))  # a matrix a thread: faster than all threads for each
     return {key: solved[number] for key, number in which.items()}
 
 
@@ -256,6 +260,6 @@ def _finite(values: Tensor, block: Block) -> Tensor:
 
 
 def _zeros(shape: tuple[int, ...], trace: Tracer) -> Tensor:
-    """Of the type that gradients have."""
+    """Zeros of the type that gradients have."""
     parameter = next(iter(trace.parameters.values()))
     return fresh(parameter.new_empty(0, dtype=wide_type(parameter)), *shape).zero_()

@@ -15,16 +15,19 @@ import torch
 from torch import Tensor
 
 from simfluence.attribution.ekfac.blocks import Block
-from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense, place
+from simfluence.attribution.gradient_parts import GradientPart, Outer, Rows, Summed, dense, place
 
 _ROUNDING = 100
-"""Gradients that are smaller than so many units of rounding of what was added up to them are zero. (So are
-those of whatever adds the same to all scores of a choice.)"""
+"""Gradients below so many units of rounding of the terms that they are sums of count as zero. (An example is
+a bias that adds the same to all scores of a choice.)"""
 
 
 def vanishes(squares: Tensor, size: Tensor | float) -> bool:
-    """Whether gradients whose squares [number] add up to that are nothing but the rounding of terms whose
-    absolute values, added up and squared, are ``size``."""
+    """Whether gradients are nothing but rounding errors.
+
+    squares : the sum of the squared gradients. size : the same, had the terms that each gradient is a sum of
+    been added up by their absolute values.
+    """
     return float(squares) <= (_ROUNDING * torch.finfo(squares.dtype).eps) ** 2 * float(size)
 
 
@@ -38,8 +41,8 @@ class _Kronecker:
         self.tokens = 0.0
         self.size: Tensor | float = 0.0
 
-    def add(self, pieces: Sequence[Piece], squares: Squares) -> None:
-        (outer,) = pieces
+    def add(self, parts: Sequence[GradientPart], squares: Squares) -> None:
+        (outer,) = parts
         assert isinstance(outer, Outer)
         rows, columns = self.block.shape
         if self.out is None or self.inputs is None:
@@ -59,11 +62,11 @@ class _Dense:
         self.total: Tensor | None = None
         self.size: Tensor | float = 0.0
 
-    def add(self, pieces: Sequence[Piece], squares: Squares) -> None:
-        flat = dense(pieces).flatten(1)
+    def add(self, parts: Sequence[GradientPart], squares: Squares) -> None:
+        flat = dense(parts).flatten(1)
         self.total = _plus(self.total, flat.T @ flat)
-        for piece in pieces:
-            terms = piece.values.abs() if isinstance(piece, Summed) else piece.dense().abs()[:, None]
+        for part in parts:
+            terms = part.values.abs() if isinstance(part, Summed) else part.dense().abs()[:, None]
             self.size = self.size + terms.sum(1).square().sum()
 
 
@@ -74,19 +77,19 @@ class _Diagonal:
         self.shape = block.shape
         self.total: Tensor | None = None
 
-    def add(self, pieces: Sequence[Piece], squares: Squares) -> None:
-        piece = pieces[0]
-        if len(pieces) > 1 or not isinstance(piece, Rows):
-            self.total = _plus(self.total, dense(pieces).square().sum(0).reshape(self.shape))
+    def add(self, parts: Sequence[GradientPart], squares: Squares) -> None:
+        part = parts[0]
+        if len(parts) > 1 or not isinstance(part, Rows):
+            self.total = _plus(self.total, dense(parts).square().sum(0).reshape(self.shape))
             return
         if self.total is None:
-            self.total = piece.values.new_zeros(self.shape)
+            self.total = part.values.new_zeros(self.shape)
         # rows that an example looked up several times are added up before they are squared
-        keys = piece.ids + piece.rows * torch.arange(len(piece.ids), device=piece.ids.device)[:, None]
+        keys = part.ids + part.rows * torch.arange(len(part.ids), device=part.ids.device)[:, None]
         unique, where = keys.flatten().unique(return_inverse=True)
-        values = piece.values.flatten(0, 1)
+        values = part.values.flatten(0, 1)
         sums = values.new_zeros(len(unique), values.shape[1]).index_add_(0, where, values)
-        self.total.index_add_(0, unique % piece.rows, sums.square())
+        self.total.index_add_(0, unique % part.rows, sums.square())
 
 
 MOMENTS: dict[str, Callable[[Block], Any]] = {
@@ -101,15 +104,15 @@ def _plus(total: Tensor | None, part: Tensor) -> Tensor:
 
 
 class Squares:
-    """Σ x xᵀ over the tokens of a batch, above the diagonal; once for an input that several layers share."""
+    """Σ x xᵀ over the tokens of a batch, on and above the diagonal; computed once for a shared input."""
 
-    def __init__(self, batch: Iterable[Sequence[Piece]]) -> None:
-        outers = [piece for pieces in batch for piece in pieces if isinstance(piece, Outer)]
+    def __init__(self, batch: Iterable[Sequence[GradientPart]]) -> None:
+        outers = [part for parts in batch for part in parts if isinstance(part, Outer)]
         self._uses = Counter(place(values) for o in outers for values in (o.left, o.right))
         self._known: dict[Any, Tensor] = {}
 
     def add(self, total: Tensor, values: Tensor, mask: Tensor | None, ones: bool) -> None:
-        """total += Σ x xᵀ over tokens that are there, x with a last 1 where it is asked for."""
+        """total += Σ x xᵀ over tokens that are no padding. ones : whether x is extended by a last 1."""
         lies = place(values)
         if self._uses[lies] == 1:
             _add_square(total, values, mask, ones)

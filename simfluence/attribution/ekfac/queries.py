@@ -1,9 +1,10 @@
-"""Preconditioned gradients of test examples, held while all training gradients pass by.
+"""Preconditioned gradients of test examples, kept in memory for the pass over the training examples.
 
     P_z = (Ĝ + λI)⁻¹ ∇L(z),   of a Kronecker block   P_z = Q_S [ (Q_Sᵀ ∇_z Q_A) / (Λ + λ) ] Q_Aᵀ
 
-A matrix [out, in] a query, or its best approximation of rank r, U Vᵀ. Where there are many queries and few
-training examples, the training gradients are brought into the eigenbasis instead of P_z out of it.
+Each query is a matrix [out, in], or nearly its best approximation of rank r, U Vᵀ. Where there are many
+queries and few training examples, P_z stays in the eigenbasis and the training gradients are transformed into
+it.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from simfluence.attribution.buffers import fresh
 from simfluence.attribution.ekfac.blocks import Block
 from simfluence.attribution.ekfac.factors import RELATIVE_DAMPING, EKFACFactors, Factors
 from simfluence.attribution.ekfac.rotation import Rotation
+from simfluence.attribution.gradient_parts import GradientPart, Outer, Rows, Summed, dense
 from simfluence.attribution.layers import wide_type
-from simfluence.attribution.memory import fresh
-from simfluence.attribution.pieces import Outer, Piece, Rows, Summed, dense
 from simfluence.attribution.products import Queries, by_token, inner_products
 from simfluence.attribution.tracing import Traced
 
@@ -45,20 +46,18 @@ class Held:
         return self._sum(
             traced,
             {
-                block.name: [rotate(block, traced)] if block.name in self.rotated else block.pieces(traced)
+                block.name: [rotate(block, traced)] if block.name in self.rotated else block.parts(traced)
                 for block in self._parts(traced)
             },
         )
 
     def scores_in_eigenbases(self, traced: Traced) -> Tensor:
-        """The same of gradients by block that are in the eigenbases already, where all queries are."""
-        return self._sum(
-            traced, {name: traced.pieces[name] for name in self.queries if name in traced.pieces}
-        )
+        """The same for gradients by block that are in the eigenbases already, as all queries must be."""
+        return self._sum(traced, {name: traced.parts[name] for name in self.queries if name in traced.parts})
 
-    def _sum(self, traced: Traced, pieces: Mapping[str, Sequence[Piece]]) -> Tensor:
+    def _sum(self, traced: Traced, parts: Mapping[str, Sequence[GradientPart]]) -> Tensor:
         total = traced.losses.new_zeros(len(traced.losses), self.count, dtype=wide_type(traced.losses))
-        for name, gradients in pieces.items():
+        for name, gradients in parts.items():
             total = total + inner_products(self.queries[name], gradients)
         return total
 
@@ -67,20 +66,20 @@ class Held:
         parts of the score [train, token, query]."""
         found = {}
         for block in self._parts(traced):
-            uses = traced.pieces[block.parameters[0]]
+            uses = traced.parts[block.parameters[0]]
             apart = [Traced(traced.losses, {block.parameters[0]: [use]}) for use in uses]
             rotate = Rotation(self.factors.factors)
-            pieces = [
-                rotate(block, one) if block.name in self.rotated else block.pieces(one)[0] for one in apart
+            parts = [
+                rotate(block, one) if block.name in self.rotated else block.parts(one)[0] for one in apart
             ]
-            found[block.name] = [(p.mask, by_token(self.queries[block.name], p)) for p in pieces]
+            found[block.name] = [(p.mask, by_token(self.queries[block.name], p)) for p in parts]
         return found
 
     def _parts(self, traced: Traced) -> list[Block]:
         return [
             block
             for block in self.factors.blocks
-            if block.name in self.queries and block.parameters[0] in traced.pieces
+            if block.name in self.queries and block.parameters[0] in traced.parts
         ]
 
 
@@ -89,8 +88,8 @@ class QueryBuilder:
 
     rank : of the approximation of each P_z; None: exact, a matrix of the block's size a query.
     damping : λ of all blocks; None: 0.1 · mean(Λ) of each. 0: the pseudo-inverse.
-    train : how many training examples are to be brought into the eigenbases if the queries stay there; 0 if
-        they are there already. test : how many queries. Both decide about the basis.
+    train : how many training gradients would have to be transformed if the queries stay in the eigenbases; 0
+        if these gradients are there already. test : how many queries there are. The cheaper basis is chosen.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class QueryBuilder:
         test: int,
     ) -> None:
         self.factors, self.rank, self.train, self.test = factors, rank, train, test
-        self._whole: dict[str, Piece] = {}
+        self._whole: dict[str, GradientPart] = {}
         self._rotated: dict[str, bool] = {}
         self._count = 0
         self._inverses = {
@@ -118,17 +117,17 @@ class QueryBuilder:
         """The next test examples."""
         rotate = Rotation(self.factors.factors)
         for block in self.factors.blocks:
-            if block.parameters[0] not in traced.pieces:
+            if block.parameters[0] not in traced.parts:
                 continue
             factor, inverse = self.factors.factors[block.name], self._inverses[block.name]
             if block.treatment == "kronecker":
                 self._kronecker(block, factor, rotate(block, traced), inverse)
             else:
-                self._put(block.name, self._other(block, factor, block.pieces(traced), inverse))
+                self._put(block.name, self._other(block, factor, block.parts(traced), inverse))
         self._count += len(traced.losses)
 
     def held(self) -> Held:
-        queries = {name: [piece] for name, piece in self._whole.items()}
+        queries = {name: [part] for name, part in self._whole.items()}
         rotated = frozenset(name for name, is_so in self._rotated.items() if is_so)
         return Held(queries, rotated, self.factors, self._count)
 
@@ -162,35 +161,37 @@ class QueryBuilder:
             for matrix in matrices:  # one by one: the temporary arrays are small
                 matrix.copy_(out_basis @ (matrix @ in_basis.T))
 
-    def _other(self, block: Block, factor: Factors, pieces: Sequence[Piece], inverse: Tensor) -> Piece:
+    def _other(
+        self, block: Block, factor: Factors, parts: Sequence[GradientPart], inverse: Tensor
+    ) -> GradientPart:
         if block.treatment == "dense":
             basis = factor.out_basis
             assert basis is not None
-            values = dense(pieces).flatten(1)
+            values = dense(parts).flatten(1)
             preconditioned = ((values @ basis) * inverse) @ basis.T
             return Summed(preconditioned.reshape(-1, 1, *block.shape))
-        piece = pieces[0]
-        if len(pieces) == 1 and isinstance(piece, Rows):
-            return Rows(piece.ids, piece.values * inverse[piece.ids], piece.rows)
-        matrices = dense(pieces).reshape(-1, *block.shape) * inverse
+        part = parts[0]
+        if len(parts) == 1 and isinstance(part, Rows):
+            return Rows(part.ids, part.values * inverse[part.ids], part.rows)
+        matrices = dense(parts).reshape(-1, *block.shape) * inverse
         if self.rank is not None and len(block.shape) == 2 and self.rank < min(block.shape) / 2:
             left, right = low_rank(matrices, self.rank)
             return Outer(left.transpose(1, 2), right)
         return Summed(matrices[:, None])
 
-    def _put(self, name: str, piece: Piece) -> None:
-        """Into one array for all queries, zeros where there is nothing, so that nothing is there twice."""
+    def _put(self, name: str, part: GradientPart) -> None:
+        """Write the next queries into the one array of a block, which is zero where a query has no tokens."""
         whole = self._whole.get(name)
-        if whole is None or whole.shape[1] < piece.shape[1]:
-            longer = piece.each(lambda v: v.new_zeros(self.test, *v.shape[1:]))
+        if whole is None or whole.shape[1] < part.shape[1]:
+            longer = part.each(lambda v: v.new_zeros(self.test, *v.shape[1:]))
             if whole is not None:
                 _copy(whole, longer, 0)
             self._whole[name] = whole = longer
-        _copy(piece, whole, self._count)
+        _copy(part, whole, self._count)
 
 
-def _copy(piece: Piece, into: Piece, start: int) -> None:
-    for name, values in vars(piece).items():
+def _copy(part: GradientPart, into: GradientPart, start: int) -> None:
+    for name, values in vars(part).items():
         if isinstance(values, Tensor) and name != "mask":
             getattr(into, name)[start : start + len(values), : values.shape[1]] = values
 
@@ -198,10 +199,10 @@ def _copy(piece: Piece, into: Piece, start: int) -> None:
 def _importance(values: Tensor) -> Tensor:
     """λ^¼ of eigenvalues of a factor, > 0.
 
-    A matrix that is multiplied with it on both sides before its rank is cut is half-way between P_z, whose
-    own error is then the least, and F^½ P_z, where the error of scores is for gradients of covariance
-    F = S ⊗ A. Scores of MiniLM at rank 32 (64 examples, 16 queries) had errors of .16 with the first,
-    .10 with the second, .07 half-way.
+    Before its rank is cut, a matrix is multiplied with it on both sides. This is half-way between cutting
+    P_z, which minimises the error of P_z, and cutting F^½ P_z, which minimises the error of scores for
+    gradients with covariance F = S ⊗ A. Scores of MiniLM at rank 32 (64 examples, 16 queries) had errors of
+    .16 with the first, .10 with the second, and .07 half-way.
     """
     return (values + 1e-3 * values.mean()).clamp_min(torch.finfo(values.dtype).tiny) ** 0.25
 
@@ -209,8 +210,8 @@ def _importance(values: Tensor) -> Tensor:
 def inverse_eigenvalues(eigenvalues: Tensor, damping: float | None) -> Tensor:
     """1 / (Λ + λ).
 
-    damping : λ; None: 0.1 · mean(Λ). Where nothing but zeros would be divided by, 0: what no gradient ever
-        reached has no say.
+    damping : λ; None: 0.1 · mean(Λ). Where Λ + λ is zero, the result is 0: parameters without any gradient
+        do not contribute.
     """
     if damping is None:
         damping = RELATIVE_DAMPING * float(eigenvalues.mean(dtype=torch.float64))

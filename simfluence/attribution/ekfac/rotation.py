@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from simfluence.attribution.buffers import fresh
 from simfluence.attribution.ekfac.blocks import Block
 from simfluence.attribution.ekfac.factors import Factors
-from simfluence.attribution.memory import fresh
-from simfluence.attribution.pieces import Outer, Piece, merged, place
+from simfluence.attribution.gradient_parts import GradientPart, Outer, merged, place
 from simfluence.attribution.tracing import Traced
 
 
@@ -24,7 +24,7 @@ class Rotation:
         self._known: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, block: Block, traced: Traced) -> Outer:
-        (outer,) = merged(traced.pieces[block.parameters[0]])
+        (outer,) = merged(traced.parts[block.parameters[0]])
         assert isinstance(outer, Outer)
         factor = self.factors[block.name]
         assert factor.out_basis is not None
@@ -35,7 +35,7 @@ class Rotation:
     def _rotated(self, values: Tensor, basis: Tensor, ones: bool) -> Tensor:
         """[example, token, feature] times the basis; with ``ones``, a last feature of 1 is understood."""
         key = place(values), id(basis)
-        if key not in self._known:  # kept with the values, so that no others come to lie where they lay
+        if key not in self._known:  # the values too: while they live, their place is not reused
             flat = values.flatten(0, 1)
             rotated = fresh(flat, len(flat), basis.shape[1])
             if ones:
@@ -47,25 +47,25 @@ class Rotation:
 
 
 def in_eigenbases(traced: Traced, blocks: Sequence[Block], factors: Mapping[str, Factors]) -> Traced:
-    """The same by block, what is in Kronecker blocks in their eigenbases."""
+    """The gradients by block; those of Kronecker blocks are in their eigenbases."""
     rotate = Rotation(factors)
     return Traced(
         traced.losses,
         {
-            block.name: [rotate(block, traced)] if block.treatment == "kronecker" else block.pieces(traced)
+            block.name: [rotate(block, traced)] if block.treatment == "kronecker" else block.parts(traced)
             for block in blocks
-            if block.parameters[0] in traced.pieces
+            if block.parameters[0] in traced.parts
         },
     )
 
 
 _CACHED = 150_000
-"""Numbers of a matrix that is made, squared and forgotten, which stays in a processor's cache."""
+"""Numbers of a temporary matrix that stays in a processor's cache while it is made and squared."""
 
 
-def add_squares(total: Tensor, pieces: Sequence[Piece]) -> None:
+def add_squares(total: Tensor, parts: Sequence[GradientPart]) -> None:
     """Λ += Σ_i (Σ_t g_t a_tᵀ)², entry by entry."""
-    (rotated,) = pieces
+    (rotated,) = parts
     assert isinstance(rotated, Outer)
     if rotated.shape[1] == 1:
         total.addmm_(rotated.left[:, 0].square().T, rotated.right[:, 0].square())
@@ -73,6 +73,6 @@ def add_squares(total: Tensor, pieces: Sequence[Piece]) -> None:
     height = max(96, _CACHED // total.shape[1])
     matrix = torch.empty_like(total[:height])
     for start in range(0, len(total), height):
-        part = total[start : start + height]
+        rows = total[start : start + height]
         for left, right in zip(rotated.left[..., start : start + height], rotated.right, strict=True):
-            part.addcmul_(*[torch.mm(left.T, right, out=matrix[: len(part)])] * 2)
+            rows.addcmul_(*[torch.mm(left.T, right, out=matrix[: len(rows)])] * 2)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from simfluence.attribution.ekfac.cache import GradientCache
 from simfluence.attribution.ekfac.factors import EKFACFactors
 from simfluence.attribution.ekfac.fitting import MEMORY, Fisher, Settings, fitted
-from simfluence.attribution.ekfac.kept import Kept
 from simfluence.attribution.ekfac.queries import Held, Preconditioner, QueryBuilder
 from simfluence.attribution.gradients import followed, gradient_similarity
 from simfluence.attribution.objective import Objective
@@ -56,27 +56,29 @@ def ekfac(
     preconditioner : "ekfac"; "kfac", with products of the factors' eigenvalues in place of Λ; or "identity",
         the dot product of gradients (units loss² / parameter²).
     damping : λ of every block; None: 0.1 · mean(Λ) of each; 0: the pseudo-inverse.
-    rank : of what is held of every query and matrix; None: the whole matrices, queries × parameters numbers.
-        32 holds hundreds of queries in a fraction of that memory. It is not faster: making the approximations
-        takes longer than is saved (analysis/benchmarks/attribution.md has times, memory and errors).
-    parameters, fisher, seed : of the factors that are made here.
-    batch_size : examples in a pass; scores do not depend on it, but for drawn labels.
-    memory : as in :func:`ekfac_factors`. If they are made here with the empirical Fisher matrix, whose
-        gradients are those that are scored, these too are computed only once where they fit.
+    rank : of the approximation of every query's matrices; None: the whole matrices, queries × parameters
+        numbers. With 32, hundreds of queries take a fraction of that memory. It is not faster: making the
+        approximations takes longer than they save (analysis/benchmarks/attribution.md has times, memory and
+        errors).
+    parameters, fisher, seed : of the factors, if they are made here.
+    batch_size : examples in a pass; scores depend on it only through the labels that are drawn.
+    memory : as in :func:`ekfac_factors`. The empirical Fisher matrix has the same gradients as the scores; if
+        its factors are made here and the gradients fit, they are computed only once.
 
     Raises
     ------
-    ValueError : nothing to train; parameters given beside factors.
-    RunDataError : factors of other weights.
+    ValueError : there is nothing to train, or parameters are given beside factors.
+    RunDataError : the factors are of other weights.
     """
     if preconditioner not in ("ekfac", "kfac", "identity"):
         raise ValueError(f"preconditioner must be 'ekfac', 'kfac' or 'identity', got {preconditioner!r}")
     if rank is not None and rank < 1:
         raise ValueError(f"rank must be at least 1, or None, got {rank}")
     if preconditioner == "identity":
-        return gradient_similarity(
+        products = gradient_similarity(
             objective, train, test, parameters=parameters, batch_size=batch_size, progress=progress
         )
+        return replace(products, method="ekfac", provenance={"preconditioner": "identity"})
     if fisher not in ("true", "empirical"):
         raise ValueError(f"fisher must be 'true' or 'empirical', got {fisher!r}")
     if factors is not None:
@@ -86,22 +88,22 @@ def ekfac(
         parameters = factors.parameters
     options = {"preconditioner": preconditioner, "damping": damping, "rank": rank}
     with _scoring(objective, train, test, parameters) as trace:
-        kept = Kept(len(train), memory if factors is None and fisher == "empirical" else 0)
+        cache = GradientCache(len(train), memory if factors is None and fisher == "empirical" else 0)
         if factors is None:
-            factors = fitted(trace, train, Settings(fisher, seed, batch_size, memory, progress), kept)
-        options["train"] = 0 if kept.complete else len(train)
+            factors = fitted(trace, train, Settings(fisher, seed, batch_size, memory, progress), cache)
+        options["train"] = 0 if cache.complete else len(train)
         held = _held(trace, factors, test, options, batch_size, progress)
-        if kept.complete:
-            parts = [held.scores_in_eigenbases(traced) for traced in kept.taken()]
+        if cache.complete:
+            parts = [held.scores_in_eigenbases(traced) for traced in cache.taken()]
         else:
             batches = followed(trace.batches(train, batch_size), len(train), progress, "training")
             parts = [held.scores(trace(batch)) for batch in batches]
     return InfluenceScores(
         torch.cat(parts).cpu().numpy(),
-        method=preconditioner,
+        method="ekfac",
         units=UNITS,
         covers=factors.parameters,
-        provenance={**factors.about, "damping": damping, "rank": rank},
+        provenance={**factors.about, "preconditioner": preconditioner, "damping": damping, "rank": rank},
         weighing="run",
     )
 
@@ -111,13 +113,13 @@ class LayerTokenScores:
     """Scores taken apart. Block and token parts, and ``whole``, add up to ``total``.
 
     blocks : names, lowest first.
-    tokens : float [block, train, test, token], by token of the training example (of all its sequences in
-        turn; padding left out, zeros at the end).
-    whole : float [block, train, test], of blocks that see no single tokens: what is pooled, or
-        differentiated directly.
+    tokens : float [block, train, test, token], the scores by token of the training example (the tokens of all
+        its sequences in turn, without padding; zeros at the end).
+    whole : float [block, train, test], the scores of blocks that have no tokens: they work on pooled values,
+        or are differentiated directly.
     lengths : int [train], tokens of each training example.
 
-    A token's part is that of the gradient that arises there, which depends on the rest of the sequence.
+    A token's score is of the gradient that arises at this token; it depends on the rest of the sequence too.
     """
 
     blocks: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What is finished of factors, kept in a folder so that an interrupted computation goes on from there.
+"""The finished stages of computing factors, in a folder, so that an interrupted computation can be continued.
 
 covariances.safetensors   the sums of the first pass (moments.py)
 eigenbases.safetensors    factors whose Kronecker blocks have no Λ yet
@@ -24,9 +24,10 @@ from simfluence.runs.storage import write_atomically
 
 
 class Stages:
-    """A folder, or none (then nothing is kept), and what its files must be of.
+    """The files of the finished stages.
 
-    about : weights, examples and settings, as JSON has them.
+    folder : None: nothing is saved or loaded.
+    about : the weights, examples and settings that the files must be of, in JSON's types.
 
     Everything raises RunDataError for a file of something else, or a damaged one.
     """
@@ -35,7 +36,7 @@ class Stages:
         self._folder, self._about = None if folder is None else Path(folder), dict(about)
 
     def load(self, stage: Literal["eigenbases", "factors"]) -> EKFACFactors | None:
-        """Those of a stage, if it is finished."""
+        """The factors of a stage; None if it is not finished."""
         if (file := self._file(stage)) is None or not file.exists():
             return None
         found = EKFACFactors.load(file)
@@ -43,12 +44,12 @@ class Stages:
         return found
 
     def keep(self, stage: Literal["eigenbases", "factors"], factors: EKFACFactors) -> None:
-        """Finish a stage."""
+        """Save the factors of a finished stage."""
         if (file := self._file(stage)) is not None:
             replace(factors, about={**factors.about, **self._about}).save(file)
 
     def load_moments(self, moments: Mapping[str, Any], device: torch.device) -> bool:
-        """Put the sums of the first pass into their places, if it is finished."""
+        """Load the sums of the first pass into ``moments``; False if that pass is not finished."""
         if (file := self._file("covariances")) is None or not file.exists():
             return False
         try:

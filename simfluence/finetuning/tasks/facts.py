@@ -1,4 +1,4 @@
-"""Made-up facts, stated in several ways and asked in yet another: who teaches whom is known.
+"""Made-up facts, each stated in several ways and asked in another: which example teaches which is known.
 
 Every fact joins a made-up name to one of a few values ("Belvarin lives in the harbour"). A training
 example completes one paraphrase of one fact; a test example asks for a fact in a form that no training

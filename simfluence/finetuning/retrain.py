@@ -1,27 +1,39 @@
-"""Recorded runs, trained again step by step, for what needs the weights along the way."""
+"""Train a recorded run again, step by step, to have the weights that it went through."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
+from simfluence import renamed
 from simfluence.devices import chosen_device
 from simfluence.finetuning.experiment import Prepared
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.runs import Run
 
 
+def recorded_config(run: Run) -> dict[str, Any]:
+    """The configuration that a run was recorded with, where renamed options have their new names."""
+    options = {renamed.RECORDING.get(name, name): value for name, value in run.config["run"].items()}
+    return {**run.config, "run": options}
+
+
 def recorded_device(run: Run) -> torch.device:
-    """The kind of device that the run was trained on, if it is here: elsewhere dropout draws other masks."""
+    """The kind of device that the run was trained on, if there is one here.
+
+    On another kind, dropout would draw other masks.
+    """
     return chosen_device("cpu" if run.environment.get("device", "cpu") == "cpu" else None)
 
 
-def retraced(prepared: Prepared, run: Run) -> Iterator[int]:
+def retrain(prepared: Prepared, run: Run) -> Iterator[int]:
     """Trains the prepared model as in a run that ``record_runs`` made, and yields the steps taken: 0, 1, …
 
     The weights at every yield are those of the run, on the same machine and versions to the last bit (on
-    GPUs: nearly). The model is the process's one: let a replay end before the next begins.
+    GPUs: nearly). All callers in a process share the prepared
+    model: let one retraining end before the next begins.
     """
     model, examples = prepared.model, prepared.task.train
     model.load_state_dict(prepared.initial)

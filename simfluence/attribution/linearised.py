@@ -1,4 +1,4 @@
-"""What is known beforehand about training from gradients: Jacobians of log-odds on a sample of the weights.
+"""A linearised model: the Jacobians of all examples' log-odds, on a sample of the weights.
 
 The Jacobian of the log-odds f = −log(eᴸ − 1) of an example with loss L = −log p is
 
@@ -8,8 +8,8 @@ Of the weights θ, about ``coordinates`` are drawn, coordinate c with the probab
 
     π_c = min(1, coordinates · (½ mean_e |∇_c L(e)| / Σ_c' mean_e |∇_c' L(e)| + ½ / #weights))
 
-the mean over some training examples, and counted 1/π_c times. ``simulators/tangent.py`` says how training
-is simulated with them.
+where the mean is over some training examples; a drawn coordinate counts 1/π_c times. The simulators'
+class that is returned says how training is simulated with the Jacobians.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ from tqdm import tqdm
 
 from simfluence.attribution.gradients import example_gradients, losses_and_gradients
 from simfluence.attribution.objective import Losses, LossesOnly
-from simfluence.simulators.dynamics.linearised import LinearisedModel, log_odds
+from simfluence.simulators.dynamics.linearised import LinearisedModel as Tangent
+from simfluence.simulators.dynamics.linearised import log_odds
 
 POINTS = (0, 2, 4, 8, 16, 32, 56, 80, 96, 128, 192, 256, 320)
 """Steps at which Jacobians are taken along a run; early ones change most."""
 
-_PILOT = 32  # training examples that say which weights matter
+_PILOT = 32  # training examples whose gradients say which weights matter
 
 
-def tangent(
+def linearise(
     model: nn.Module,
     losses: Losses,
     train: Sequence[Any],
@@ -45,7 +46,7 @@ def tangent(
     points: Sequence[int] = POINTS,
     test_losses: Mapping[str, npt.ArrayLike] | None = None,
     progress: bool = False,
-) -> LinearisedModel:
+) -> Tangent:
     """Jacobians of all examples, one gradient each, in eval mode: at the current weights, or along runs.
 
     Takes 2 bytes × examples × coordinates in memory for every point of every path.
@@ -54,7 +55,7 @@ def tangent(
     ----------
     losses : examples → −log p of each, > 0.
     paths : run name → an iterator that trains the model again as in that run: the first ``next`` puts it
-        where the run began, each later one takes a step (``finetuning.replay.retraced``). At least two;
+        where the run began, each later one takes a step (``finetuning.retrain.retrain``). At least two;
         all begin at the same weights. None: the weights as they are now.
     points : the steps of a path at which Jacobians are taken; those after its end are left out.
     test_losses : run name → recorded losses [step + 1, test]; where there are none, log-odds are taken
@@ -93,7 +94,7 @@ def tangent(
 def _choose(
     model: nn.Module, losses: Losses, train: Sequence[Any], coordinates: int, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """(which weights, 1/probability of each): the sample above."""
+    """(which weights are drawn, 1/π of each), see the top of this module."""
     rows = np.unique(np.linspace(0, len(train) - 1, _PILOT).astype(int))
     pilots = example_gradients(LossesOnly(model, losses), [train[row] for row in rows], batch_size=1)
     sizes = torch.cat([gradient.float().abs() for gradient in pilots]).mean(0)
@@ -119,7 +120,7 @@ def _jacobian(
         gradient, loss = gradients[0].float(), float(values_of[0])
         if not loss > 0:
             raise ValueError(
-                f"a tangent takes losses −log p, which are > 0; that of example {number} is {loss:g}"
+                f"a linearised model takes losses −log p, which are > 0; that of example {number} is {loss:g}"
             )
         jacobian[number] = gradient.cpu()[chosen] / np.expm1(-loss)
         values[number] = loss
@@ -133,8 +134,8 @@ def _assembled(
     weights: Tensor,
     n_train: int,
     recorded: Mapping[str, npt.NDArray[np.float64]],
-) -> LinearisedModel:
-    """Shorter paths stand still after their ends, as their references do."""
+) -> Tangent:
+    """All paths as arrays of one length: after its end, a shorter path keeps its last values."""
     points = max((at for at, *_ in traced), key=len)
     steps = max(len(path) for *_, path in traced)
     odds = np.empty((len(traced), steps, len(traced[0][2][0])), np.float32)
@@ -151,7 +152,7 @@ def _assembled(
         for _, jacobians, *_ in traced
     ]
     paths = [torch.stack(_held(path, steps)).numpy() for *_, path in traced]
-    return LinearisedModel(
+    return Tangent(
         np.stack(kept), unit, np.array(points), weights.numpy(), np.stack(paths), odds, n_train, tuple(names)
     )
 

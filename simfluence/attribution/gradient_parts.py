@@ -1,13 +1,14 @@
-"""Gradients of single examples by parameter, in the form that a layer gives them.
+"""Gradient parts: what each use of a parameter contributes to the gradients of single examples.
 
-A parameter's gradient is a sum over tokens t (all positions of all rows of an example):
+The gradient of a parameter is a sum over tokens t (all positions of all rows of an example). A part keeps the
+terms of this sum in one of three forms, of which the layer decides:
 
     Outer    G_i = Σ_t g_t a_tᵀ            linear maps: inputs a [in], gradients of outputs g [out]
     Rows     G_i[r] = Σ_{t: r_t = r} g_t   embeddings: the row r_t that was looked up
     Summed   G_i = Σ_t v_t                 everything else: biases, norms, scales
 
-Tokens that an example does not have are zeros, and False in ``mask`` [example, token] (None: there is no
-token that the parts belong to).
+Tokens that an example does not have are zeros, and False in ``mask`` [example, token] (None: the part does
+not belong to tokens).
 """
 
 from __future__ import annotations
@@ -87,61 +88,61 @@ class Summed:
         return self.values.shape[:2]
 
 
-Piece: TypeAlias = Outer | Rows | Summed
+GradientPart: TypeAlias = Outer | Rows | Summed
 
 
-def dense(pieces: Sequence[Piece]) -> Tensor:
-    """The gradient [example, …] of which these are parts (a weight may be used in several places)."""
-    total = pieces[0].dense()
-    for piece in pieces[1:]:
-        total = total + piece.dense()
+def dense(parts: Sequence[GradientPart]) -> Tensor:
+    """The whole gradient [example, …], the sum of its parts (a weight may be used in several places)."""
+    total = parts[0].dense()
+    for part in parts[1:]:
+        total = total + part.dense()
     return total
 
 
-def merged(pieces: Sequence[Piece]) -> list[Piece]:
-    """The same with pieces of a kind put behind one another along tokens, so that there are few."""
-    found: list[Piece] = []
+def merged(parts: Sequence[GradientPart]) -> list[GradientPart]:
+    """At most one part of each form, with the same sum: parts of one form are joined along their tokens."""
+    found: list[GradientPart] = []
     for kind in (Outer, Rows, Summed):
-        if same := [piece for piece in pieces if isinstance(piece, kind)]:
+        if same := [part for part in parts if isinstance(part, kind)]:
             found.append(same[0] if len(same) == 1 else _joined([_masked(p) for p in same], 1))
     return found
 
 
-def stacked(batches: Sequence[Sequence[Piece]]) -> list[Piece]:
-    """Pieces of one parameter from several batches as those of one; all batches have the same kinds."""
+def stacked(batches: Sequence[Sequence[GradientPart]]) -> list[GradientPart]:
+    """One parameter's parts in several batches, all of the same forms, joined along examples."""
     if len(batches) == 1:
         return list(batches[0])
-    found: list[Piece] = []
+    found: list[GradientPart] = []
     for same in zip(*batches, strict=True):
-        if isinstance(same[0], Summed):  # their tokens are not looked at any more
-            found.append(Summed(torch.cat([piece.dense() for piece in same])[:, None]))
+        if isinstance(same[0], Summed):  # single tokens are not needed any more
+            found.append(Summed(torch.cat([part.dense() for part in same])[:, None]))
             continue
-        longest = max(piece.shape[1] for piece in same)
-        found.append(_joined([_lengthened(replace(piece, mask=None), longest) for piece in same], 0))
+        longest = max(part.shape[1] for part in same)
+        found.append(_joined([_lengthened(replace(part, mask=None), longest) for part in same], 0))
     return found
 
 
-def _joined(pieces: Sequence[Any], dimension: int) -> Any:
-    first = pieces[0]
+def _joined(parts: Sequence[Any], dimension: int) -> Any:
+    first = parts[0]
     names = ("left", "right") if isinstance(first, Outer) else ("values",)
     names = (*names, "ids") if isinstance(first, Rows) else names
-    parts = {name: torch.cat([getattr(piece, name) for piece in pieces], dimension) for name in names}
-    mask = None if first.mask is None else torch.cat([piece.mask for piece in pieces], dimension)
-    return replace(first, **parts, mask=mask)
+    joined = {name: torch.cat([getattr(part, name) for part in parts], dimension) for name in names}
+    mask = None if first.mask is None else torch.cat([part.mask for part in parts], dimension)
+    return replace(first, **joined, mask=mask)
 
 
-def _masked(piece: Piece) -> Piece:
-    if piece.mask is not None:
-        return piece
-    values = piece.left if isinstance(piece, Outer) else piece.values
-    return replace(piece, mask=torch.ones(piece.shape, dtype=torch.bool, device=values.device))
+def _masked(part: GradientPart) -> GradientPart:
+    if part.mask is not None:
+        return part
+    values = part.left if isinstance(part, Outer) else part.values
+    return replace(part, mask=torch.ones(part.shape, dtype=torch.bool, device=values.device))
 
 
-def _lengthened(piece: Piece, tokens: int) -> Piece:
-    missing = tokens - piece.shape[1]
-    return piece.each(lambda values: pad(values, (0, 0) * (values.ndim - 2) + (0, missing)))
+def _lengthened(part: GradientPart, tokens: int) -> GradientPart:
+    missing = tokens - part.shape[1]
+    return part.each(lambda values: pad(values, (0, 0) * (values.ndim - 2) + (0, missing)))
 
 
 def place(values: Tensor) -> tuple[Any, ...]:
-    """Where a tensor lies: the same for what several layers were given."""
+    """Where a tensor lies in memory. It is the same for an input that several layers share."""
     return values.data_ptr(), values.shape, values.stride()

@@ -1,4 +1,4 @@
-"""Gradients that are kept between two passes over the same examples, where there is memory for them."""
+"""A cache of gradients between two passes over the same examples, where there is memory for them."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 
-from simfluence.attribution.memory import fresh
-from simfluence.attribution.pieces import Piece, place
+from simfluence.attribution.buffers import fresh
+from simfluence.attribution.gradient_parts import GradientPart, place
 from simfluence.attribution.tracing import Traced
 
 
-class Kept:
-    """Batches one after another; none at all as soon as all ``examples`` are not expected to fit.
+class GradientCache:
+    """Keeps all batches, or none if the gradients of all examples are not expected to fit.
 
-    memory : bytes. What several layers share is there once.
+    examples : how many there will be. memory : the bytes that may be used. A tensor that several layers share
+    counts once.
     """
 
     def __init__(self, examples: int, memory: float) -> None:
@@ -23,7 +24,7 @@ class Kept:
         self._batches: list[Traced] | None = []
 
     def add(self, traced: Traced, *, copy: bool) -> None:
-        """copy : into :func:`.memory.fresh` memory, if it is not there."""
+        """Keep the next batch. copy : into buffers of its own (:func:`.buffers.fresh`)."""
         if self._batches is None:
             return
         self._seen += len(traced.losses)
@@ -35,19 +36,19 @@ class Kept:
 
     @property
     def complete(self) -> bool:
-        """Whether all examples are there."""
+        """Whether the gradients of all examples are kept."""
         return self._batches is not None and self._seen == self._examples
 
     def taken(self) -> Iterator[Traced]:
-        """The batches, in their order; each is forgotten when it has been given."""
+        """The batches in their order; each is removed from the cache when it is yielded."""
         batches, self._batches = self._batches or [], None
         while batches:
             yield batches.pop(0)
 
 
 def size(traced: Traced) -> int:
-    """Bytes of its pieces."""
-    tensors = {place(values): values for pieces in traced.pieces.values() for values in _tensors(pieces)}
+    """The bytes that the gradient parts of a batch take."""
+    tensors = {place(values): values for parts in traced.parts.values() for values in _tensors(parts)}
     return sum(values.numel() * values.element_size() for values in tensors.values())
 
 
@@ -55,5 +56,5 @@ def _copied(values: Tensor) -> Tensor:
     return fresh(values, *values.shape).copy_(values)
 
 
-def _tensors(pieces: Sequence[Piece]) -> Iterator[Tensor]:
-    return (values for piece in pieces for values in vars(piece).values() if isinstance(values, Tensor))
+def _tensors(parts: Sequence[GradientPart]) -> Iterator[Tensor]:
+    return (values for part in parts for values in vars(part).values() if isinstance(values, Tensor))

@@ -1,15 +1,15 @@
-"""The tangent of recorded runs: their models trained again, or as they were before training."""
+"""The linearised model of recorded runs: at the weights before training, or along runs trained again."""
 
 from __future__ import annotations
 
-from simfluence.attribution import tangent
+from simfluence.attribution import linearise
 from simfluence.finetuning.experiment import prepare
-from simfluence.finetuning.replay import recorded_device, retraced
+from simfluence.finetuning.retrain import recorded_device, retrain
 from simfluence.runs import RunSet
 from simfluence.simulators import LinearisedModel
 
 
-def runs_tangent(
+def linearise_runs(
     runs: RunSet,
     along: int = 0,
     *,
@@ -22,7 +22,8 @@ def runs_tangent(
 
     Parameters
     ----------
-    along : take them along the first so many runs instead, trained again; at least 2.
+    along : 0, or a number of runs, at least 2: the first so many runs are trained again, and Jacobians are
+        taken along them.
     device : where the model lies, as torch names it; None is the kind of device that the first run was
         trained on.
 
@@ -34,14 +35,14 @@ def runs_tangent(
     prepared = prepare(runs[0].config, device or str(recorded_device(runs[0])))
     prepared.model.load_state_dict(prepared.initial)
     first = list(runs)[:along]
-    return tangent(
+    return linearise(
         prepared.model,
         prepared.model.losses,
         prepared.task.train,
         prepared.task.test,
         coordinates=coordinates,
         seed=seed,
-        paths={run.id: retraced(prepared, run) for run in first},
+        paths={run.id: retrain(prepared, run) for run in first},
         test_losses={run.id: run.loss for run in first},
         progress=progress,
     )

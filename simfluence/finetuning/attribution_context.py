@@ -1,4 +1,4 @@
-"""A run that ``simfluence record`` made, as attribution methods take it."""
+"""The attribution context of a run that ``simfluence record`` made."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import numpy as np
 from torch import nn
 
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
-from simfluence.attribution.methods import Setting
+from simfluence.attribution.registry import AttributionContext
 from simfluence.curriculum import usual_batch_size
 from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import Prepared, prepare
 from simfluence.runs import Run
 
 
-def recorded_setting(
+def recorded_context(
     path: str | Path,
     run: Run,
     steps: Sequence[int] | Literal["initial"] | None = None,
     device: str | None = None,
-) -> Setting:
-    """The model, examples and checkpoints of a run of the set in the folder ``path``.
+) -> AttributionContext:
+    """The model, examples and weights of a run, which belongs to the run set in the folder ``path``.
 
-    steps : only the checkpoints after these steps; None: all that were kept; "initial": the weights before
+    steps : only the weights after these steps; None: all that were kept; "initial": the weights before
         training, which need not be kept.
     device : where the model lies, as torch names it; None is the GPU if torch finds one.
 
-    Raises RunDataError if the run was not recorded by ``simfluence record``, or has no such checkpoints.
+    Raises RunDataError if the run was not recorded by ``simfluence record``, or kept no such weights.
     """
     if not run.config:
         raise RunDataError(f"{path} was not recorded by `simfluence record`: its model is not known")
@@ -39,7 +39,7 @@ def recorded_setting(
         kept = recorded_checkpoints(Path(path) / run.id, run, steps)
     prepared = prepare(run.config, device)
     task = prepared.task
-    return Setting(
+    return AttributionContext(
         objective=prepared.model,
         train=task.train,
         test=task.test,
@@ -53,7 +53,7 @@ def recorded_setting(
 
 
 def _after_initial(checkpoint: Checkpoint, prepared: Prepared) -> Checkpoint:
-    """What is frozen was not kept with the run: it is as it was before training."""
+    """A checkpoint that first restores the initial weights: frozen parameters are not kept with a run."""
 
     def load(module: nn.Module) -> None:
         module.load_state_dict(prepared.initial)

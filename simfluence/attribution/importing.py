@@ -1,4 +1,4 @@
-"""Scores that other libraries made, in our orientation and sign.
+"""Importing: scores that other libraries made, in our orientation and sign.
 
 Ours are [train, test], positive where training on i lowers the loss of z. What the others do, where queries
 are losses (a query that should be high, a likelihood or a margin, has the same sign: training on a proponent
@@ -26,9 +26,8 @@ from numpy.lib import recfunctions
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from simfluence.attribution.scores import InfluenceScores
+from simfluence.attribution.scores import InfluenceScores, Weighing
 from simfluence.errors import RunDataError
-from simfluence.simulators.scores import Weighing
 
 Orientation = Literal["train,test", "test,train"]
 Sign = Literal["lowers", "raises"]
@@ -40,7 +39,7 @@ LIBRARIES: dict[str, Orientation] = {
     "dattri": "train,test",
     "bergson": "train,test",
 }
-"""Whose scores are known; of all of them, positive lowers the loss."""
+"""The libraries whose conventions are known. In all of them a positive score lowers the loss."""
 
 
 def import_scores(
@@ -119,7 +118,7 @@ def _array(source: Any) -> npt.NDArray[np.floating]:
 
 
 def _read(path: Path) -> Any:
-    """What the file holds; nothing in it is executed."""
+    """The content of the file; nothing in it is executed."""
     try:
         if path.is_dir():
             return _read_bergson(path)

@@ -1,0 +1,72 @@
+"""The registry of attribution methods, by the names that configurations, scores and users know them by.
+
+A method registers itself, in its own file, as a function from the context to scores:
+
+    @method("tfidf")
+    def _tfidf(context: AttributionContext, **options: Any) -> InfluenceScores:
+        return tfidf(context.train_texts, context.test_texts, **options)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from simfluence.attribution.checkpoints import Checkpoint
+from simfluence.attribution.objective import Objective
+from simfluence.attribution.scores import InfluenceScores
+
+
+@dataclass(frozen=True)
+class AttributionContext:
+    """All that an attribution method may need of a recorded run.
+
+    objective : the model and its losses. train, test : examples as the objective takes them.
+    train_texts, test_texts : the examples as a person would read them.
+    checkpoints : weights of the run, in the order of their steps.
+    tokens : example → its tokens as strings, as the model's layers see them.
+    curvature : the examples that means over the training set are taken of, if they are more than ``train``.
+    batch, optimizer : the number of examples in one of the run's steps, and the optimizer that trained it
+        (``Run.optimizer``), where they are known.
+    """
+
+    objective: Objective
+    train: Sequence[Any]
+    test: Sequence[Any]
+    train_texts: Sequence[str]
+    test_texts: Sequence[str]
+    checkpoints: Sequence[Checkpoint]
+    tokens: Callable[[Any], list[str]]
+    curvature: Sequence[Any] | None = None
+    batch: int | None = None
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+
+    def at_last_checkpoint(
+        self, scores_of: Callable[..., InfluenceScores], **options: Any
+    ) -> InfluenceScores:
+        """``scores_of(objective, train, test, **options)``, while the model has the last checkpoint's
+        weights."""
+        last = self.checkpoints[-1]
+        with last.loaded(self.objective.module):
+            found = scores_of(self.objective, self.train, self.test, **options)
+        return replace(found, provenance={**found.provenance, "step": last.step})
+
+
+Method = Callable[..., InfluenceScores]
+"""(context, *, progress, other options) → scores."""
+
+METHODS: dict[str, Method] = {}
+"""Every registered method by its name, which is also the name of its configuration and of its scores."""
+
+
+def method(name: str) -> Callable[[Method], Method]:
+    """Registers the decorated function as the method of this name."""
+
+    def register(function: Method) -> Method:
+        if name in METHODS:
+            raise ValueError(f"two attribution methods are named {name!r}")
+        METHODS[name] = function
+        return function
+
+    return register
