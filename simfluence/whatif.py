@@ -1,9 +1,12 @@
-"""What would have been learnt under an edited curriculum: the change, test example by test example."""
+"""What would have been learnt under an edited curriculum: the change, test example by test example.
+
+``what_if`` is given a fitted simulator; ``ask`` fits one to a recorded run set first, as the command line does.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +17,7 @@ from scipy import stats
 from simfluence import curriculum as edits
 from simfluence.curriculum import Curriculum, IntArray
 from simfluence.evaluation.metrics import final_loss
-from simfluence.runs import ExampleTable, Run
+from simfluence.runs import ExampleTable, Run, RunSet
 from simfluence.simulators import PredictiveBands, Simulator
 
 Array = npt.NDArray[np.float64]
@@ -27,15 +30,21 @@ EDITS: dict[str, Callable[..., Curriculum]] = {
     "shuffle": edits.shuffle,
 }
 
+Retrain = Callable[[Run, Curriculum], Run]
+"""Trains again as the given run was trained, but on another curriculum, and returns the recording."""
+
 
 @dataclass(frozen=True)
 class WhatIf:
-    """A predicted answer.
+    """A predicted answer; ``print`` shows it as a table.
 
     original, edited : the two curricula. before, after : simulated losses under them, [step + 1, test]
     (NaN after the end of the shorter).
-    changes : one row a test example: id, group, initial, original, edited, change; the losses are
-        those after the last step, and change = edited − original: negative means learnt better.
+    changes : one row a test example: id, group, initial, original, edited, change; the losses are those after the last
+        step, and change = edited − original: negative means learnt better. With bands also low and high, the band
+        around the edited loss; after retraining also retrained (the loss) and true_change.
+    level : of the band; None without one.
+    notes : what should be known of how the answer was made, one sentence each.
     """
 
     original: Curriculum
@@ -43,18 +52,55 @@ class WhatIf:
     before: Array
     after: Array
     changes: pd.DataFrame
+    level: float | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [by_group(self.changes).to_markdown(floatfmt=".4f")]
+        if "true_change" in self.changes:
+            found = agreement(self.changes)
+            said = (
+                f"against retraining, over {len(self.changes)} test examples: Pearson {found['pearson']:.2f},"
+                f" Spearman {found['spearman']:.2f}, same sign {found['same_sign']:.0%}"
+            )
+            if "in_band" in found and self.level is not None:
+                said += f", {found['in_band']:.0%} within the {self.level:.0%} band"
+            lines += ["", said]
+        return "\n".join(lines)
 
 
 def what_if(
     simulator: Simulator,
-    original: Curriculum,
+    original: Run | Curriculum,
     edited: Curriculum,
-    initial_loss: npt.ArrayLike,
+    initial_loss: npt.ArrayLike | None = None,
     test: ExampleTable | None = None,
+    *,
+    learning_rate: npt.ArrayLike | None = None,
+    bands: PredictiveBands | None = None,
+    retrain: Retrain | None = None,
 ) -> WhatIf:
-    """Simulate both curricula from the same initial losses [test]; ``test`` names the test examples."""
+    """Simulate both curricula from the same initial losses.
+
+    Parameters
+    ----------
+    original : a recorded run, or a curriculum with ``initial_loss`` [test].
+    test : the table of the test examples, which names them in the answer.
+    learning_rate : float [step], of both curricula; None is the mean schedule of the training runs.
+    bands : fitted ones; they add a band around every edited loss. It is calibrated on runs like the training runs; of
+        an edit unlike all of them it promises nothing.
+    retrain : trains the recorded run ``original`` again on the edited curriculum, and so verifies the answer.
+
+    Raises ValueError for a curriculum without initial losses, or if retraining is asked for without a run.
+    """
+    run = original if isinstance(original, Run) else None
+    curriculum = original.curriculum if isinstance(original, Run) else original
+    if initial_loss is None:
+        if run is None:
+            raise ValueError("a curriculum takes initial_loss=, the losses [test] before the first step")
+        initial_loss = run.initial_loss
     initial = np.asarray(initial_loss, np.float64)
-    losses = simulator.simulate([original, edited], initial)
+    losses = simulator.simulate([curriculum, edited], initial, learning_rate)
     last = final_loss(losses)
     table = test or ExampleTable.numbered(len(initial))
     changes = pd.DataFrame(
@@ -67,16 +113,56 @@ def what_if(
             "change": last[1] - last[0],
         }
     )
-    return WhatIf(original, edited, losses[0], losses[1], changes)
+    if bands is not None:
+        low, high = (final_loss(edge)[0] for edge in bands.predict([edited], initial, learning_rate))
+        changes = changes.assign(low=low, high=high)
+    answer = WhatIf(curriculum, edited, losses[0], losses[1], changes, bands.level if bands else None)
+    if retrain is None:
+        return answer
+    if run is None:
+        raise ValueError("retrain= takes a recorded run as the original, not a curriculum alone")
+    return replace(answer, changes=verified(answer, run, retrain(run, edited)))
 
 
-def with_band(answer: WhatIf, bands: PredictiveBands, initial_loss: npt.ArrayLike) -> WhatIf:
-    """The same answer with a band around each edited loss: columns ``low`` and ``high``.
+def ask(
+    runs: RunSet,
+    simulator: Simulator,
+    edited_of: Callable[[Curriculum], Curriculum],
+    *,
+    run_id: str | None = None,
+    train: int = 20,
+    validation: int = 2,
+    level: float | None = 0.9,
+    retrain: Retrain | None = None,
+) -> WhatIf:
+    """Fit the simulator to the first runs of a set, and ask it about an edit of one of the others.
 
-    The band is calibrated on runs like the training runs; of an edit unlike all of them it promises nothing.
+    Parameters
+    ----------
+    edited_of : the edit, a function of the run's curriculum.
+    run_id : the run whose curriculum is edited; None is the last of the set.
+    train, validation : how many runs the simulator is fitted to, see :meth:`RunSet.split_to_fit`.
+    level : of the band around every edited loss; None for no bands. Bands take three training runs.
+    retrain : see :func:`what_if`.
     """
-    low, high = (final_loss(edge)[0] for edge in bands.predict([answer.edited], np.asarray(initial_loss)))
-    return replace(answer, changes=answer.changes.assign(low=low, high=high))
+    run = runs[runs.position(run_id) if run_id is not None else -1]
+    to_fit, to_choose, notes = runs.split_to_fit(train, validation)
+    fitted_to = {*to_fit.ids, *to_choose.ids}
+    if run.id in fitted_to and len(fitted_to) < len(runs):
+        notes.append(f"the simulator is fitted to {run.id} itself; choose a run that it has not seen")
+    bands = None
+    if level is not None and len(to_fit) < PredictiveBands.FEWEST_RUNS:
+        notes.append(
+            f"no bands, which take {PredictiveBands.FEWEST_RUNS} training runs to learn errors from"
+        )
+    elif level is not None:
+        bands = PredictiveBands(simulator, level).fit(to_fit, to_choose)
+        simulator = bands.simulator_
+    if bands is None:
+        simulator = simulator.fit(to_fit, to_choose)
+    edited = edited_of(run.curriculum)
+    answer = what_if(simulator, run, edited, test=runs.test, bands=bands, retrain=retrain)
+    return replace(answer, notes=notes)
 
 
 def verified(answer: WhatIf, original: Run, retrained: Run) -> pd.DataFrame:
@@ -154,3 +240,21 @@ def _rows(train: ExampleTable, groups: Sequence[str], ids: Sequence[Any], what: 
     if not groups and not ids:
         raise ValueError(f"{what}: name the training examples, by groups or by ids")
     return np.union1d(train.in_group(*groups) if groups else [], train.rows(ids)).astype(np.int64)
+
+
+def describe(
+    name: str,
+    groups: Sequence[str] = (),
+    ids: Sequence[Any] = (),
+    before_groups: Sequence[str] = (),
+    before_ids: Sequence[Any] = (),
+    times: int | None = None,
+    window: int | None = None,
+    seed: int = 0,
+) -> str:
+    """An edit in words; arguments as for :func:`edit`. The seed is named where it matters and is not 0."""
+    words = [name, *(str(value) for values in (groups, ids, before_groups, before_ids) for value in values)]
+    words += [f"{key} {value}" for key, value in (("times", times), ("window", window)) if value is not None]
+    if seed and name in ("repeat", "shuffle"):
+        words.append(f"seed {seed}")
+    return " ".join(words)

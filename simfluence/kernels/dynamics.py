@@ -185,7 +185,9 @@ def train_with_derivatives(  # type: ignore[no-untyped-def]
                     if p == 1:
                         d_moment[p, c] += d_beta * (moment[c] - gradient[c])
                     new = beta * moment[c] + (1.0 - beta) * gradient[c]
-                    dy[p, c] = kept[now] * dy[p, c] + d_keep * y[c] + d_size * new + size * gain * d_moment[p, c]
+                    dy[p, c] = (
+                        kept[now] * dy[p, c] + d_keep * y[c] + d_size * new + size * gain * d_moment[p, c]
+                    )
                 d_gain_moment[p] = beta * d_gain_moment[p] + (1.0 - beta) * d_along
                 if p == 1:
                     d_gain_moment[p] += d_beta * (gain_moment - along)

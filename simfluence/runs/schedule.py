@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +54,7 @@ def as_schedule(learning_rate: npt.ArrayLike, runs: int, steps: int) -> Array:
     return np.broadcast_to(needed, (runs, steps))
 
 
+@dataclass(frozen=True)
 class RelativeRates:
     """Learning rates as multiples of their mean over the recorded steps.
 
@@ -62,8 +64,8 @@ class RelativeRates:
     usual : the mean rate, NaN where it is not known.
     """
 
-    def __init__(self, schedule: Array, usual: float) -> None:
-        self.schedule, self.usual = schedule, usual
+    schedule: Array
+    usual: float
 
     @classmethod
     def of(cls, runs: Sequence[Run]) -> RelativeRates:
@@ -73,6 +75,15 @@ class RelativeRates:
         if not usual > 0:  # NaN, or never trained
             return cls(np.ones(len(rates)), np.nan)
         return cls(rates / usual, usual)
+
+    def own(self, runs: Sequence[Run]) -> Array:
+        """Relative rates of recorded runs [run, step]: as each logged them, else the mean schedule."""
+        rates = np.array(self.at(len(runs), max(len(run) for run in runs)))
+        for row, run in zip(rates, runs, strict=True):
+            known = np.isfinite(run.learning_rate)
+            if not np.isnan(self.usual):
+                row[: len(run)][known] = run.learning_rate[known] / self.usual
+        return rates
 
     def at(self, runs: int, steps: int, learning_rate: npt.ArrayLike | None = None) -> Array:
         """Relative rates [run, step] of curricula: the recorded schedule (its last rate goes on), or given ones.

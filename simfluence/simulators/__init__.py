@@ -1,4 +1,7 @@
-"""Simulators of training: fit them to recorded runs, ask them about other curricula."""
+"""Simulators of training: fit them to recorded runs, ask them about other curricula.
+
+Importing this package imports the file of every simulator, and so registers it in ``SIMULATORS``.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from simfluence.errors import RunDataError
+from simfluence.simulators import state as states
 from simfluence.simulators.auto import AutoSimulator
 from simfluence.simulators.bands import PredictiveBands
-from simfluence.simulators.base import Simulator, read_saved
+from simfluence.simulators.base import SIMULATORS, Simulator, register
 from simfluence.simulators.baselines import MeanTrajectory, Persistence
-from simfluence.simulators.dynamics.linearised import LinearisedModel
 from simfluence.simulators.dynamics.simulator import DynamicsSimulator
 from simfluence.simulators.effects.simulator import EffectsSimulator
 from simfluence.simulators.effects.transfer import FeatureSimulator
@@ -23,23 +26,6 @@ from simfluence.simulators.markov.simulator import (
     SimulationWarning,
 )
 from simfluence.simulators.scores import ScoresSimulator
-
-SIMULATORS: dict[str, type[Simulator]] = {
-    simulator.name: simulator
-    for simulator in (
-        Persistence,
-        MeanTrajectory,
-        AdditiveSimulator,
-        MultiplicativeSimulator,
-        LinearSimulator,
-        EffectsSimulator,
-        FeatureSimulator,
-        ScoresSimulator,
-        DynamicsSimulator,
-        AutoSimulator,
-    )
-}
-"""Every simulator by its name."""
 
 
 def make_simulator(name: str, **params: Any) -> Simulator:
@@ -59,12 +45,12 @@ def make_simulator(name: str, **params: Any) -> Simulator:
 
 
 def load_simulator(path: str | Path) -> Simulator:
-    """A fitted simulator from the file that its ``save`` wrote."""
-    name, params, arrays, fitted = read_saved(path)
+    """A fitted simulator from the file that its ``save`` wrote; RunDataError for any other file."""
+    state = states.read(path)
     try:
-        return make_simulator(name, **params)._restore(arrays, fitted)
-    except (TypeError, ValueError) as error:
-        raise RunDataError(f"{path}: {error}") from error
+        return SIMULATORS[state["name"]].from_state(state)
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunDataError(f"{path} does not hold a whole simulator: {error}") from error
 
 
 __all__ = [
@@ -75,7 +61,6 @@ __all__ = [
     "EffectsSimulator",
     "FeatureSimulator",
     "LinearSimulator",
-    "LinearisedModel",
     "MeanTrajectory",
     "MultiplicativeSimulator",
     "Persistence",
@@ -85,4 +70,5 @@ __all__ = [
     "Simulator",
     "load_simulator",
     "make_simulator",
+    "register",
 ]

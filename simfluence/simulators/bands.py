@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -25,7 +25,8 @@ from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
 from simfluence.simulators.base import Array, Simulator
 
-SHRINKAGE = 4.0  # ν: how many runs' worth of trust the scale common to all test examples has
+SHRINKAGE = 4.0
+"""ν: how many runs' worth of trust the scale common to all test examples has."""
 
 
 class PredictiveBands:
@@ -35,34 +36,34 @@ class PredictiveBands:
     ----------
     simulator : any simulator; it is copied, not changed.
     level : in 0 .. 1, of every single loss, not of a whole trajectory.
-    folds : the training runs are left out in that many parts, each with a refit; simulators with a
-        method ``refit`` keep the hyperparameters that all training runs chose, and those with
-        ``out_of_fold`` need no refits.
 
     Attributes
     ----------
-    simulator_ : fitted to all training runs.
+    simulator_ : fitted to the training runs, as without bands.
     scale_ : s, float [step + 1, test]. quantile_ : q, float [step + 1].
     """
 
-    def __init__(self, simulator: Simulator, level: float = 0.9, folds: int = 8) -> None:
+    FEWEST_RUNS: ClassVar[int] = 3
+    simulator_: Simulator | None = None
+
+    def __init__(self, simulator: Simulator, level: float = 0.9) -> None:
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
-        if folds < 2:
-            raise ValueError(f"cross-fitting needs at least 2 folds, got {folds}")
         self.simulator = simulator
         self.level = level
-        self.folds = folds
 
-    def fit(self, train: RunSet) -> Self:
-        """Fit the simulator, and the bands to its errors on left-out runs.
+    def fit(self, train: RunSet, validation: RunSet | None = None) -> Self:
+        """Fit the simulator, and the bands to its errors on training runs that were left out.
 
-        Raises ValueError for fewer than three training runs.
+        Validation runs choose the simulator's hyperparameters, as in ``Simulator.fit``, and nothing of the bands.
+        Raises ValueError for fewer than three training runs, and where the simulator's choice leaves no run out.
         """
-        if len(train) < 3:
-            raise ValueError(f"bands need at least 3 training runs to learn errors from, got {len(train)}")
-        self.simulator_ = copy.copy(self.simulator).fit(train)
-        residuals = np.square(train.loss - cross_fitted(self.simulator_, train, self.folds))
+        if len(train) < self.FEWEST_RUNS:
+            raise ValueError(
+                f"bands need at least {self.FEWEST_RUNS} training runs to learn errors from, got {len(train)}"
+            )
+        simulator = copy.copy(self.simulator).fit(train, validation)
+        residuals = np.square(train.loss - simulator.out_of_fold(train))
         known = np.isfinite(residuals)
         squares = np.where(known, residuals, 0.0)
         self.scale_ = _scale(squares.sum(0), known.sum(0))
@@ -71,6 +72,7 @@ class PredictiveBands:
             others = _scale(squares.sum(0) - squares[run], known.sum(0) - known[run])
             scaled[run] = np.sqrt(np.where(known[run], squares[run], np.nan)) / others
         self.quantile_ = self._quantiles(scaled)
+        self.simulator_ = simulator
         return self
 
     def _quantiles(self, scaled: Array) -> Array:
@@ -84,37 +86,23 @@ class PredictiveBands:
             quantiles[point] = np.quantile(window, self.level) if window.size else quantiles[point - 1]
         return quantiles
 
-    def predict(self, curricula: Sequence[Curriculum], initial_loss: npt.ArrayLike) -> tuple[Array, Array]:
-        """(low, high), float [run, step + 1, test] each; like ``Simulator.simulate``.
+    def predict(
+        self,
+        curricula: Sequence[Curriculum],
+        initial_loss: npt.ArrayLike,
+        learning_rate: npt.ArrayLike | None = None,
+    ) -> tuple[Array, Array]:
+        """(low, high), float [run, step + 1, test] each; arguments as for ``Simulator.simulate``.
 
         Equal to the initial loss before the first step; as wide as at the last recorded step after it.
         """
-        if not hasattr(self, "scale_"):
+        if self.simulator_ is None:
             raise NotFittedError("call fit() on these PredictiveBands before predict()")
-        center = self.simulator_.simulate(curricula, initial_loss)
+        center = self.simulator_.simulate(curricula, initial_loss, learning_rate)
         step = np.minimum(np.arange(center.shape[1]), len(self.scale_) - 1)
         half = (self.quantile_[:, None] * self.scale_)[step]
         half[0] = 0.0
         return center - half, center + half
-
-
-def cross_fitted(simulator: Simulator, train: RunSet, folds: int) -> Array:
-    """Rollouts of the training runs by fits that did not see them, float [run, step + 1, test].
-
-    ``simulator`` has been fitted to ``train``.
-    """
-    if hasattr(simulator, "out_of_fold"):
-        return simulator.out_of_fold(train)
-    rollouts = np.full(train.loss.shape, np.nan)
-    number = np.arange(len(train)) % min(folds, len(train))
-    for fold in range(number.max() + 1):
-        inside, outside = np.flatnonzero(number != fold), np.flatnonzero(number == fold)
-        held_out = train[outside]
-        refit = getattr(simulator, "refit", copy.copy(simulator).fit)
-        fitted = refit(train[inside])
-        simulated = fitted.simulate(held_out.curricula, held_out.initial_loss)
-        rollouts[outside, : simulated.shape[1]] = simulated
-    return rollouts
 
 
 def _scale(squares: Array, known: npt.NDArray[np.int64]) -> Array:

@@ -1,42 +1,76 @@
 """What every simulator is: hyperparameters, ``fit`` on recorded runs, ``simulate`` other curricula.
 
-To add one: a subclass in a file of its own, a config of its ``name`` in conf/simulator/, and a line in
-``SIMULATORS`` (simulators/__init__.py); the common tests then run on it.
+To add one: a subclass in a file of its own, decorated with ``register``; a configuration of its ``name`` in
+conf/simulator/; and its import in simulators/__init__.py. The common tests then run on it.
 """
 
 from __future__ import annotations
 
 import inspect
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import RunSet
-from simfluence.runs.storage import write_atomically
+from simfluence.simulators import state as states
 
 Array = npt.NDArray[np.float64]
+Kind = TypeVar("Kind", bound="type[Simulator]")
 
-_FORMAT = "simfluence simulator 1"
+SIMULATORS: dict[str, type[Simulator]] = {}
+"""Every simulator by its name."""
+
+FOLDS = 8
+"""Into how many parts training runs are left out, each with a refit, where out-of-fold predictions need that."""
+
+
+def register(kind: Kind) -> Kind:
+    """Decorates a simulator: it is then found by its name."""
+    if kind.name in SIMULATORS:
+        raise ValueError(f"two simulators are named {kind.name!r}")
+    SIMULATORS[kind.name] = kind
+    return kind
+
+
+@states.saved
+@dataclass(frozen=True)
+class Examples:
+    """Which examples a simulator is about: how many, and the fingerprints of their tables."""
+
+    n_train: int
+    n_test: int
+    train: str
+    test: str
+
+    @classmethod
+    def of(cls, runs: RunSet) -> Examples:
+        """Those of recorded runs."""
+        return cls(len(runs.train), len(runs.test), runs.train.fingerprint, runs.test.fingerprint)
 
 
 class Simulator(ABC):
     """A model of training: from a curriculum and the losses before its first step to all later losses.
 
-    Constructor arguments are hyperparameters, kept as attributes of the same names; what ``fit`` finds
-    is in attributes that end in an underscore.
+    Constructor arguments are hyperparameters, kept as attributes of the same names. What ``fit`` finds is in
+    attributes that end in an underscore; a subclass lists the names of its own in ``fitted``.
     """
 
     name: ClassVar[str]
     """What the simulator is called in configurations, tables and files."""
+
+    fitted: ClassVar[tuple[str, ...]] = ()
+    """The attributes that ``fit`` sets: arrays, numbers, strings, and lists, dicts and dataclasses of these."""
+
+    examples_: Examples | None = None
+    """The examples of the training runs; None before ``fit``."""
 
     # ------------------------------------------------------------------------------ to be written
 
@@ -45,7 +79,9 @@ class Simulator(ABC):
         """Set the fitted attributes."""
 
     @abstractmethod
-    def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
+    def _simulate(
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+    ) -> Array:
         """float [run, step + 1, test]; entries after a curriculum's end may be anything."""
 
     # --------------------------------------------------------------------------------- to be used
@@ -61,53 +97,93 @@ class Simulator(ABC):
             validation = None
         if validation is not None and not (validation.train == train.train and validation.test == train.test):
             raise ValueError("the validation runs are about other examples than the training runs")
-        self.n_train_ = len(train.train)
-        self.n_test_ = len(train.test)
+        self.examples_ = Examples.of(train)
         self._fit(train, validation)
         return self
 
-    def simulate(self, curricula: Sequence[Curriculum], initial_loss: npt.ArrayLike, **options: Any) -> Array:
+    def simulate(
+        self,
+        curricula: Sequence[Curriculum],
+        initial_loss: npt.ArrayLike,
+        learning_rate: npt.ArrayLike | None = None,
+    ) -> Array:
         """The predicted losses under these curricula; nothing else of a run is read.
 
         Parameters
         ----------
         curricula : one a run, over the training table of the fit.
         initial_loss : float [run, test], or [test] for all runs: the losses before the first step.
-        options : what the simulator's own ``_simulate`` takes beside these.
+        learning_rate : float [run, step], or [step] for all runs; None is the mean schedule of the training runs,
+            whose last rate goes on. Simulators that know nothing of learning rates ignore it.
 
         Returns
         -------
-        float64 [run, step + 1, test]; [:, 0] is ``initial_loss``; NaN after the end of a curriculum
-        that is shorter than the longest.
+        float64 [run, step + 1, test]; [:, 0] is ``initial_loss``; NaN after the end of a curriculum that is
+        shorter than the longest.
 
         Raises
         ------
         NotFittedError, or ValueError for other examples than those of the fit.
         """
-        if not hasattr(self, "n_train_"):
-            raise NotFittedError(f"call fit() on this {type(self).__name__} before simulate()")
+        examples = self._examples("simulate")
         curricula = list(curricula)
         if not curricula:
             raise ValueError("simulate() needs at least one curriculum")
         for curriculum in curricula:
-            if curriculum.n_examples != self.n_train_:
+            if curriculum.n_examples != examples.n_train:
                 raise ValueError(
-                    f"this simulator was fitted to {self.n_train_} training examples, but a curriculum"
+                    f"this simulator was fitted to {examples.n_train} training examples, but a curriculum"
                     f" is over {curriculum.n_examples}"
                 )
         losses = np.asarray(initial_loss, np.float64)
         if losses.ndim == 1:
             losses = np.broadcast_to(losses, (len(curricula), len(losses)))
-        if losses.shape != (len(curricula), self.n_test_):
+        if losses.shape != (len(curricula), examples.n_test):
             raise ValueError(
-                f"initial_loss must be [run, test] = ({len(curricula)}, {self.n_test_}) or [test],"
+                f"initial_loss must be [run, test] = ({len(curricula)}, {examples.n_test}) or [test],"
                 f" got {np.shape(initial_loss)}"
             )
-        trajectories = self._simulate(curricula, losses, **options)
+        trajectories = self._simulate(curricula, losses, learning_rate)
         trajectories[:, 0] = losses
         steps = np.array([len(curriculum) for curriculum in curricula])
         trajectories[np.arange(trajectories.shape[1]) > steps[:, None]] = np.nan
         return trajectories
+
+    def check_examples(self, runs: RunSet) -> None:
+        """Raises RunDataError unless the runs are about the examples that this simulator was fitted to."""
+        examples = self._examples("check_examples")
+        if Examples.of(runs) != examples:
+            raise RunDataError(
+                f"this simulator was fitted to {examples.n_train} training and {examples.n_test} test examples"
+                f" that are not those of these runs ({len(runs.train)} and {len(runs.test)}; ids, groups or"
+                " contents differ); fit it to runs over the same examples"
+            )
+
+    def refit(self, train: RunSet) -> Self:
+        """A copy with the hyperparameters that were chosen, fitted to other runs over the same examples."""
+        self.check_examples(train)
+        return type(self)(**self.get_params()).fit(train)
+
+    def out_of_fold(self, train: RunSet) -> Array:
+        """The training runs, each as predicted by a fit that has not seen it, float [run, step + 1, test].
+
+        train : the runs that this simulator was fitted to. NaN after a run's end.
+        """
+        self.check_examples(train)
+        losses = np.full(train.loss.shape, np.nan)
+        number = np.arange(len(train)) % min(FOLDS, len(train))
+        for fold in range(number.max() + 1):
+            inside, outside = np.flatnonzero(number != fold), np.flatnonzero(number == fold)
+            held_out = train[outside]
+            simulated = self.refit(train[inside]).simulate(held_out.curricula, held_out.initial_loss)
+            losses[outside, : simulated.shape[1]] = simulated
+        return losses
+
+    def _examples(self, what: str) -> Examples:
+        """NotFittedError before ``fit``."""
+        if self.examples_ is None:
+            raise NotFittedError(f"call fit() on this {type(self).__name__} before {what}()")
+        return self.examples_
 
     # ------------------------------------------------------------------------------ keeping it
 
@@ -116,38 +192,42 @@ class Simulator(ABC):
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     def __repr__(self) -> str:
-        arguments = ", ".join(f"{name}={value!r}" for name, value in self.get_params().items())
+        arguments = ", ".join(f"{name}={_short(value)}" for name, value in self.get_params().items())
         return f"{type(self).__name__}({arguments})"
+
+    def state(self) -> dict[str, Any]:
+        """Everything there is to know of a fitted simulator, as nested dicts, lists, numbers and arrays."""
+        self._examples("state")
+        values = {name: getattr(self, name) for name in ("examples_", *self.fitted)}
+        return {"name": self.name, "params": self._portable_params(), "fitted": values}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> Self:
+        """The simulator whose ``state()`` that was; RunDataError if something is missing."""
+        simulator = cls(**state["params"])
+        if missing := [name for name in ("examples_", *cls.fitted) if name not in state["fitted"]]:
+            raise RunDataError(f"a fitted {cls.__name__} has {missing[0]!r}, which is missing here")
+        for name in ("examples_", *cls.fitted):
+            setattr(simulator, name, state["fitted"][name])
+        return simulator
+
+    def _portable_params(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values; subclasses that take objects make them plain here."""
+        return self.get_params()
 
     def save(self, path: str | Path) -> None:
         """Write hyperparameters and fitted values to one safetensors file."""
-        if not hasattr(self, "n_train_"):
-            raise NotFittedError(f"fit() this {type(self).__name__} before saving it")
-        fitted = {key: value for key, value in vars(self).items() if key.endswith("_")}
-        arrays = {k: np.ascontiguousarray(v) for k, v in fitted.items() if isinstance(v, np.ndarray)}
-        plain = {key: value for key, value in fitted.items() if key not in arrays}
-        metadata = {
-            "format": _FORMAT,
-            "name": self.name,
-            "params": json.dumps(self.get_params()),
-            "fitted": json.dumps(plain),
-        }
-        write_atomically(Path(path), save(arrays, metadata))
-
-    def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
-        for key, value in {**arrays, **plain}.items():
-            setattr(self, key, value)
-        return self
+        states.write(path, self.state())
 
 
-def read_saved(path: str | Path) -> tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """(name, hyperparameters, fitted arrays, other fitted values) of a file written by ``save``."""
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-            arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-    except SafetensorError as error:
-        raise RunDataError(f"{path} is damaged or no safetensors file: {error}") from error
-    if metadata.get("format") != _FORMAT:
-        raise RunDataError(f"{path} does not hold a simulator (expected format {_FORMAT!r})")
-    return metadata["name"], json.loads(metadata["params"]), arrays, json.loads(metadata["fitted"])
+def stages(total: int, what: str) -> tqdm[Any]:
+    """A progress bar of a fit's stages that shows itself, with the time left, where a fit takes over five seconds."""
+    return tqdm(total=total, desc=what, delay=5, leave=False, unit="stage")
+
+
+def _short(value: Any) -> str:
+    """Arrays, and things that hold scores, by their shape."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_short(one) for one in value)}]"
+    array = getattr(value, "scores", value)
+    return f"array{list(array.shape)}" if isinstance(array, np.ndarray) else repr(value)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum
 from simfluence.runs import RunSet
-from simfluence.simulators.base import Array, Simulator
+from simfluence.simulators.base import Array, Simulator, register
+from simfluence.simulators.effects.grid import mean_over_runs
 
 
+@register
 class Persistence(Simulator):
     """Nothing is learnt: L_t = L_0."""
 
@@ -21,31 +23,39 @@ class Persistence(Simulator):
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         pass
 
-    def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
+    def _simulate(
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+    ) -> Array:
         steps = max(len(curriculum) for curriculum in curricula) + 1
         return np.repeat(initial_loss[:, None], steps, axis=1)
 
 
+@register
 class MeanTrajectory(Simulator):
     """Every run goes like the average training run, whatever it is fed.
 
-    L_t(z) = mean over the training runs of L_t(z); after the last recorded step, its last value.
-    A simulator that does not beat this has learnt nothing about what curricula change.
+    L_t(z) is the mean over the training runs that got so far; steps at which no run was evaluated are interpolated,
+    and after the last recorded step its value stays. A simulator that does not beat this one has learnt nothing
+    about what curricula change.
+
+    Attributes
+    ----------
+    mean_ : float [step + 1, test].
     """
 
     name: ClassVar[str] = "mean_trajectory"
+    fitted: ClassVar[tuple[str, ...]] = ("mean_",)
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # steps that no run was evaluated at
-            self.mean_ = np.nanmean(np.where(np.isfinite(train.loss), train.loss, np.nan), axis=0)
-        """float [step + 1, test]"""
+        self.mean_ = mean_over_runs(list(np.where(np.isfinite(train.loss), train.loss, np.nan)))
         steps = np.arange(len(self.mean_))
         for losses in self.mean_.T:
             if (gaps := ~np.isfinite(losses)).any() and not gaps.all():
                 losses[gaps] = np.interp(steps[gaps], steps[~gaps], losses[~gaps])
 
-    def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
+    def _simulate(
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+    ) -> Array:
         steps = max(len(curriculum) for curriculum in curricula) + 1
         mean = self.mean_[np.minimum(np.arange(steps), len(self.mean_) - 1)]
         return np.repeat(mean[None], len(curricula), axis=0)

@@ -1,8 +1,8 @@
-"""Attribution scores as a simulator: what a method would predict if its scores were all there is.
+"""Attribution scores as a simulator: what a method predicts if its scores are added up.
 
     L_t = L_0 − k Σ_{s≤t} w_s Σ_{i∈c_s} S_i(z) / |c_s|
 
-With as-is scores k is what the method itself says (TracIn, Pruthi et al. 2020: w_s the learning rate, k = 1).
+As they are, k is what the scores themselves state (TracIn, Pruthi et al. 2020: w_s the learning rate, k = 1).
 Calibrated, k is the one number that fits the training runs best, by least squares over all recorded losses:
 
     k = −Σ P (L − L_0) / Σ P²,   P the double sum above
@@ -11,13 +11,17 @@ Calibrated, k is the one number that fits the training runs best, by least squar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum, count_matrix
 from simfluence.runs import RunSet
-from simfluence.simulators.base import Array, Simulator
+from simfluence.runs.schedule import as_schedule, mean_learning_rate
+from simfluence.simulators.base import Array, Simulator, register
+from simfluence.simulators.state import saved
 
 Weighing = Literal["rate", "use", "run", ""]
 """What one use of an example in a step weighs: the step's learning rate η ("rate": scores are inner products
@@ -25,6 +29,31 @@ of gradients), 1 ("use": scores are changes of the loss a step), 1/T in a run of
 responses to the weight of an example in the mean loss); "" if the scores have no units."""
 
 
+@saved
+@dataclass(frozen=True)
+class GivenScores:
+    """What simulators keep of attribution scores: the array [train, test], and what its units say."""
+
+    scores: Array
+    weighing: str = ""
+    scale: float = 1.0
+
+
+def portable_scores(scores: Any) -> Any:
+    """Scores as arrays or ``GivenScores``, which can be saved; lists stay lists."""
+    if scores is None or isinstance(scores, np.ndarray):
+        return scores
+    if isinstance(scores, list | tuple):
+        return [portable_scores(one) for one in scores]
+    array = getattr(scores, "scores", None)
+    if array is None:
+        return np.asarray(scores, np.float64)
+    return GivenScores(
+        np.asarray(array), getattr(scores, "weighing", ""), float(getattr(scores, "scale", 1.0))
+    )
+
+
+@register
 class ScoresSimulator(Simulator):
     """Additive in given scores.
 
@@ -33,15 +62,16 @@ class ScoresSimulator(Simulator):
     scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss. None:
         all zero, which is persistence.
     calibrated : fit k on the training runs; otherwise k is ``scale``, and ``weighing`` must be known.
-    weighing : see :data:`Weighing`. By default what the scores themselves say.
-    scale : k as it is; by default what the scores themselves say.
+    weighing : see :data:`Weighing`. By default what the scores themselves state.
+    scale : k as it is; by default what the scores themselves state.
 
     Attributes
     ----------
-    scale_ : k. rates_ : float [step], the learning rates of the training runs (their mean).
+    scale_ : k. weighing_ : as used. rates_ : float [step], the mean learning rates of the training runs.
     """
 
     name: ClassVar[str] = "scores"
+    fitted: ClassVar[tuple[str, ...]] = ("scores_", "weighing_", "rates_", "scale_")
 
     def __init__(
         self,
@@ -58,70 +88,64 @@ class ScoresSimulator(Simulator):
         self.scale = scale
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        shape = (self.n_train_, self.n_test_)
+        shape = (len(train.train), len(train.test))
         scores = np.zeros(shape) if self.scores is None else getattr(self.scores, "scores", self.scores)
         self.scores_ = np.array(scores, np.float64)
         if self.scores_.shape != shape or not np.isfinite(self.scores_).all():
             raise ValueError(f"scores must be finite, [train, test] = {shape}, got {self.scores_.shape}")
-        told = self.weighing if self.weighing is not None else getattr(self.scores, "weighing", "")
-        if not told and not self.calibrated and self.scores is not None:
+        stated = self.weighing if self.weighing is not None else getattr(self.scores, "weighing", "")
+        if not stated and not self.calibrated and self.scores is not None:
             raise ValueError(
-                "these scores have no units, so they say nothing as they are: use calibrated=True, or say"
-                " what a use weighs (weighing='rate', 'use' or 'run')"
+                "these scores have no units, so that they predict nothing as they are: use calibrated=True, or"
+                " state what a use weighs (weighing='rate', 'use' or 'run')"
             )
-        self.weighing_ = told
-        self.rates_ = _rates(train) if told == "rate" else np.ones(1)
+        self.weighing_ = stated
+        self.rates_ = np.ones(1)
+        if stated == "rate":
+            self.rates_ = mean_learning_rate(train.runs)
+            if np.isnan(self.rates_).any():
+                raise ValueError(
+                    "scores in units of gradients need the learning rates of the runs, which do not log them:"
+                    " pass weighing='use', or scores in units of losses"
+                )
         if self.calibrated:
             self.scale_ = self._least_squares(train)
         else:
             self.scale_ = float(self.scale if self.scale is not None else getattr(self.scores, "scale", 1.0))
 
     def _least_squares(self, train: RunSet) -> float:
-        moved = weighed = 0.0
+        product = square = 0.0
         for run in train:
-            gained = self._gained(run.curriculum)[np.asarray(run.evaluated)]
+            gained = self._gained(run.curriculum, self._usual_rates(len(run)))[np.asarray(run.evaluated)]
             change = run.loss - run.loss[0]
             known = np.isfinite(change)
-            moved += float((gained * np.where(known, change, 0.0)).sum())
-            weighed += float((np.square(gained) * known).sum())
-        return -moved / weighed if weighed > 0 else 0.0
+            product += float((gained * np.where(known, change, 0.0)).sum())
+            square += float((np.square(gained) * known).sum())
+        return -product / square if square > 0 else 0.0
 
-    def _gained(self, curriculum: Curriculum) -> Array:
+    def _usual_rates(self, steps: int) -> Array:
+        return self.rates_[np.minimum(np.arange(steps), len(self.rates_) - 1)]
+
+    def _gained(self, curriculum: Curriculum, weights: Array) -> Array:
         """P, float [step + 1, test]."""
         steps = len(curriculum)
-        weights = self.rates_[np.minimum(np.arange(steps), len(self.rates_) - 1)]
         if self.weighing_ == "run":
             weights = weights / steps
         each = (count_matrix([curriculum], batch_size=1.0) @ self.scores_) * weights[:, None]
-        return np.concatenate([np.zeros((1, self.n_test_)), np.cumsum(each, axis=0)])
+        return np.concatenate([np.zeros((1, each.shape[1])), np.cumsum(each, axis=0)])
 
-    def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
-        steps = max(len(curriculum) for curriculum in curricula) + 1
-        losses = np.full((len(curricula), steps, self.n_test_), np.nan)
+    def _simulate(
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+    ) -> Array:
+        steps = max(len(curriculum) for curriculum in curricula)
+        rates = np.broadcast_to(self._usual_rates(steps), (len(curricula), steps))
+        if learning_rate is not None and self.weighing_ == "rate":
+            rates = as_schedule(learning_rate, len(curricula), steps)
+        losses = np.full((len(curricula), steps + 1, initial_loss.shape[1]), np.nan)
         for run, curriculum in enumerate(curricula):
-            losses[run, : len(curriculum) + 1] = initial_loss[run] - self.scale_ * self._gained(curriculum)
+            gained = self._gained(curriculum, rates[run, : len(curriculum)])
+            losses[run, : len(curriculum) + 1] = initial_loss[run] - self.scale_ * gained
         return losses
 
-    def get_params(self) -> dict[str, Any]:
-        """The constructor's arguments; scores are kept with the fitted values and left out here."""
-        return {**super().get_params(), "scores": None, "weighing": getattr(self, "weighing_", self.weighing)}
-
-    def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
-        super()._restore(arrays, plain)
-        self.scores = self.scores_  # so that a loaded simulator can be fitted again
-        return self
-
-
-def _rates(runs: RunSet) -> Array:
-    """float [step]: the mean learning rate of the runs that log it. ValueError if none does."""
-    rates = np.full((len(runs), max(len(run) for run in runs)), np.nan)
-    for number, run in enumerate(runs):
-        rates[number, : len(run)] = run.learning_rate
-    known = np.isfinite(rates)
-    if not known.any(0).all():
-        raise ValueError(
-            "scores in units of gradients need the learning rates of the runs, which do not log them:"
-            " pass weighing='use', or scores in units of losses"
-        )
-    mean: Array = np.where(known, rates, 0.0).sum(0) / known.sum(0)
-    return mean
+    def _portable_params(self) -> dict[str, Any]:
+        return {**self.get_params(), "scores": portable_scores(self.scores)}

@@ -15,7 +15,6 @@ counts (R − 1)/R, and Σ (L̂' − L)² / Σ (L_0 − L)² counts 1/R.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -84,7 +83,13 @@ def fit_dynamics(
     first = min(starts, key=lambda numbers: float(np.square(problem.residuals_of(numbers)).sum()))
     problem.base = first
     found = least_squares(
-        problem.residuals, first[free], problem.jacobian, xtol=1e-5, ftol=1e-5, gtol=1e-8, max_nfev=evaluations
+        problem.residuals,
+        first[free],
+        problem.jacobian,
+        xtol=1e-5,
+        ftol=1e-5,
+        gtol=1e-8,
+        max_nfev=evaluations,
     )
     numbers = problem.whole(found.x)
     dynamics = anchored(family.dynamics(numbers), data)
@@ -94,8 +99,7 @@ def fit_dynamics(
 def anchored(dynamics: TrainingDynamics, data: TrainingData) -> TrainingDynamics:
     """The dynamics whose predictions of these runs have the mean log-odds that the runs have."""
     grid, levels = data.recorded.grid, data.levels("log_odds")
-    rates = data.rates.at(len(levels), int(max(len(run) for run in data.train)))
-    changed = dynamics.changed(Batches.of(data.train.curricula), grid, rates)
+    changed = dynamics.changed(Batches.of(data.train.curricula), grid, data.run_rates)
     rest = mean_over_runs([level - own[: len(level)] for level, own in zip(levels, changed, strict=True)])
     steps = np.arange(grid[-1] + 1)
     return replace(dynamics, average=np.stack([np.interp(steps, grid, column) for column in rest.T], axis=1))
@@ -195,7 +199,7 @@ class _Family:
         self.log_sizes = np.log(np.maximum(values / (np.sqrt(np.square(values).mean()) or 1.0), 1e-12))
         self.batches = Batches.of(data.train.curricula)
         steps = int(self.batches.lengths.max())
-        self.rates = np.ascontiguousarray(data.rates.at(len(data.train), steps))
+        self.rates = data.run_rates
         self.bias_correction, self.curves = data.momentum.bias_correction, curves
         time = np.arange(steps)
         log_time = np.log1p(time) / max(np.log1p(steps - 1), 1e-12)
@@ -231,7 +235,9 @@ class _Family:
 
         dynamics = self.dynamics(numbers)
         never = np.iinfo(np.int64).max
-        begins = np.concatenate([np.zeros(_NUMBERS, np.int64), _first(self.rate_hats), _first(self.kept_hats)])
+        begins = np.concatenate(
+            [np.zeros(_NUMBERS, np.int64), _first(self.rate_hats), _first(self.kept_hats)]
+        )
         found, derivatives = train_with_derivatives(
             self.batches.indices,
             self.batches.bounds,

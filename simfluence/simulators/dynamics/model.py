@@ -32,6 +32,7 @@ import numpy.typing as npt
 from simfluence.curriculum import Curriculum
 from simfluence.links import unlink
 from simfluence.simulators.effects.momentum import Momentum
+from simfluence.simulators.state import saved
 
 Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -54,6 +55,7 @@ class Batches:
         return cls(indices, np.concatenate([[0], np.cumsum(sizes)]), lengths)
 
 
+@saved
 @dataclass(frozen=True)
 class TrainingDynamics:
     """A fitted kernel model, and the mean trajectory of the runs that it was fitted to.
@@ -85,9 +87,7 @@ class TrainingDynamics:
         changed = self.changed(Batches.of(curricula), np.arange(steps + 1), rates)
         step = np.minimum(np.arange(steps + 1), len(self.average) - 1)
         shift = np.asarray(shift, np.float64)
-        return unlink(
-            self.average[step] + changed + (shift[:, None] if shift.ndim else shift), "log_odds"
-        )
+        return unlink(self.average[step] + changed + (shift[:, None] if shift.ndim else shift), "log_odds")
 
     def changed(self, batches: Batches, points: IntArray, rates: Array) -> Array:
         """What training has added to log(eᴸ − 1) after the steps ``points``, [run, point, test]."""

@@ -1,91 +1,79 @@
-"""Attribution scores as what a small model has learnt from, trained along every curriculum.
+"""Attribution scores as the kernel of training dynamics.
 
-Added up (scored.py), scores say the same of an example's first use and of its tenth, and nothing of the
-optimizer. Here they are the effects of a dynamics (dynamics.py), −B = S: all that is fitted to the training
-runs are about 22 numbers that no example has to itself (a rate over time, the optimizer's momentum, how much
-what is known still teaches), so that what is predicted of a curriculum is what the scores know.
+Added up (scores.py), scores predict the same of an example's first use and of its tenth, and know nothing of the
+optimizer. As the kernel of training dynamics (model.py), −B = S, they give diminishing returns and momentum. All that
+is fitted to the training runs are about 22 numbers, none of which belongs to a single example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum
+from simfluence.links import link
 from simfluence.runs import RunSet
-from simfluence.simulators.base import Array, Simulator
+from simfluence.runs.schedule import RelativeRates
+from simfluence.simulators.base import Array, Simulator, register
 from simfluence.simulators.dynamics.fit import fit_dynamics
 from simfluence.simulators.dynamics.model import TrainingDynamics
-from simfluence.simulators.effects.fitting import as_scores
-from simfluence.simulators.effects.grid import record_on_grid
-from simfluence.simulators.effects.momentum import USUAL_MOMENTUM, recorded_momentum, relative_rates
+from simfluence.simulators.effects.data import TrainingData, as_scores
+from simfluence.simulators.scores import portable_scores
 
 
+@register
 class DynamicsSimulator(Simulator):
-    """A dynamics whose effects are given scores.
+    """Training dynamics whose kernel is given.
 
     Parameters
     ----------
-    scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss, any
-        units. None: all zero, which is the mean trajectory of log(eᴸ − 1).
+    scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss, any units.
+        Several arrays are added up, each divided by its root mean square. None is all zero: the mean trajectory of
+        log(eᴸ − 1).
     max_rows : the grid of steps is thinned until there are about that many recorded losses a test example.
 
     Attributes
     ----------
-    dynamics_rates_, dynamics_feedback_, dynamics_memory_, … : the fields of ``dynamics.TrainingDynamics``.
+    dynamics_ : the fitted ``TrainingDynamics``. initial_ : mean log(eᴸ − 1) before the first step [test].
 
     Raises
     ------
-    ValueError : in ``fit``, for losses ≤ 0 (they have no log-odds), or scores of another shape or not finite.
+    ValueError : in ``fit``, for losses ≤ 0, which have no log-odds, or scores of another shape or not finite.
     """
 
     name: ClassVar[str] = "dynamics"
+    fitted: ClassVar[tuple[str, ...]] = ("dynamics_", "initial_", "rates_")
 
-    def __init__(self, scores: Any = None, max_rows: int = 4000) -> None:
+    def __init__(self, scores: Any = None, max_rows: int = 2000) -> None:
         self.scores = scores
         self.max_rows = max_rows
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        shape = (self.n_train_, self.n_test_)
+        shape = (len(train.train), len(train.test))
         given = as_scores(self.scores, shape)
-        if len(given) > 1:
-            raise ValueError(f"scores must be one array [train, test] = {shape}, got {len(given)}")
-        self.scores_ = given[0] if len(given) else np.zeros(shape)
-        recorded = record_on_grid(train, self.max_rows)
-        if (least := min(float(losses.min()) for losses in recorded.losses)) <= 0:
+        data = TrainingData(train, given, self.max_rows)
+        if not data.has_log_odds:
+            least = min(float(losses.min()) for losses in data.recorded.losses)
             raise ValueError(
-                f"log(eᴸ − 1) takes losses above 0, but one of {least:.3g} was recorded; 'scored' takes any"
+                f"log(eᴸ − 1) takes losses above 0, but one of {least:.3g} was recorded; 'scores' takes any"
             )
-        beta, corrected = recorded_momentum(train) or (USUAL_MOMENTUM, True)
-        dynamics = fit_dynamics(
-            -self.scores_,
-            train.curricula,
-            recorded.losses,
-            recorded.grid,
-            momentum=beta,
-            corrected=corrected,
-            rates=relative_rates(train),
-            changing=True,
-        )
-        for name, value in {**dynamics.arrays(), **dynamics.plain()}.items():
-            setattr(self, f"dynamics_{name}_", value)
+        self.set_dynamics(fit_dynamics(-given.sum(0), data, changing=True).dynamics, data)
 
-    def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
-        return self._dynamics().simulate(curricula)
+    def set_dynamics(self, dynamics: TrainingDynamics, data: TrainingData) -> None:
+        """Take dynamics that were fitted to these runs."""
+        self.dynamics_, self.rates_ = dynamics, data.rates
+        self.initial_ = np.mean([levels[0] for levels in data.levels("log_odds")], axis=0)
 
-    def _dynamics(self) -> TrainingDynamics:
-        prefix = "dynamics_"
-        fields = {key[len(prefix) : -1]: value for key, value in vars(self).items() if key.startswith(prefix)}
-        return TrainingDynamics(**fields)
+    def _simulate(
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+    ) -> Array:
+        steps = max(len(curriculum) for curriculum in curricula)
+        rates: RelativeRates = self.rates_
+        shift = link(initial_loss, "log_odds") - self.initial_
+        return self.dynamics_.simulate(curricula, rates.at(len(curricula), steps, learning_rate), shift)
 
-    def get_params(self) -> dict[str, Any]:
-        """The constructor's arguments; scores are kept with the fitted values and left out here."""
-        return {**super().get_params(), "scores": None}
-
-    def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
-        super()._restore(arrays, plain)
-        self._dynamics()  # TypeError where fields are missing
-        self.scores = self.scores_  # so that a loaded simulator can be fitted again
-        return self
+    def _portable_params(self) -> dict[str, Any]:
+        return {**self.get_params(), "scores": portable_scores(self.scores)}

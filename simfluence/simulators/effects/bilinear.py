@@ -1,4 +1,4 @@
-"""The deviation regression with effects that examples share by what they look like.
+"""The effects regression with effects that examples share by what they look like.
 
 The same increments, drift, means and noise as in regression.py, for all test examples at once: effects
 have a prior that knows both kinds of examples,
@@ -6,7 +6,7 @@ have a prior that knows both kinds of examples,
     B_i(z, t) = Σ_k φ_k(t) b_{k,i}(z),     cov(b_{k,i}(z), b_{k,i'}(z')) = K_{ii'} G_{zz'}
 
 With K = h hᵀ and G = h hᵀ of frozen features this is the bilinear form B_i(z) = h_iᵀ W h_z with
-W ~ N(0, 1), W integrated out (METHODS §2); a part of the identity in K or G adds free effects, for which
+W ~ N(0, 1), W integrated out (analysis/METHODS.md, "Features of unseen examples"); a part of the identity in K or G adds free effects, for which
 features are then the prior. On whitened rows (N of them, m test examples) the increments' covariance is
 
     R ⊗ G + λ I,     R = W [(X K Xᵀ) ∘ (Φ Φᵀ)] Wᵀ
@@ -26,23 +26,22 @@ Test examples that were never seen, with kernel rows G* to those that were, have
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg
 
-from simfluence.simulators.effects.features import progress_basis
-from simfluence.simulators.effects.model import Model
-from simfluence.simulators.effects.regression import OutOfFold, Regression
+from simfluence.ridge import leave_run_out
+from simfluence.simulators.effects.regression import EffectsFit, EffectsRegression
 
 Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class BilinearRegression(Regression):
-    """A ``Regression`` whose effects covary.
+class BilinearRegression(EffectsRegression):
+    """An ``EffectsRegression`` whose effects covary.
 
     train_kernel : K [train, train]. test_kernel : G [test, test]. Both positive semidefinite.
     """
@@ -58,8 +57,7 @@ class BilinearRegression(Regression):
     @cached_property
     def drift_rows(self) -> Array:
         """Z [row, interval], whitened."""
-        interval = self.recorded.interval
-        indicators = (interval[:, None] == np.arange(len(self.recorded.grid) - 1)).astype(np.float64)
+        indicators = (self.interval[:, None] == np.arange(self.intervals)).astype(np.float64)
         return self.whiten(indicators)
 
     @cached_property
@@ -69,8 +67,7 @@ class BilinearRegression(Regression):
         if rows <= intervals:  # a single run: all of it is drift
             return np.zeros(0), np.zeros((rows, 0))
         beside = linalg.qr(self.drift_rows)[0][:, intervals:]
-        basis = progress_basis(self.middle, self.total, self.decay)
-        kernel = (self.scaled_rows @ self.train_kernel @ self.scaled_rows.T) * (basis @ basis.T)
+        kernel = (self.scaled_rows @ self.train_kernel @ self.scaled_rows.T) * (self.basis @ self.basis.T)
         kernel = self.whiten(self.whiten(kernel).T)
         values, vectors = linalg.eigh(beside.T @ kernel @ beside, driver="evd")
         return values.clip(0), beside @ vectors
@@ -85,59 +82,51 @@ class BilinearRegression(Regression):
     def rotated(self) -> tuple[Array, Array]:
         """(Uᵀ Y V, Uᵀ H V [component, q, component])"""
         (_, rows), (_, tests) = self.row_spectrum, self.test_spectrum
-        means = np.einsum("rc,rqz,zv->cqv", rows, self.whiten(self.means), tests, optimize=True)
-        return rows.T @ self.whiten(self.increments) @ tests, means
+        own = np.einsum("rc,rqz,zv->cqv", rows, self.whiten(self.known_columns), tests, optimize=True)
+        return rows.T @ self.whiten(self.increments) @ tests, own
 
     def dual(self, penalty: float) -> tuple[Array, Array]:
         """(α [row, test], c [q]) for λ = penalty."""
         (k, rows), (g, tests) = self.row_spectrum, self.test_spectrum
-        target, means = self.rotated
+        target, own = self.rotated
         weights = 1 / (np.outer(k, g) + penalty)
-        coefficients = np.zeros(means.shape[1])
-        if means.size:
-            weighted = means * weights[:, None]
-            information = np.einsum("cqv,cpv->qp", weighted, means, optimize=True)
+        coefficients = np.zeros(own.shape[1])
+        if own.size:
+            weighted = own * weights[:, None]
+            information = np.einsum("cqv,cpv->qp", weighted, own, optimize=True)
             information += 1e-9 * np.trace(information) * np.eye(len(information)) / len(information)
             moment = np.einsum("cqv,cv->q", weighted, target, optimize=True)
             coefficients = np.linalg.lstsq(information, moment, rcond=None)[0]
-            target = target - np.einsum("cqv,q->cv", means, coefficients)
+            target = target - np.einsum("cqv,q->cv", own, coefficients)
         return rows @ (target * weights) @ tests.T, coefficients
 
-    def solve(self, penalty: float, leave_out: bool = True) -> tuple[Model, OutOfFold | None]:
-        """As in ``Regression``."""
-        several = leave_out and len(self.losses) > 1
+    def solve(self, penalty: float, leave_out: bool = True) -> EffectsFit:
+        """As in ``EffectsRegression``."""
         if np.isinf(penalty):
-            return self._without_effects(several)
-        alpha, coefficients = self.dual(penalty)
-        model = self._model(alpha, coefficients)
-        if not several:
-            return model, None
-        out_of_fold = self.out_of_fold(alpha, penalty)
-        rollouts = []
-        for rows, losses in zip(self.recorded.runs, self.losses, strict=True):
-            residual = np.cumsum(self.unwhiten(out_of_fold[rows]), axis=0)
-            rollouts.append(np.concatenate([losses[:1], losses[1:] - residual]))
-        return self._calibrated(model, rollouts)
+            return super().solve(penalty, leave_out)
+        alpha, shared = self.dual(penalty)
+        coefficients = np.repeat(shared[:, None], len(self.test_kernel), axis=1)
+        several = leave_out and len(self.levels) > 1
+        left_out = self.left_out(alpha, penalty) if several else np.full_like(alpha, np.nan)
+        return self.fit_of(leave_run_out.Solution(alpha, coefficients, left_out), several)
 
     def example_weights(self, alpha: Array) -> Array:
         """T_k = Xᵀ diag(φ_k) Wᵀ α [k, train, test]; effects are K T G."""
-        basis = progress_basis(self.middle, self.total, self.decay)
         dual = self.whiten_transposed(alpha)
-        return np.stack([self.scaled_rows.T @ (phi[:, None] * dual) for phi in basis.T])
+        return np.stack([self.scaled_rows.T @ (phi[:, None] * dual) for phi in self.basis.T])
 
-    def _model(self, alpha: Array, coefficients: Array) -> Model:
-        effects = self.train_kernel @ self.example_weights(alpha) @ self.test_kernel
-        shared = np.repeat(coefficients[:, None], len(self.test_kernel), axis=1)
-        basis = progress_basis(self.middle, self.total, self.decay)
-        predicted = np.einsum("rqz,qz->rz", self.means, shared)
-        for phi, effect in zip(basis.T, effects, strict=True):
+    def effects_and_drift(self, solution: leave_run_out.Solution) -> tuple[Array, Array]:
+        """(B [k, train, test], μ [interval, test]); the drift is what the rest leaves, by least squares."""
+        effects = self.train_kernel @ self.example_weights(solution.dual) @ self.test_kernel
+        predicted = np.einsum("rqz,qz->rz", self.known_columns, solution.coefficients)
+        for phi, effect in zip(self.basis.T, effects, strict=True):
             predicted += phi[:, None] * (self.scaled_rows @ effect)
         rest = self.whiten(self.increments - predicted)
         drift = np.asarray(np.linalg.lstsq(self.drift_rows, rest, rcond=None)[0], np.float64)
-        return replace(self._empty_model(), effects=effects, mean_coefficients=shared, drift=drift)
+        return self.scale * effects, drift
 
-    def out_of_fold(self, alpha: Array, penalty: float) -> Array:
-        """Residuals [row, test], whitened, of every run by a fit without it; c and s are those of all."""
+    def left_out(self, alpha: Array, penalty: float) -> Array:
+        """Residuals [row, test], whitened, of every run by a fit without it; c and s are those of all runs."""
         (k, rows), (g, tests) = self.row_spectrum, self.test_spectrum
         rotated = alpha @ tests
         residuals = np.zeros_like(rotated)
@@ -145,9 +134,18 @@ class BilinearRegression(Regression):
         for level in range(len(levels)):
             columns = np.flatnonzero(level_of == level)
             weights = 1 / (k * g[columns[0]] + penalty)
-            for rows_of in self.recorded.runs:
+            for rows_of in self.data.recorded.rows:
                 part = rows[rows_of]
                 block = (part * weights) @ part.T
                 block += 1e-10 * max(np.trace(block) / len(block), 1e-300) * np.eye(len(block))
                 residuals[rows_of, columns] = linalg.solve(block, rotated[rows_of, columns], assume_a="pos")
         return residuals @ tests.T
+
+
+def example_weights_of(fit: EffectsFit) -> Array:
+    """T of a fitted bilinear regression, times the scale of its rows, so that effects are K T G; 0 without effects."""
+    regression = fit.regression
+    assert isinstance(regression, BilinearRegression)
+    if fit.solution is None:
+        return np.zeros_like(fit.model.effects)
+    return regression.scale * regression.example_weights(fit.solution.dual)

@@ -14,8 +14,11 @@ from simfluence.runs import RunSet
 from simfluence.runs.schedule import RelativeRates
 from simfluence.simulators.effects.grid import GridLosses, losses_on_grid
 from simfluence.simulators.effects.momentum import USUAL, Momentum, recorded_momentum
+from simfluence.simulators.state import saved
 
 Array = npt.NDArray[np.float64]
+
+saved(RelativeRates)  # which fitted simulators hold
 
 FEWEST_RUNS = 4
 """Fewer runs are too few to find effects of examples in, and to see how good they are."""
@@ -28,21 +31,27 @@ class TrainingData:
     ----------
     scores : attribution scores [array, train, test], see :func:`as_scores`; may be empty.
     max_rows : the grid of steps is thinned until all runs have about that many intervals together.
+    with_groups : whether shared groups of training and test examples count as scores.
 
     Attributes
     ----------
-    recorded : the losses on the grid. momentum : the optimizer's. rates : relative learning rates.
-    batch_size : the usual one. shared_group : float [train, test], 1 where both are of one group, or None.
+    recorded : the losses on the grid. momentum : the optimizer's. rates : relative learning rates;
+        run_rates : those of each run [run, step].
+    batch_size : the usual one.
+    given_scores : as given. scores : the same, and last, where examples share groups, 1 for those pairs.
     with_initial : whether losses before the first step differ enough between runs to be a predictor.
     """
 
-    def __init__(self, train: RunSet, scores: Array, max_rows: int) -> None:
-        self.train, self.scores, self.max_rows = train, scores, max_rows
+    def __init__(self, train: RunSet, scores: Array, max_rows: int, with_groups: bool = True) -> None:
+        self.train, self.max_rows = train, max_rows
         self.recorded: GridLosses = losses_on_grid(train, max_rows)
         self.momentum: Momentum = recorded_momentum(train) or USUAL
         self.rates = RelativeRates.of(train.runs)
+        self.run_rates = self.rates.own(train.runs)
         self.batch_size = usual_batch_size(train.curricula)
-        self.shared_group = shared_group(train)
+        shared = shared_group(train) if with_groups else None
+        self.given_scores = scores
+        self.scores = scores if shared is None else np.concatenate([scores, shared[None]])
         start = np.stack([losses[0] for losses in self.recorded.losses])
         later = np.concatenate([losses[1:] - start.mean(0) for losses in self.recorded.losses])
         self.with_initial = bool(len(train) > 2 and start.std(0).mean() > 0.02 * later.std(0).mean())
@@ -65,7 +74,7 @@ class TrainingData:
         """The other runs, on a grid that is about as fine."""
         others = np.setdiff1d(np.arange(len(self.train)), runs)
         rows = max(self.max_rows * len(others) // len(self.train), 1)
-        return TrainingData(self.train[others], self.scores, rows)
+        return TrainingData(self.train[others], self.given_scores, rows)
 
     def consumed(
         self, momentum: Momentum, with_rates: bool, weights: Sequence[Array] | None = None
@@ -79,7 +88,7 @@ class TrainingData:
 
         rows = []
         for number, (run, losses) in enumerate(zip(self.train, self.recorded.losses, strict=True)):
-            rates = self.rates.at(1, len(run))[0] if with_rates else np.ones(len(run))
+            rates = self.run_rates[number] if with_rates else np.ones(len(run))
             rows.append(
                 summed_counts(
                     run.curriculum.examples,

@@ -88,23 +88,16 @@ def _on_grid(run: Run, grid: IntArray) -> Array:
     return losses
 
 
-def mean_over_runs(series: Sequence[Array], without: int | None = None) -> Array:
-    """The mean of series [point, column], some of which end earlier: the mean start and the mean increments.
-
-    A mean of the values themselves would jump where a series ends. ``without`` leaves one series out and gives the
-    mean of the others at its points; where it goes on alone the mean stands still.
-    """
-    points = max(len(values) for values in series)
-    total, count = np.zeros((points - 1, series[0].shape[1])), np.zeros((points - 1, 1))
-    start, chosen = np.zeros(series[0].shape[1]), 0
-    for number, values in enumerate(series):
-        if number != without:
-            total[: len(values) - 1] += np.diff(values, axis=0)
-            count[: len(values) - 1] += 1
-            start, chosen = start + values[0], chosen + 1
-    steps = np.concatenate([start[None] / max(chosen, 1), total / np.maximum(count, 1)])
-    mean = np.cumsum(steps, axis=0)
-    return mean if without is None else mean[: len(series[without])]
+def mean_over_runs(series: Sequence[Array]) -> Array:
+    """The mean at every point over the series [point, column] that got so far; NaN does not count."""
+    total = np.zeros((max(len(values) for values in series), series[0].shape[1]))
+    count = np.zeros_like(total)
+    for values in series:
+        known = np.isfinite(values)
+        total[: len(values)] += np.where(known, values, 0.0)
+        count[: len(values)] += known
+    with np.errstate(invalid="ignore"):
+        return np.asarray(total / count, np.float64)
 
 
 def smooth(values: Array, window: int) -> Array:

@@ -11,13 +11,15 @@ import numpy.typing as npt
 from simfluence.curriculum import Curriculum, count_matrix
 from simfluence.links import LOSS_FLOOR, Link, link, unlink
 from simfluence.simulators.effects.momentum import Momentum
+from simfluence.simulators.state import saved
 
 Array = npt.NDArray[np.float64]
 
-SCORE_ORDERS, INITIAL_ORDERS = 3, 2
+SCORE_ORDERS, INITIAL_ORDERS = int(__import__('os').environ.get('SO','3')), 2
 """How many Legendre polynomials of training progress the coefficients of scores and initial losses have."""
 
 
+@saved
 @dataclass(frozen=True)
 class EffectsSettings:
     """What is fixed before an effects model is fitted. See ``EffectsSimulator`` for the meanings."""
@@ -29,6 +31,7 @@ class EffectsSettings:
     with_rates: bool = True
 
 
+@saved
 @dataclass(frozen=True)
 class EffectsModel:
     """What a fit found. Everything is on the scale of the link.
@@ -163,7 +166,7 @@ def progress_basis(steps: npt.ArrayLike, total: int, decay: float) -> Array:
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"decay must lie in 0 ≤ decay < 1, got {decay}")
     variance = decay ** np.arange(6)
-    variance = variance[variance >= 1e-3 * variance.sum()]
+    variance = variance[variance >= float(__import__('os').environ.get('VAR','1e-3')) * variance.sum()]
     polynomials = np.polynomial.legendre.legvander(progress(steps, total), len(variance) - 1)
     return np.asarray(
         polynomials * np.sqrt(variance / variance.sum() * (2 * np.arange(len(variance)) + 1)), np.float64

@@ -17,10 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from simfluence.runs import RunSet
+from simfluence.simulators.state import saved
 
 _ADAM = ("adam", "adamw", "nadam", "radam", "adamax", "adafactor", "lamb")
 
 
+@saved
 @dataclass(frozen=True)
 class Momentum:
     """β, and whether the optimizer divides by 1 − βᵗ."""

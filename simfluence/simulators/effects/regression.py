@@ -21,7 +21,7 @@ are those of all runs. A prior prediction (prior.py) is subtracted from g(L) fir
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -30,7 +30,7 @@ import numpy.typing as npt
 from simfluence.links import unlink
 from simfluence.ridge import leave_run_out
 from simfluence.simulators.effects.data import TrainingData
-from simfluence.simulators.effects.grid import mean_over_runs, smooth
+from simfluence.simulators.effects.grid import smooth
 from simfluence.simulators.effects.model import (
     INITIAL_ORDERS,
     SCORE_ORDERS,
@@ -198,86 +198,121 @@ class EffectsRegression:
 
     @cached_property
     def problem(self) -> leave_run_out.Problem:
-        """The whitened regression. Effects and drift are integrated out: the kernel is their covariance."""
-        rows = self.centered * self.scale
-        kernel = (rows @ rows.T) * (self.basis @ self.basis.T)
-        kernel += DRIFT_VARIANCE * (self.interval[:, None] == self.interval[None])
-        kernel = self.whiten(self.whiten(kernel).T)
+        """The whitened regression. Its columns are x φ_k for every k, and the drift's with a prior variance of their own.
+
+        Where there are more columns than rows, the kernel (the covariance of the rows) is made instead.
+        """
+        x = self.centered * self.scale
+        drift = (self.interval[:, None] == np.arange(self.intervals)).astype(np.float64)
+        design = kernel = None
+        if self.basis.shape[1] * x.shape[1] + self.intervals < len(x):
+            columns = [phi[:, None] * x for phi in self.basis.T] + [np.sqrt(DRIFT_VARIANCE) * drift]
+            design = self.whiten(np.concatenate(columns, axis=1))
+        else:
+            kernel = (x @ x.T) * (self.basis @ self.basis.T) + DRIFT_VARIANCE * (drift @ drift.T)
+            kernel = self.whiten(self.whiten(kernel).T)
         return leave_run_out.Problem(
-            kernel, self.whiten(self.increments), self.whiten(self.known_columns), self.data.recorded.rows
+            design, kernel, self.whiten(self.increments), self.whiten(self.known_columns), self.data.recorded.rows
         )
 
-    def solve(self, penalty: float, leave_out: bool = True) -> tuple[EffectsModel, OutOfFold | None]:
-        """The model for λ = penalty (inf: the mean trajectory), and the predictions of each run without it.
+    def solve(self, penalty: float, leave_out: bool = True) -> EffectsFit:
+        """The fit for λ = penalty (inf: the mean trajectory).
 
-        The second is None for a single run, or if not asked for; the model is then not calibrated.
+        Without ``leave_out``, and of a single run, nothing is predicted out of fold, and the model is not calibrated.
         """
         several = leave_out and len(self.levels) > 1
         if np.isinf(penalty):
             return self._without_effects(several)
-        solution = leave_run_out.solve(self.problem, penalty, leave_out=several)
-        dual = self.whiten_transposed(solution.dual)
-        rows = self.centered * self.scale**2
-        model = replace(
-            self._empty_model(),
-            effects=np.stack([rows.T @ (phi[:, None] * dual) for phi in self.basis.T]),
-            coefficients=solution.coefficients,
-            drift=DRIFT_VARIANCE * self._by_interval(dual),
-        )
+        return self.fit_of(leave_run_out.solve(self.problem, penalty, leave_out=several), several)
+
+    def fit_of(self, solution: leave_run_out.Solution, several: bool) -> EffectsFit:
+        """The fit with this solution; ``several`` : whether it holds residuals of runs that were left out."""
         if not several:
-            return model, None
+            return EffectsFit(self, solution, np.ones(self.intervals + 1), None)
         rollouts = []
         for rows_of, level in zip(self.data.recorded.rows, self.levels, strict=True):
             residual = np.cumsum(self.unwhiten(solution.left_out[rows_of]), axis=0)
             rollouts.append(np.concatenate([level[:1], level[1:] - residual]))
-        return self.calibrated(model, rollouts)
+        return EffectsFit(self, solution, *self.calibrated(rollouts))
 
-    def _without_effects(self, several: bool) -> tuple[EffectsModel, OutOfFold | None]:
-        model = self._empty_model()
+    def _without_effects(self, several: bool) -> EffectsFit:
         if not several:
-            return replace(model, calibration=np.zeros_like(model.calibration)), None
+            return EffectsFit(self, None, np.zeros(self.intervals + 1), None)
         rollouts = []
         for number, level in enumerate(self.levels):
-            others = mean_over_runs(self.levels, without=number)
+            others = self._mean_trajectory(without=number)
             rollouts.append(level[0] - others[0] + others)
-        return self.calibrated(model, rollouts)
+        return EffectsFit(self, None, *self.calibrated(rollouts))
 
-    def _empty_model(self) -> EffectsModel:
-        average = mean_over_runs(self.levels)
+    def model(self, solution: leave_run_out.Solution | None, calibration: Array) -> EffectsModel:
+        """The model of a solution; of none, without effects."""
+        average = self._mean_trajectory()
         tests = average.shape[1]
+        if solution is None:
+            effects = np.zeros((self.basis.shape[1], self.data.shape[0], tests))
+            coefficients, drift = np.zeros((self.known_columns.shape[1], tests)), np.diff(average, axis=0)
+        else:
+            effects, drift = self.effects_and_drift(solution)
+            coefficients = solution.coefficients
         return EffectsModel(
             settings=self.settings,
-            effects=np.zeros((self.basis.shape[1], self.data.shape[0], tests)),
+            effects=effects,
             center=self.center,
             batch_size=self.data.batch_size,
             scores=self.data.scores,
-            coefficients=np.zeros((self.known_columns.shape[1], tests)),
-            drift=np.diff(average, axis=0),
+            coefficients=coefficients,
+            drift=drift,
             grid=self.data.recorded.grid,
             average=average,
             initial=np.stack([level[0] for level in self.levels]).mean(0),
-            calibration=np.ones(len(average)),
+            calibration=calibration,
             prior_average=self.prior.average if self.prior else np.empty((0, tests)),
             prior_slope=self.prior.slope if self.prior else np.empty(0),
         )
 
+    def effects_and_drift(self, solution: leave_run_out.Solution) -> tuple[Array, Array]:
+        """(B [k, train, test], μ [interval, test])"""
+        dual = self.whiten_transposed(solution.dual)
+        rows = self.centered * self.scale**2
+        effects = np.stack([rows.T @ (phi[:, None] * dual) for phi in self.basis.T])
+        return effects, DRIFT_VARIANCE * self._by_interval(dual)
+
+    def _mean_trajectory(self, without: int | None = None) -> Array:
+        """The mean start and the mean increments of the runs, added up, [point, test].
+
+        A mean of the levels themselves would jump where a run ends. ``without`` leaves a run out and gives the mean
+        of the others at its points; where that run goes on alone, it stands still.
+        """
+        others = [number for number in range(len(self.levels)) if number != without]
+        start = np.mean([self.levels[number][0] for number in others or range(len(self.levels))], axis=0)
+        total, runs = self._by_interval(self.increments), np.bincount(self.interval, minlength=self.intervals)
+        if without is not None:
+            rows = self.data.recorded.rows[without]
+            total, runs = (
+                total[: rows.stop - rows.start] - self.increments[rows],
+                runs[: rows.stop - rows.start] - 1,
+            )
+        drift = np.where(runs[:, None] > 0, total / np.maximum(runs, 1)[:, None], 0.0)
+        return np.concatenate([start[None], start + np.cumsum(drift, axis=0)])
+
     def _by_interval(self, rows: Array) -> Array:
         """Sums over the rows of each interval, [interval, …]."""
         sums = np.zeros((self.intervals, *rows.shape[1:]))
-        np.add.at(sums, self.interval, rows)
+        for rows_of in self.data.recorded.rows:
+            sums[: rows_of.stop - rows_of.start] += rows[rows_of]
         return sums
 
     # ----------------------------------------------------------------------------------- calibrating
 
-    def calibrated(self, model: EffectsModel, rollouts: list[Array]) -> tuple[EffectsModel, OutOfFold]:
-        """Deviations from the mean trajectory, multiplied by what predictions of runs without them show.
+    def calibrated(self, rollouts: list[Array]) -> tuple[Array, OutOfFold]:
+        """c [point], and the out-of-fold predictions: deviations from the mean trajectory, multiplied by what predictions of runs without them show.
 
         c_j = Σ d̂ d / Σ d̂² over runs and test examples, with d̂ the predicted and d the true deviation from the mean
         of the other runs at point j; the sums are smoothed over points, and c is drawn to 1 by the weight of one run.
         """
         points, runs = len(self.data.recorded.grid), len(rollouts)
         product, square = np.zeros(points), np.zeros(points)
-        others = [mean_over_runs(self.levels, without=number) for number in range(runs)]
+        others = [self._mean_trajectory(without=number) for number in range(runs)]
         for rollout, level, mean in zip(rollouts, self.levels, others, strict=True):
             product[: len(level)] += ((rollout - mean) * (level - mean)).sum(1)
             square[: len(level)] += np.square(rollout - mean).sum(1)
@@ -296,4 +331,22 @@ class EffectsRegression:
             predicted[-1][0] = true[0]
             errors.append(np.square(predicted[-1] - true)[1:])
         error = float(np.concatenate(errors).mean())
-        return replace(model, calibration=calibration), OutOfFold(predicted, error)
+        return calibration, OutOfFold(predicted, error)
+
+
+@dataclass(frozen=True)
+class EffectsFit:
+    """A regression solved for one λ; its model is made when it is asked for.
+
+    out_of_fold : None of a single run, or if not asked for.
+    """
+
+    regression: EffectsRegression
+    solution: leave_run_out.Solution | None
+    calibration: Array
+    out_of_fold: OutOfFold | None
+
+    @cached_property
+    def model(self) -> EffectsModel:
+        """The fitted model."""
+        return self.regression.model(self.solution, self.calibration)

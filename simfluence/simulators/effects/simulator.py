@@ -1,267 +1,263 @@
-"""Deviations from what happens in every run: effects of examples with the optimizer's momentum.
+"""Effects of training examples on deviations from what happens in every run.
 
-The model and its equation are in regression.py, its features in blocks.py, the optimizer's momentum in
-momentum.py. ``EffectsSimulator`` fits it under given settings; ``AutoSimulator`` (auto.py) chooses them.
+The equation stands in regression.py. What is predicted beforehand, by training dynamics, is in prior.py.
 """
 
 from __future__ import annotations
 
-import copy
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum
+from simfluence.links import Link, check_link, link
 from simfluence.runs import RunSet
-from simfluence.simulators.base import Array, Simulator
-from simfluence.simulators.dynamics.cross_fit import cross_fitted
-from simfluence.simulators.dynamics.linearised import LinearisedModel, LinearisedTraining
+from simfluence.runs.schedule import RelativeRates
+from simfluence.simulators.base import Array, Simulator, register, stages
+from simfluence.simulators.dynamics.cross_fit import (
+    CrossFitted,
+    effects_dynamics,
+    scores_dynamics,
+    stages_of,
+)
 from simfluence.simulators.dynamics.model import TrainingDynamics
-from simfluence.simulators.effects.features import BLOCKS
-from simfluence.simulators.effects.fitting import Chosen, Fitting, Settings, as_scores, make_features
-from simfluence.simulators.effects.model import LINKS, Model, simulate
-from simfluence.simulators.effects.momentum import USUAL_MOMENTUM, check_beta, recorded_momentum
-from simfluence.simulators.effects.prior import Predictor
+from simfluence.simulators.effects.data import TrainingData, as_scores
+from simfluence.simulators.effects.model import EffectsModel, EffectsSettings
+from simfluence.simulators.effects.momentum import Momentum
+from simfluence.simulators.effects.penalty import Chosen, choose_penalty
+from simfluence.simulators.effects.prior import prior_prediction
+from simfluence.simulators.effects.regression import EffectsFit, EffectsRegression, OutOfFold
+from simfluence.simulators.scores import portable_scores
 
-_CURRICULA_AT_ONCE = 2**27  # bytes of features
-PREDICTORS: dict[str, type[Predictor]] = {
-    "linearised": LinearisedTraining,
-    "dynamics": TrainingDynamics,  # of effects
-    "replayed": TrainingDynamics,  # of scores
-}
+Kernel = Literal["effects", "scores"]
 
 
+@register
 class EffectsSimulator(Simulator):
-    """Increments = drift + effects of what the optimizer remembers of the curriculum + noise.
+    """Increments of the loss = drift + effects of what the optimizer took in + noise.
 
     Parameters
     ----------
-    scores : attribution scores [train, test] that are the mean of the effects, or a list of several;
-        arrays or anything with an attribute ``scores``. Positive lowers the loss; any units.
-    penalty : λ > 0 of the effects; inf is the mean trajectory. None chooses by leave-one-run-out
-        rollouts, and rollouts on the validation runs if there are any.
+    scores : attribution scores [train, test] that are the mean of the effects, or a list of several; arrays, or
+        anything with an attribute ``scores``. Positive lowers the loss; any units.
+    kernel : of the training dynamics that predict most of what curricula change, to which effects are added.
+        "effects": found in the runs by an alternating fit, with four runs or more. "scores": those given. None: no
+        dynamics. There are none either for losses at or below 0, which have no log-odds.
+    penalty : λ > 0 of the effects; inf is the mean trajectory. None chooses by the error on runs that were left out
+        of the fit, and on the validation runs if there are any.
     momentum : β of the optimizer's momentum. None takes what the runs say of their optimizer, or .9.
     noise_correlation : κ of the noise in increments.
-    decay : how freely effects change with training progress, 0 (constant) .. < 1 (blocks.py).
-    link : "identity", or "log_odds" to work with log(eᴸ − 1).
-    blocks : of "examples", "groups", "seen"; examples are always in.
-    redundancy : [train, train] ≥ 0 for the block "seen"; row i: how much use of j counts as use of i.
-    linearised : Jacobians (``attribution.linearised``) that predicts most of what a curriculum changes; the
-        effects are fitted to the rest.
-    dynamics : whether a small model that has such effects, trained along each curriculum, predicts
-        most of it (dynamics.py); with fewer than 4 runs its effects are the scores; there is none without
-        scores then, or for losses ≤ 0.
+    decay : how freely effects change with training progress, 0 (constant) .. < 1.
+    link : "identity", or "log_odds" to work with log(eᴸ − 1); None is "log_odds" where all losses are above 0.
     max_rows : the grid of steps is thinned until the regression has about that many rows.
 
     Attributes
     ----------
-    settings_ : what was used. penalty_ : λ. penalty_errors_ : λ → error, where it was chosen.
-    error_ : all-steps MSE of the leave-one-run-out rollouts, None for a single run.
-    effects_, drift_, … : the fields of ``effects.Model``.
-    out_of_fold_losses_ : float [run, point of ``grid_``, test], each run as simulated by a fit without it;
-        NaN after a run's end.
+    model_ : the fitted ``EffectsModel``. dynamics_ : the fitted ``TrainingDynamics``, or None.
+    penalty_ : λ. penalty_errors_ : λ → error, where it was chosen.
+    error_ : all-steps MSE of runs that were left out, and of validation runs; NaN for a single run.
+    grid_ : int [point]. out_of_fold_ : float [run, point, test], each run as predicted by a fit without it; NaN after
+        a run's end, no runs where only one was fitted.
     """
 
     name: ClassVar[str] = "effects"
-    center_: Array
+    fitted: ClassVar[tuple[str, ...]] = (
+        "model_",
+        "dynamics_",
+        "rates_",
+        "penalty_",
+        "penalty_errors_",
+        "kernel_penalties_",
+        "error_",
+        "grid_",
+        "out_of_fold_",
+        "lengths_",
+    )
 
     def __init__(
         self,
         scores: Any = None,
+        kernel: Kernel | None = None,
         penalty: float | None = None,
         momentum: float | None = None,
         noise_correlation: float = 0.9,
-        decay: float = 0.3,
-        link: str = "identity",
-        blocks: Sequence[str] = ("examples",),
-        redundancy: npt.ArrayLike | None = None,
-        linearised: LinearisedModel | None = None,
-        dynamics: bool = False,
-        max_rows: int = 4000,
+        decay: float = 0.1,
+        link: Link | None = None,
+        max_rows: int = 2000,
     ) -> None:
+        if kernel not in ("effects", "scores", None):
+            raise ValueError(f"kernel must be 'effects', 'scores' or None, got {kernel!r}")
+        if kernel == "scores" and scores is None:
+            raise ValueError("kernel='scores' takes scores=, attribution scores [train, test]")
         if penalty is not None and not penalty > 0:
             raise ValueError(f"penalty must be a number > 0, or None to choose it; got {penalty}")
-        for beta in (momentum, noise_correlation):
-            if beta is not None:
-                check_beta(beta)
+        if not 0 <= noise_correlation < 1:
+            raise ValueError(f"noise_correlation must lie in 0 ≤ κ < 1, got {noise_correlation}")
         if not 0 <= decay < 1:
             raise ValueError(f"decay must lie in 0 ≤ decay < 1, got {decay}")
-        if link not in LINKS:
-            raise ValueError(f"link must be one of {LINKS}, got {link!r}")
-        if unknown := set(blocks) - set(BLOCKS):
-            raise ValueError(f"blocks must be of {BLOCKS}, got {sorted(unknown)}")
+        if momentum is not None:
+            Momentum(momentum, True)  # raises ValueError outside 0 .. 1
+        if link is not None:
+            check_link(link)
         self.scores = scores
+        self.kernel = kernel
         self.penalty = penalty
         self.momentum = momentum
         self.noise_correlation = noise_correlation
         self.decay = decay
         self.link = link
-        self.blocks = list(blocks)
-        self.redundancy = redundancy
-        self.linearised = linearised
-        self.dynamics = dynamics
         self.max_rows = max_rows
 
     # ------------------------------------------------------------------------------------ fitting
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        self._read_arrays()
-        beta, corrected = recorded_momentum(train) or (USUAL_MOMENTUM, True)
-        if self.momentum is not None:
-            beta = self.momentum
-        settings = Settings(
-            blocks=tuple(block for block in BLOCKS if block == "examples" or block in self.blocks),
-            momentum=beta,
-            corrected=corrected,
-            noise_correlation=self.noise_correlation,
-            decay=self.decay,
-            link=self.link,
-            prior="linearised" if self.linearised is not None else "",
-        )
-        fitting = self._fitting(train, validation)
-        settings = dataclasses.replace(settings, means=tuple(range(len(fitting.scores))))
-        rounds = cross_fitted(fitting, (beta, corrected)) if self.dynamics else None
-        if rounds:
-            fitting.predicted_before[rounds.name] = rounds.predicted_before
-            settings = dataclasses.replace(settings, **rounds.change)
-        self._keep(fitting, fitting.choose_penalty(settings, self.penalty))
+        data = self.training_data(train)
+        with stages(stages_of(data) if self.kernel else 1, "fit effects") as bar:
+            self._fit_to(data, validation, bar.update)
 
-    def _fitting(self, train: RunSet, validation: RunSet | None) -> Fitting:
-        """What this simulator is fitted with; subclasses have other regressions."""
-        return Fitting(train, validation, self.scores_, self.redundancy_, self.max_rows, self.linearised)
+    def training_data(self, train: RunSet) -> TrainingData:
+        """The runs, made ready for this simulator and others with the same scores."""
+        return TrainingData(train, as_scores(self.scores, (len(train.train), len(train.test))), self.max_rows)
+
+    def _fit_to(
+        self, data: TrainingData, validation: RunSet | None, advance: Callable[[], Any]
+    ) -> CrossFitted | None:
+        cross_fitted = self._cross_fitted(data, advance, None)
+        self._set_dynamics(cross_fitted, data)
+        regression = self._regression(data, cross_fitted)
+
+        def error_of(fit: EffectsFit) -> float:
+            assert validation is not None
+            initial = validation.initial_loss.astype(np.float64)
+            simulated = self._simulate_with(fit.model, validation.curricula, initial, None)
+            return pooled_error(len(data.train), fit.out_of_fold, simulated, validation)
+
+        chosen = choose_penalty(regression, self.penalty, error_of=error_of if validation else None)
+        self._set(data, chosen)
+        return cross_fitted
 
     def refit(self, train: RunSet) -> Self:
-        """A copy with the same settings and penalty, fitted to other runs over the same examples."""
-        fitting = self._fitting(train, None)
-        other = copy.copy(self)
-        other._keep(fitting, self._again(fitting))
+        """A copy with the same penalties, fitted to other runs over the same examples."""
+        self.check_examples(train)
+        other = type(self)(**self.get_params())
+        other.examples_ = self.examples_
+        data = other.training_data(train)
+        cross_fitted = other._cross_fitted(data, lambda: None, self.kernel_penalties_)
+        other._set_dynamics(cross_fitted, data)
+        other._set(data, choose_penalty(other._regression(data, cross_fitted), self.penalty_))
         return other
 
-    def _again(self, fitting: Fitting) -> Chosen:
-        """The same settings and penalty."""
-        settings = Settings(**self.settings_)
-        if self.rounds_:
-            rounds = cross_fitted(fitting, **self.rounds_)
-            if rounds is None:
-                settings = dataclasses.replace(settings, prior="")
-            else:
-                fitting.predicted_before[rounds.name] = rounds.predicted_before
-                settings = dataclasses.replace(settings, **rounds.change)
-        return fitting.choose_penalty(settings, self.penalty_)
+    def _cross_fitted(
+        self, data: TrainingData, advance: Callable[[], Any], penalties: list[float] | None
+    ) -> CrossFitted | None:
+        """The training dynamics; None without a kernel."""
+        if self.kernel == "effects":
+            return effects_dynamics(data, advance, penalties or None)
+        if self.kernel == "scores":
+            return scores_dynamics(data, data.given_scores.sum(0), advance)
+        return None
 
-    def out_of_fold(self, train: RunSet) -> Array:
-        """The training runs as simulated by fits without them, float [run, step + 1, test].
+    def _regression(self, data: TrainingData, cross_fitted: CrossFitted | None) -> EffectsRegression:
+        """What is left to effects."""
+        settings = EffectsSettings(
+            momentum=self._momentum(data),
+            noise_correlation=self.noise_correlation,
+            decay=self.decay,
+            link=self.link or ("log_odds" if data.has_log_odds else "identity"),
+            with_rates=cross_fitted is None,
+        )
+        if cross_fitted is None:
+            return EffectsRegression(data, settings)
+        predicted = [link(losses, settings.link) for losses in cross_fitted.predicted]
+        prior = prior_prediction(predicted, data.levels(settings.link), data.recorded.grid)
+        return EffectsRegression(data, settings, prior, cross_fitted.use_weights)
 
-        train : the runs of the fit. Linear between the points of ``grid_``; NaN after a run's end.
-        """
-        losses = np.full(train.loss.shape, np.nan)
-        for number, (run, predicted_now) in enumerate(zip(train, self.out_of_fold_losses_, strict=True)):
-            known = np.isfinite(predicted_now[:, 0])
-            at = np.arange(len(run.curriculum) + 1)
-            for z, values in enumerate(predicted_now[known].T):
-                losses[number, : len(at), z] = np.interp(at, self.grid_[known], values)
-        return losses
+    def _momentum(self, data: TrainingData) -> Momentum:
+        if self.momentum is not None:
+            return Momentum(self.momentum, data.momentum.bias_correction)
+        return data.momentum if self.dynamics_ is None else self.dynamics_.momentum
 
-    def _read_arrays(self) -> None:
-        shape = (self.n_train_, self.n_test_)
-        self.scores_ = as_scores(self.scores, shape)
-        self.redundancy_ = np.empty((0, 0))
-        if self.redundancy is not None:
-            self.redundancy_ = np.array(self.redundancy, np.float64)
-            if self.redundancy_.shape != (shape[0], shape[0]) or not (self.redundancy_ >= 0).all():
-                raise ValueError(
-                    f"redundancy must be [train, train] = ({shape[0]}, {shape[0]}) and ≥ 0,"
-                    f" got shape {self.redundancy_.shape}"
-                )
+    def _set_dynamics(self, cross_fitted: CrossFitted | None, data: TrainingData) -> None:
+        self.dynamics_: TrainingDynamics | None = cross_fitted.dynamics if cross_fitted else None
+        self.kernel_penalties_: list[float] = cross_fitted.penalties if cross_fitted else []
+        self.rates_: RelativeRates = data.rates
 
-        if (linearised := self.linearised) is not None and (linearised.n_train, linearised.n_test) != shape:
-            raise ValueError(
-                f"the linearised is of {linearised.n_train} training and {linearised.n_test} test examples;"
-                f" these runs have {shape[0]} and {shape[1]}"
-            )
-
-    def _keep(self, fitting: Fitting, chosen: Chosen) -> None:
-        """Everything that simulating and saving take, as fitted attributes."""
-        self.settings_ = dataclasses.asdict(chosen.settings)
-        for name in [name for name in vars(self) if name.startswith("predictor_")]:  # of a fit before
-            delattr(self, name)
-        self.predictor_: dict[str, Any] = {}
-        self.rounds_: dict[str, Any] = {}
-        if chosen.settings.prior:
-            predicted_before = fitting.predicted_before[chosen.settings.prior]
-            self.rounds_, self.predictor_ = predicted_before.again, predicted_before.by.plain()
-            for name, values in predicted_before.by.arrays().items():
-                setattr(self, f"predictor_{name}_", values)
-        self.shared_group_ = fitting.scores[len(self.scores_) :]
+    def _set(self, data: TrainingData, chosen: Chosen) -> None:
+        self.model_: EffectsModel = chosen.fit.model
         self.penalty_ = chosen.penalty
         self.penalty_errors_ = {f"{p:g}": error for p, error in sorted(chosen.errors.items())}
-        self.error_ = None if chosen.out_of_fold is None else chosen.out_of_fold.error
-        for field in dataclasses.fields(Model):
-            setattr(self, f"{field.name}_", getattr(chosen.model, field.name))
-        self.grid_ = fitting.recorded.grid
-        self.rates_, self.batch_size_ = fitting.rates, fitting.batch_size
-        self.groups_ = np.empty((0, 0)) if fitting.groups is None else fitting.groups
-        self.with_initial_ = fitting.with_initial
-        points = len(self.grid_)
-        runs = [] if chosen.out_of_fold is None else chosen.out_of_fold.predicted
-        self.out_of_fold_losses_ = np.full((len(runs), points, self.n_test_), np.nan)
+        self.error_ = chosen.error
+        self.grid_ = data.recorded.grid
+        self.lengths_ = [len(run) for run in data.train]
+        runs = [] if chosen.fit.out_of_fold is None else chosen.fit.out_of_fold.predicted
+        self.out_of_fold_ = np.full((len(runs), len(self.grid_), data.shape[1]), np.nan)
         for number, losses in enumerate(runs):
-            self.out_of_fold_losses_[number, : len(losses)] = losses
+            self.out_of_fold_[number, : len(losses)] = losses
 
-    def _predictor(self) -> Predictor | None:
-        """What the fit is prior by."""
-        if not self.settings_["prior"]:
-            return None
-        names = [name for name in vars(self) if name.startswith("predictor_") and name != "predictor_"]
-        arrays = {name.removeprefix("predictor_")[:-1]: getattr(self, name) for name in names}
-        return PREDICTORS[self.settings_["prior"]].restored(arrays, self.predictor_)
+    # --------------------------------------------------------------------------------- predictions
 
-    # --------------------------------------------------------------------------------- simulating
+    def _simulate(
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+    ) -> Array:
+        return self._simulate_with(self.model_, curricula, initial_loss, learning_rate)
 
-    def _simulate(self, curricula: Sequence[Curriculum], initial_loss: Array) -> Array:
-        settings = Settings(**self.settings_)
-        features = make_features(
-            settings, self.n_train_, self.batch_size_, self.rates_, self.groups_, self.redundancy_
-        )
-        model = Model(**{f.name: getattr(self, f"{f.name}_") for f in dataclasses.fields(Model)})
-        by = self._predictor()
+    def _simulate_with(
+        self,
+        model: EffectsModel,
+        curricula: Sequence[Curriculum],
+        initial_loss: Array,
+        learning_rate: npt.ArrayLike | None,
+    ) -> Array:
         steps = max(len(curriculum) for curriculum in curricula)
-        size = max(1, _CURRICULA_AT_ONCE // (8 * steps * len(self.center_)))
-        losses = np.full((len(curricula), steps + 1, self.n_test_), np.nan)
-        for start in range(0, len(curricula), size):
-            part = list(curricula[start : start + size])
-            initial = initial_loss[start : start + size]
-            simulated = simulate(
-                model,
-                features,
-                np.concatenate([self.scores_, self.shared_group_])[list(settings.means)],
-                self.with_initial_,
-                settings.decay,
-                settings.link,
-                self.grid_,
-                part,
-                initial,
-                by.simulate(part, initial) if by else None,
-                by.example_residuals(part) if by else None,
-            )
-            losses[start : start + size, : simulated.shape[1]] = simulated
-        return losses
+        rates = self.rates_.at(len(curricula), steps, learning_rate)
+        if self.dynamics_ is None:
+            own = rates if model.settings.with_rates else np.ones_like(rates)
+            return model.simulate(curricula, initial_loss, own)
+        prior = self.dynamics_.simulate(curricula, rates)
+        weights = self.dynamics_.use_weights(curricula, rates)
+        return model.simulate(curricula, initial_loss, np.ones_like(rates), prior, weights)
+
+    def out_of_fold(self, train: RunSet) -> Array:
+        """The training runs, each as predicted by a fit that has not seen it, float [run, step + 1, test].
+
+        train : the runs that this simulator was fitted to. Linear between the points of ``grid_``; NaN after a run's
+        end. Raises ValueError for other runs, or a single one.
+        """
+        self.check_examples(train)
+        return on_every_step(self.out_of_fold_, self.grid_, self.lengths_, train)
 
     # ------------------------------------------------------------------------------ keeping it
 
-    def get_params(self) -> dict[str, Any]:
-        """The constructor's arguments; arrays are kept with the fitted values and left out here."""
-        arrays = {"scores": None, "redundancy": None, "linearised": None}
-        return {name: arrays.get(name, value) for name, value in super().get_params().items()}
+    def _portable_params(self) -> dict[str, Any]:
+        return {**self.get_params(), "scores": portable_scores(self.scores)}
 
-    def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> Self:
-        super()._restore(arrays, plain)
-        by = self._predictor()
-        if isinstance(by, LinearisedTraining):
-            self.linearised = by.linearised
-        self.scores = list(self.scores_) or None  # so that a loaded simulator can be fitted again
-        self.redundancy = self.redundancy_ if self.redundancy_.size else None
-        return self
+
+def on_every_step(
+    out_of_fold: Array, grid: npt.NDArray[np.int64], lengths: Sequence[int], train: RunSet
+) -> Array:
+    """Out-of-fold predictions [run, point, test] of the training runs, interpolated to [run, step + 1, test].
+
+    Raises ValueError unless ``train`` are that many runs of these lengths.
+    """
+    if len(out_of_fold) != len(train) or list(lengths) != [len(run) for run in train]:
+        raise ValueError(
+            f"out-of-fold predictions are of the {len(out_of_fold)} runs of the fit (at least two), got other runs"
+        )
+    losses = np.full(train.loss.shape, np.nan)
+    for number, (run, predicted) in enumerate(zip(train, out_of_fold, strict=True)):
+        known = np.isfinite(predicted[:, 0])
+        at = np.arange(len(run) + 1)
+        for z, values in enumerate(predicted[known].T):
+            losses[number, : len(at), z] = np.interp(at, grid[known], values)
+    return losses
+
+
+def pooled_error(runs: int, out_of_fold: OutOfFold | None, simulated: Array, validation: RunSet) -> float:
+    """All-steps MSE of training runs left out of the fit and of validation runs, every run counting alike."""
+    known = np.isfinite(validation.loss[:, 1:])
+    error = float(np.square(simulated - validation.loss)[:, 1:][known].mean())
+    if out_of_fold is None:
+        return error
+    return (runs * out_of_fold.error + len(validation) * error) / (runs + len(validation))

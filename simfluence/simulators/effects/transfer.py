@@ -1,15 +1,15 @@
-"""Effects that follow from frozen features of examples: simulates examples it has never seen (METHODS §2).
+"""Effects that follow from frozen features of examples: for examples that were never recorded.
 
-    g(L_t)(z) − g(L_{t-1})(z) = μ_t(z) + Σ_i m̂_{t,i} B_i(z, t) + means + noise
-    B_i(z, t) = h_iᵀ W(t) h_z + free effects of seen examples
+    g(L_t)(z) − g(L_{t-1})(z) = μ_t(z) + Σ_i m̂_{t,i} B_i(z, t) + scores, initial losses + noise
+    B_i(z, t) = h_iᵀ W(t) h_z + free effects of recorded examples
 
-the regression of bilinear.py with kernels of features h_i of training and h_z of test examples. A training
-example that was in no recorded batch has effects by its features. A test example that was not recorded
-gets, by ``transfer``, effects by its features, and the drift from a regression of the recorded test
-examples' drifts on what is known of a test example before training.
+the regression of bilinear.py, whose kernels are of features h_i of training and h_z of test examples. A training example
+that was in no recorded batch has effects by its features. A test example that was not recorded gets, by ``transfer``,
+effects by its features, and the drift from a regression of the recorded test examples' drifts on what is known of a
+test example before training.
 
-GPTfluence (Chai et al. 2024) fits bilinear forms by gradient descent; here they are solved. Without
-features every example is its own feature, and the model is the one of deviation.py.
+GPTfluence (Chai et al. 2024, arXiv 2404.07840) fits bilinear forms by gradient descent; here they are solved. Without
+features every example is its own feature, and the model is the one of regression.py.
 """
 
 from __future__ import annotations
@@ -17,25 +17,28 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
+from simfluence.links import Link, link
 from simfluence.runs import RunSet
-from simfluence.simulators.base import Array
-from simfluence.simulators.effects.bilinear import BilinearRegression
-from simfluence.simulators.effects.features import progress_basis
-from simfluence.simulators.effects.fitting import Chosen, Fitting, Settings, as_scores
-from simfluence.simulators.effects.model import link
-from simfluence.simulators.effects.regression import Regression
+from simfluence.simulators.base import Array, Examples, register
+from simfluence.simulators.dynamics.cross_fit import CrossFitted
+from simfluence.simulators.effects.bilinear import BilinearRegression, example_weights_of
+from simfluence.simulators.effects.data import TrainingData, as_scores
+from simfluence.simulators.effects.model import progress_basis
+from simfluence.simulators.effects.penalty import Chosen
+from simfluence.simulators.effects.regression import EffectsRegression
 from simfluence.simulators.effects.simulator import EffectsSimulator
 
 RIDGES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-3, 3.5, 0.5))
-"""Of the regression of drifts on features, relative to the kernel."""
+"""Penalties of the regression of drifts on features, relative to the kernel."""
 
 
+@register
 class FeatureSimulator(EffectsSimulator):
     """Bilinear effects of frozen features, by ridge regression.
 
@@ -43,23 +46,23 @@ class FeatureSimulator(EffectsSimulator):
     ----------
     train_features, test_features : float [train, p], [test, q]; None for one feature an example.
         Centred and scaled here to mean square norm 1.
-    scores : as in ``EffectsSimulator``, but with coefficients that all test examples share. Scores of
-        any pair can be known without training, so they are features of pairs.
-    free : the share of the prior variance of effects that features say nothing about, 0 .. 1; both of
-        training and of test examples.
+    scores : as in ``EffectsSimulator``, but with coefficients that all test examples share. Scores of any pair can be
+        known without training, so they are features of pairs.
+    free : the share of the prior variance of effects that features predict nothing of, 0 .. 1; both of training and
+        of test examples.
     penalty, momentum, noise_correlation, decay, link, max_rows : as in ``EffectsSimulator``.
     """
 
     name: ClassVar[str] = "features"
-    train_features_: Array
-    test_features_: Array
-    weights_: Array
-    effects_: Array
-    mean_coefficients_: Array
-    drift_: Array
-    scale_: Array
-    average_: Array
-    initial_: Array
+    fitted: ClassVar[tuple[str, ...]] = (
+        *EffectsSimulator.fitted,
+        "train_features_",
+        "test_features_",
+        "centers_",
+        "spreads_",
+        "weights_",
+        "score_units_",
+    )
 
     def __init__(
         self,
@@ -71,8 +74,8 @@ class FeatureSimulator(EffectsSimulator):
         momentum: float | None = None,
         decay: float = 0.3,
         noise_correlation: float = 0.9,
-        link: str = "identity",
-        max_rows: int = 3000,
+        link: Link | None = "identity",
+        max_rows: int = 2000,
     ) -> None:
         super().__init__(
             scores=scores,
@@ -91,40 +94,53 @@ class FeatureSimulator(EffectsSimulator):
 
     # ------------------------------------------------------------------------------------ fitting
 
-    def _read_arrays(self) -> None:
-        super()._read_arrays()
-        self.score_units_ = score_units(self.scores, len(self.scores_))
-        for which, size in (("train", self.n_train_), ("test", self.n_test_)):
-            given = getattr(self, f"{which}_features")
+    def training_data(self, train: RunSet) -> TrainingData:
+        """The runs, made ready; the features are read here too."""
+        shape = (len(train.train), len(train.test))
+        scores = as_scores(self.scores, shape)
+        self.score_units_ = score_units(self.scores, len(scores))
+        self.centers_: dict[str, Array] = {}
+        self.spreads_: dict[str, float] = {}
+        scaled = []
+        for which, given, size in zip(
+            ("train", "test"), (self.train_features, self.test_features), shape, strict=True
+        ):
             features = np.empty((size, 0)) if given is None else np.array(given, np.float64)
             if features.ndim != 2 or len(features) != size or not np.isfinite(features).all():
                 raise ValueError(
                     f"{which}_features must be finite and [{which}, feature] with {size} rows,"
                     f" got shape {features.shape}"
                 )
-            center = features.mean(0)
-            spread = float(np.sqrt(np.square(features - center).sum(1).mean())) or 1.0
-            setattr(self, f"{which}_center_", center)
-            setattr(self, f"{which}_spread_", spread)
-            setattr(self, f"{which}_features_", (features - center) / spread)
+            self.centers_[which] = features.mean(0)
+            self.spreads_[which] = (
+                float(np.sqrt(np.square(features - self.centers_[which]).sum(1).mean())) or 1.0
+            )
+            scaled.append((features - self.centers_[which]) / self.spreads_[which])
+        self.train_features_, self.test_features_ = scaled
+        return TrainingData(train, scores, self.max_rows, with_groups=False)
+
+    def _cross_fitted(
+        self, data: TrainingData, advance: Callable[[], Any], penalties: list[float] | None
+    ) -> CrossFitted | None:
+        return None
+
+    def _regression(self, data: TrainingData, cross_fitted: CrossFitted | None) -> EffectsRegression:
+        plain = super()._regression(data, cross_fitted)
+        kernels = {"train_kernel": self._kernel("train"), "test_kernel": self._kernel("test")}
+        return BilinearRegression(data, plain.settings, **kernels)
+
+    def _set(self, data: TrainingData, chosen: Chosen) -> None:
+        super()._set(data, chosen)
+        self.weights_ = example_weights_of(chosen.fit)
+
+    def _features(self, which: str) -> Array:
+        return self.train_features_ if which == "train" else self.test_features_
 
     def _kernel(self, which: str) -> Array:
         """K or G of the fitted examples."""
-        features = getattr(self, f"{which}_features_")
+        features = self._features(which)
         free = self.free if features.shape[1] else 1.0
         return (1 - free) * feature_kernel(features, features, which) + free * np.eye(len(features))
-
-    def _fitting(self, train: RunSet, validation: RunSet | None) -> Fitting:
-        kernels = self._kernel("train"), self._kernel("test")
-        return FeatureFitting(train, validation, self.scores_, self.max_rows, *kernels)
-
-    def _keep(self, fitting: Fitting, chosen: Chosen) -> None:
-        super()._keep(fitting, chosen)
-        regression = fitting.regression(chosen.settings)
-        assert isinstance(regression, BilinearRegression)
-        self.weights_ = np.zeros_like(self.effects_)
-        if np.isfinite(chosen.penalty):
-            self.weights_ = regression.example_weights(regression.dual(chosen.penalty)[0])
 
     # ---------------------------------------------------------------------------- other examples
 
@@ -147,108 +163,80 @@ class FeatureSimulator(EffectsSimulator):
         Raises ValueError if features or scores are missing, or of another width; or if a simulator with
         scores is to move to another training table.
         """
-        new = copy.copy(self)
-        new.error_, new.out_of_fold_losses_ = None, np.empty((0, len(self.grid_), 0))
+        new, model, old = copy.copy(self), self.model_, self._examples("transfer")
+        new.centers_, new.spreads_ = self.centers_, self.spreads_
+        new.error_, new.out_of_fold_, new.lengths_ = np.nan, np.empty((0, len(self.grid_), 0)), []
         train_kernel, test_kernel = self._kernel("train"), self._kernel("test")
+        n_train, n_test = old.n_train, old.n_test
         if test_features is not None:
-            test_kernel = new._move("test", test_features, self)
+            new.test_features_, test_kernel = self._moved("test", test_features)
+            new.test_features, n_test = np.array(test_features, np.float64), len(new.test_features_)
             if initial_loss is None:
                 raise ValueError("other test examples take their initial_loss")
-            self._need_scores(scores, new)
+            scaled = self._other_scores(scores, (n_train, n_test))
             start = np.atleast_2d(np.asarray(initial_loss, np.float64))
-            new.initial_ = link(start, self.settings_["link"]).mean(0)
-            new._set_drift(self, test_kernel)
+            model = dataclasses.replace(
+                model,
+                scores=scaled,
+                coefficients=np.repeat(model.coefficients[:, :1], n_test, axis=1),
+                initial=link(start, model.settings.link).mean(0),
+                prior_average=np.empty((0, n_test)),
+            )
+            drift, average = self._other_drift(new, model.initial, scaled, test_kernel)
+            model = dataclasses.replace(model, drift=drift, average=average)
         if train_features is not None:
-            if len(self.settings_["means"]):
+            if len(model.scores):
                 raise ValueError("a simulator with scores stays with the training examples of its fit")
-            average = (self.center_ * self.scale_) @ train_kernel @ self.weights_ @ test_kernel  # [k, test]
-            train_kernel = new._move("train", train_features, self).T
-            steps = np.arange(1, int(self.grid_[-1]) + 1)
-            basis = progress_basis(steps, len(steps), self.settings_["decay"])
-            new.drift_ = new.drift_ - np.add.reduceat(basis @ average, self.grid_[:-1])
-            new.center_ = np.zeros(new.n_train_)  # the average batch is in the drift now
-            new.scale_ = np.full(new.n_train_, self.scale_.max())
-        new.effects_ = train_kernel @ self.weights_ @ test_kernel
+            usual = model.center @ train_kernel @ self.weights_ @ test_kernel  # [k, test]
+            new.train_features_, moved = self._moved("train", train_features)
+            new.train_features, n_train = np.array(train_features, np.float64), len(new.train_features_)
+            train_kernel = moved.T
+            steps = np.arange(1, model.total + 1)
+            basis = progress_basis(steps, len(steps), model.settings.decay)
+            drift = model.drift - np.add.reduceat(basis @ usual, self.grid_[:-1])
+            model = dataclasses.replace(model, drift=drift, center=np.zeros(n_train))
+        effects = train_kernel @ self.weights_ @ test_kernel
+        new.model_ = dataclasses.replace(model, effects=effects)
+        new.examples_ = Examples(
+            n_train,
+            n_test,
+            old.train if train_features is None else "",
+            old.test if test_features is None else "",
+        )
         return new
 
-    def _move(self, which: str, given: npt.ArrayLike, old: FeatureSimulator) -> Array:
-        """Take up other examples; their kernel with those of the fit, [fitted, other]."""
-        features, known = np.array(given, np.float64), getattr(old, f"{which}_features_")
+    def _moved(self, which: str, given: npt.ArrayLike) -> tuple[Array, Array]:
+        """Other examples' features, scaled, and their kernel with those of the fit, [fitted, other]."""
+        features, known = np.array(given, np.float64), self._features(which)
         if not known.shape[1]:
             raise ValueError(f"only a simulator fitted with {which}_features can transfer to others")
         if features.ndim != 2 or features.shape[1] != known.shape[1] or not np.isfinite(features).all():
             raise ValueError(
                 f"{which}_features must be finite and [{which}, {known.shape[1]}], got shape {features.shape}"
             )
-        scaled = (features - getattr(self, f"{which}_center_")) / getattr(self, f"{which}_spread_")
-        setattr(self, f"{which}_features_", scaled)
-        setattr(self, f"{which}_features", features)
-        setattr(self, f"n_{which}_", len(features))
-        return (1 - self.free) * feature_kernel(known, scaled, which)
+        scaled = (features - self.centers_[which]) / self.spreads_[which]
+        return scaled, (1 - self.free) * feature_kernel(known, scaled, which)
 
-    def _need_scores(self, scores: Any, new: FeatureSimulator) -> None:
-        scaled = as_scores(scores, (self.n_train_, new.n_test_))
-        if len(self.scores_) != len(scaled):
-            raise ValueError(
-                f"this was fitted with {len(self.scores_)} arrays of scores, but {len(scaled)} came"
-            )
+    def _other_scores(self, scores: Any, shape: tuple[int, int]) -> Array:
+        """Scores of other test examples in the units of those of the fit."""
+        scaled, fitted = as_scores(scores, shape), len(self.model_.scores)
+        if fitted != len(scaled):
+            raise ValueError(f"this was fitted with {fitted} arrays of scores, but {len(scaled)} came")
         units = score_units(scores, len(scaled)) / self.score_units_
-        new.scores_, new.shared_group_ = scaled * units[:, None, None], np.empty((0, *scaled.shape[1:]))
-        new.mean_coefficients_ = np.repeat(self.mean_coefficients_[:, :1], new.n_test_, axis=1)
+        return np.asarray(scaled * units[:, None, None], np.float64)
 
-    def _set_drift(self, fitted: FeatureSimulator, kernel: Array) -> None:
+    def _other_drift(
+        self, new: FeatureSimulator, initial: Array, scores: Array, kernel: Array
+    ) -> tuple[Array, Array]:
         """The drift of test examples that were not recorded, and their average trajectory."""
-        scored = [np.stack([one.initial_, *(fitted.center_ @ one.scores_)]) for one in (fitted, self)]
+        model = self.model_
+        fixed = np.stack([model.initial, *(model.center @ model.scores)]).T
+        new_fixed = np.stack([initial, *(model.center @ scores)]).T
+        known = feature_kernel(self.test_features_, self.test_features_, "test")
         share = 1 - self.free or 1.0
-        known = feature_kernel(fitted.test_features_, fitted.test_features_, "test")
-        cumulated = predict_drift(
-            np.cumsum(fitted.drift_, axis=0), scored[0].T, scored[1].T, known, kernel / share
-        )
-        self.drift_ = np.diff(cumulated, axis=0, prepend=0.0)
-        self.average_ = self.initial_ + np.concatenate([np.zeros((1, self.n_test_)), cumulated])
-
-    # ------------------------------------------------------------------------------ keeping it
-
-    def get_params(self) -> dict[str, Any]:
-        """The constructor's arguments; arrays are kept with the fitted values and left out here."""
-        return {**super().get_params(), "train_features": None, "test_features": None}
-
-    def _restore(self, arrays: dict[str, Any], plain: dict[str, Any]) -> FeatureSimulator:
-        super()._restore(arrays, plain)
-        self.scores = list(self.scores_ * self.score_units_[:, None, None]) or None
-        for which in ("train", "test"):  # so that a loaded simulator can be fitted again
-            features = getattr(self, f"{which}_features_")
-            if features.shape[1]:
-                given = features * getattr(self, f"{which}_spread_") + getattr(self, f"{which}_center_")
-                setattr(self, f"{which}_features", given)
-        return self
-
-
-class FeatureFitting(Fitting):
-    """Recorded runs, made ready for regressions with these kernels; each is kept."""
-
-    def __init__(
-        self,
-        train: RunSet,
-        validation: RunSet | None,
-        scores: Array,
-        max_rows: int,
-        train_kernel: Array,
-        test_kernel: Array,
-    ) -> None:
-        super().__init__(train, validation, scores, np.empty((0, 0)), max_rows)
-        self.scores = scores  # groups are features here, if at all
-        self.kernels = {"train_kernel": train_kernel, "test_kernel": test_kernel}
-        self._made: dict[Settings, BilinearRegression] = {}
-
-    def regression(self, settings: Settings, weights: Sequence[Array] | None = None) -> Regression:
-        if settings not in self._made:
-            plain = super().regression(settings)
-            given: dict[str, Any] = {
-                field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)
-            }
-            self._made[settings] = BilinearRegression(**given | self.kernels)
-        return self._made[settings]
+        cumulated = predict_drift(np.cumsum(model.drift, axis=0), fixed, new_fixed, known, kernel / share)
+        average = initial + np.concatenate([np.zeros((1, len(initial))), cumulated])
+        return np.diff(cumulated, axis=0, prepend=0.0), average
 
 
 def score_units(scores: Any, count: int) -> Array:

@@ -43,7 +43,8 @@ from simfluence.curriculum import Curriculum
 from simfluence.devices import chosen_device
 from simfluence.errors import RunDataError
 from simfluence.runs import RunSet, Transitions, transitions
-from simfluence.simulators.base import Array, Simulator
+from simfluence.runs.schedule import as_schedule, mean_learning_rate
+from simfluence.simulators.base import Array, Simulator, register
 from simfluence.simulators.markov.diagnostics import FitDiagnostics, fit_diagnostics, largest_growth
 from simfluence.simulators.markov.lags import earlier_losses
 from simfluence.simulators.markov.penalty import (
@@ -103,6 +104,22 @@ class MarkovSimulator(Simulator):
 
     free_slope: ClassVar[bool]
     free_intercept: ClassVar[bool]
+    fitted: ClassVar[tuple[str, ...]] = (
+        "A_",
+        "B_",
+        "A_lags_",
+        "penalty_",
+        "penalty_errors_",
+        "batch_size_",
+        "rows_used_",
+        "left_out_",
+        "singular_",
+        "diagnostics_",
+        "loss_range_",
+        "learning_rate_",
+        "usual_rate_",
+    )
+    _weights: Array | None = None
 
     def __init__(
         self,
@@ -183,7 +200,8 @@ class MarkovSimulator(Simulator):
 
     def refit(self, train: RunSet) -> Self:
         """A copy with the same penalty, fitted to other runs over the same examples."""
-        other = copy.copy(self)
+        self.check_examples(train)
+        other = type(self)(**self.get_params())
         other.penalty = self.penalty_  # type: ignore[assignment]  # one a test example, with per_test
         other.fit(train)
         other.penalty = self.penalty
@@ -198,7 +216,7 @@ class MarkovSimulator(Simulator):
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "All-NaN")
             self.loss_range_ = [float(np.nanmin(ends)), float(np.nanmax(ends))]
-        self.usual_rate_ = 1.0
+        self.usual_rate_, self.learning_rate_ = 1.0, np.empty(0)
         if self.rate_scaled:
             rates = np.concatenate([run.learning_rate for run in train])
             if not np.isfinite(rates).all():
@@ -207,9 +225,7 @@ class MarkovSimulator(Simulator):
                     f" {np.sum(~np.isfinite(rates))} of {len(rates)} were not recorded"
                 )
             self.usual_rate_ = _weighted_median(rates[rates > 0], weights[rates > 0])
-            self.learning_rate_ = _mean_schedule(
-                [np.asarray(run.learning_rate, np.float64) for run in train], self._weights
-            )
+            self.learning_rate_ = mean_learning_rate(train.runs, self._weights)
 
     def _factors(self, runs: RunSet) -> list[Array] | None:
         """ρ [step] of each run: its learning rates relative to the usual one."""
@@ -246,7 +262,7 @@ class MarkovSimulator(Simulator):
     def _growth(self, train: RunSet, slope: Array | None, lags: Array | None) -> Array:
         """How far a difference in the initial losses grows along recorded runs, [test]."""
         if slope is None:
-            return np.ones(self.n_test_)
+            return np.ones(len(train.test))
         factors = self._factors(train)
         rates = None if factors is None else _padded(factors)
         return largest_growth(train.curricula, slope, lags, self.batch_size_, rates)
@@ -292,11 +308,10 @@ class MarkovSimulator(Simulator):
 
     def _set_coefficients(self, coefficients: Array) -> None:
         slope, lags, intercept = self._split(coefficients)
-        shape = (self.n_train_, self.n_test_)
+        shape = coefficients.shape[1:]
         self.A_ = 1 / self.batch_size_ + (np.zeros(shape) if slope is None else slope)
         self.B_ = np.zeros(shape) if intercept is None else np.ascontiguousarray(intercept)
-        if lags is not None:
-            self.A_lags_ = np.ascontiguousarray(lags)
+        self.A_lags_ = np.empty((0, *self.B_.shape)) if lags is None else np.ascontiguousarray(lags)
 
     def _device(self) -> torch.device:
         return chosen_device(self.device)
@@ -305,7 +320,7 @@ class MarkovSimulator(Simulator):
         name = type(self).__name__
         if self.singular_:
             warnings.warn(
-                f"{name}: {self.singular_} of {self.n_test_} fits have no unique solution"
+                f"{name}: {self.singular_} of {len(solution.singular)} fits have no unique solution"
                 f" ({self.rows_used_} rows in all, penalty {self.penalty_}); took the smallest",
                 SimulationWarning,
                 stacklevel=5,
@@ -313,7 +328,7 @@ class MarkovSimulator(Simulator):
         if solution.convergence is not None and solution.convergence.failed:
             warnings.warn(
                 f"{name}: the iterative solver did not reach its tolerance for {solution.convergence.failed}"
-                f" of {self.n_test_} test examples (relative residual {solution.convergence.residual:.1e});"
+                f" of {len(solution.singular)} test examples (relative residual {solution.convergence.residual:.1e});"
                 " take a larger penalty or another solver",
                 SimulationWarning,
                 stacklevel=5,
@@ -322,14 +337,8 @@ class MarkovSimulator(Simulator):
     # --------------------------------------------------------------------------------- simulating
 
     def _simulate(
-        self,
-        curricula: Sequence[Curriculum],
-        initial_loss: Array,
-        learning_rate: npt.ArrayLike | None = None,
-        out: Array | None = None,
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
     ) -> Array:
-        """``learning_rate`` [step] or [run, step], with ``rate_scaled``; None: the training runs' mean.
-        ``out`` float64 [run, step + 1, test] is where to write the losses, if there is memory at hand."""
         slope = self.A_ - 1 / self.batch_size_ if self.free_slope else None
         losses = simulate_linear(
             curricula,
@@ -341,7 +350,6 @@ class MarkovSimulator(Simulator):
             rates=self._rates(curricula, learning_rate),
             clip=None if self.clip is None else self._widened_range(0.1),
             progress=True,
-            out=out,
         )
         if (wild := int(self._far_outside(losses).sum())) > 0:
             low, high = self.loss_range_
@@ -355,25 +363,13 @@ class MarkovSimulator(Simulator):
         return losses
 
     def _rates(self, curricula: Sequence[Curriculum], learning_rate: npt.ArrayLike | None) -> Array | None:
-        """ρ [run, step]"""
+        """ρ [run, step]: learning rates relative to the usual one; by default the training runs' mean."""
         if not self.rate_scaled:
-            if learning_rate is not None:
-                raise ValueError("learning_rate= takes a simulator fitted with rate_scaled=True")
             return None
         steps = max(len(curriculum) for curriculum in curricula)
         if learning_rate is None:  # after the last recorded step, the last rate
             learning_rate = self.learning_rate_[np.minimum(np.arange(steps), len(self.learning_rate_) - 1)]
-        rates = np.asarray(learning_rate, np.float64)
-        if (
-            rates.ndim not in (1, 2)
-            or rates.shape[-1] < steps
-            or rates.shape[:-1] not in ((), (len(curricula),))
-        ):
-            raise ValueError(
-                f"learning_rate must be [step] = ({steps},) or [run, step] = ({len(curricula)}, {steps}),"
-                f" got {rates.shape}"
-            )
-        return np.broadcast_to(rates[..., :steps] / self.usual_rate_, (len(curricula), steps))
+        return as_schedule(learning_rate, len(curricula), steps) / self.usual_rate_
 
     def _widened_range(self, widths: float) -> tuple[float, float]:
         low, high = self.loss_range_
@@ -387,31 +383,22 @@ class MarkovSimulator(Simulator):
         with np.errstate(invalid="ignore"):
             return ~((flat.min(axis=1) > low) & (flat.max(axis=1) < high))
 
-    def leaves_range(self, losses: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Which simulated losses [run, step + 1, test] leave the range of recorded ones, widened by a tenth.
 
-        bool [run, test]; what ``clip`` holds at the edge counts as leaving it.
-        """
-        low, high = self._widened_range(0.1)
-        values = np.asarray(losses, np.float64)
-        inside: npt.NDArray[np.bool_] = ((values > low) & (values < high)) | np.isnan(
-            values
-        )  # NaN: after the end
-        return np.logical_not(inside.all(axis=1))
-
-
+@register
 class LinearSimulator(MarkovSimulator):
     __doc__ = MarkovSimulator.__doc__
     name: ClassVar[str] = "linear"
     free_slope, free_intercept = True, True
 
 
+@register
 class AdditiveSimulator(MarkovSimulator):
     __doc__ = MarkovSimulator.__doc__
     name: ClassVar[str] = "additive"
     free_slope, free_intercept = False, True
 
 
+@register
 class MultiplicativeSimulator(MarkovSimulator):
     __doc__ = MarkovSimulator.__doc__
     name: ClassVar[str] = "multiplicative"
@@ -429,13 +416,6 @@ def _finite_range(losses: npt.NDArray[np.floating]) -> tuple[float, float]:
 
 def _weighted_median(values: npt.ArrayLike, weights: Array) -> float:
     return float(np.quantile(np.asarray(values, np.float64), 0.5, weights=weights, method="inverted_cdf"))
-
-
-def _mean_schedule(rates: Sequence[Array], weights: Array) -> Array:
-    """[step], over the runs that are that long."""
-    padded = _padded(rates)
-    reached = np.arange(padded.shape[1]) < np.array([len(rate) for rate in rates])[:, None]
-    return (weights[:, None] * padded).sum(0) / np.maximum((weights[:, None] * reached).sum(0), 1e-300)
 
 
 def _padded(series: Sequence[Array]) -> Array:
