@@ -45,20 +45,18 @@ def record(config: DictConfig) -> None:
 
 
 def fit(config: DictConfig) -> None:
-
-    train, validation = _to_fit(_load(config.path), config)
-    simulator = _simulator(config.simulator).fit(train, validation)
-    simulator.save(config.output)
-    chosen = getattr(simulator, "penalty_", None)
-    print(
-        f"fitted {simulator} to {len(train)} runs" + (f", penalty {chosen:g}" if chosen is not None else "")
-    )
-    print(f"saved to {config.output}")
+    runs, simulator = _load(config.path), _simulator(config.simulator)
+    _check_output(config.output)
+    train, validation, notes = runs.split_to_fit(config.train, config.validation)
+    for note in notes:
+        print(f"note: {note}")
+    simulator.fit(train, validation).save(config.output)
+    print(f"fitted {simulator} to {len(train)} runs\nsaved to {config.output}")
 
 
 def evaluate(config: DictConfig) -> None:
     from simfluence import report
-    from simfluence.evaluation import evaluate, to_markdown
+    from simfluence.evaluation import evaluate, scores_as_simulators
 
     runs = _load(config.path)
     train, validation, test = runs.split(config.train, config.validation, config.test, seed=config.seed)
@@ -66,10 +64,10 @@ def evaluate(config: DictConfig) -> None:
     if unknown := [name for name in chosen if name not in config.simulators]:
         raise ValueError(f"only={unknown[0]} is not among the simulators {', '.join(config.simulators)}")
     simulators = {name: _simulator(config.simulators[name]) for name in chosen}
-    simulators |= _scored(_plain(config.scores), runs)
+    simulators |= scores_as_simulators(_plain(config.scores), train)
     print(f"{config.path}: {len(train)} training, {len(validation)} validation, {len(test)} test runs\n")
     evaluation = evaluate(simulators, train, test, validation)
-    print(to_markdown(evaluation.scores))
+    print(evaluation)
     if config.output is not None:
         report.write_evaluation(evaluation, config.output)
         print(f"table and figures: {config.output}/table.md, table.csv, loss_curves.png, error_by_step.png")
@@ -77,49 +75,30 @@ def evaluate(config: DictConfig) -> None:
 
 def whatif(config: DictConfig) -> None:
     from simfluence import report
-    from simfluence.finetuning.experiment import record_runs
-    from simfluence.finetuning.retrain import recorded_config, recorded_device
-    from simfluence.runs import RunSet
-    from simfluence.simulators import PredictiveBands
-    from simfluence.whatif import agreement, by_group, edit, verified, what_if, with_band
+    from simfluence.finetuning.retrain import retrain_as_recorded
+    from simfluence.whatif import ask, describe, edit
 
-    runs = _load(config.path)
-    run = runs[runs.position(config.run_id) if config.run_id is not None else -1]
-    level, (train, validation) = config.level, _to_fit(runs, config)
-    if run.id in train.ids + validation.ids and len(train) + len(validation) < len(runs):
-        print(f"note: the simulator is fitted to {run.id} itself; choose a run that it has not seen")
-    if level is not None and len(train) + len(validation) < 3:
-        print("note: no bands, which take three runs to learn errors from")
-        level = None
-    edited = edit(run.curriculum, train=runs.train, **_plain(config.edit))
-    if level is None:
-        simulator = _simulator(config.simulator).fit(train, validation)
-        answer = what_if(simulator, run.curriculum, edited, run.initial_loss, runs.test)
-    else:
-        bands = PredictiveBands(_simulator(config.simulator), level)
-        bands.fit(runs[: len(train) + len(validation)])
-        answer = what_if(bands.simulator_, run.curriculum, edited, run.initial_loss, runs.test)
-        answer = with_band(answer, bands, run.initial_loss)
-    changes = answer.changes
-    print(f"what if, in {run.id}: {_said(config.edit)} ({len(run)} steps → {len(edited)})\n")
+    runs, options = _load(config.path), _plain(config.edit)
+    retrain = None
     if config.verify:
-        if not run.config:
-            raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
-        folder, name = f"{config.path.rstrip('/')}-whatif", f"{run.id}-{_said(config.edit, slug=True)}"
-        where = config.device or str(recorded_device(run))
-        record_runs(recorded_config(run), folder, count=1, curricula={name: edited}, device=where)
-        retrained = RunSet.load(folder)
-        changes = verified(answer, run, retrained[retrained.position(name)])
-    print(by_group(changes).to_markdown(floatfmt=".4f"))
-    if config.verify:
-        found = agreement(changes)
-        print(
-            f"\nagainst retraining, over {len(changes)} test examples: Pearson {found['pearson']:.2f},"
-            f" Spearman {found['spearman']:.2f}, same sign {found['same_sign']:.0%}"
-            + (f", {found['in_band']:.0%} within the {level:.0%} band" if "in_band" in found else "")
-        )
+        retrain = retrain_as_recorded(f"{config.path.rstrip('/')}-whatif", describe(**options), config.device)
+    answer = ask(
+        runs,
+        _simulator(config.simulator),
+        lambda curriculum: edit(curriculum, train=runs.train, **options),
+        run_id=config.run_id,
+        train=config.train,
+        validation=config.validation,
+        level=config.level,
+        retrain=retrain,
+    )
+    for note in answer.notes:
+        print(f"note: {note}")
+    run_id = config.run_id or runs.ids[-1]
+    steps = f"{len(answer.original)} steps → {len(answer.edited)}"
+    print(f"what if, in {run_id}: {describe(**options)} ({steps})\n\n{answer}")
     if config.output is not None:
-        report.write_what_if(changes, config.output)
+        report.write_what_if(answer.changes, config.output)
         print(f"\nevery test example: {config.output}/what_if.csv, what_if.png")
 
 
@@ -152,16 +131,6 @@ def attribute(config: DictConfig) -> None:
         tokens = [context.tokens(context.train[i]) for i in pair]
         report.write_heat_map(parts, tokens, [f"{train[i]} for {ids[0]}" for i in pair], config.output)
     print(f"scores, card and figures: {config.output}")
-
-
-def linearise(config: DictConfig) -> None:
-    from simfluence.finetuning.linearise import linearise_runs
-
-    runs = _load(config.path)
-    options = {key: config[key] for key in ("coordinates", "seed", "device")}
-    found = linearise_runs(runs, config.along, **options, progress=True)
-    found.save(config.output)
-    print(f"Jacobians of {found.n_train} training and {found.n_test} test examples: {config.output}")
 
 
 def runs(config: DictConfig) -> None:
@@ -202,7 +171,6 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "evaluate": (evaluate, "fit simulators on some runs, predict the others, print the table"),
     "whatif": (whatif, "edit a curriculum, see the predicted change, verify it by retraining"),
     "attribute": (attribute, "score training examples for test examples by an attribution method"),
-    "linearise": (linearise, "take the Jacobians of all examples, for simulators that train with them"),
     "runs": (runs, "list, show, verify and prune what is recorded"),
 }
 
@@ -227,10 +195,6 @@ _EXAMPLES = {
         "simfluence attribute path=runs/mine method=ekfac test_ids=[q-17]",
         "simfluence attribute path=runs/mine method=tracin only=50",
     ),
-    "linearise": (
-        "simfluence linearise path=runs/mine",
-        "simfluence fit path=runs/mine simulator.tangent=runs/mine/linearised.safetensors",
-    ),
     "runs": (
         "simfluence runs",
         "simfluence runs path=runs/openbookqa-minilm",
@@ -251,8 +215,6 @@ def main(arguments: list[str] | None = None) -> None:
         print(_help())
         return
     command, options = arguments[0], arguments[1:]
-    if command == "tangent":
-        _fail("the command 'tangent' is now named 'linearise'")
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
@@ -393,53 +355,21 @@ def _load(path: str) -> Any:
     return RunSet.load(path)
 
 
-def _to_fit(runs: Any, config: DictConfig) -> tuple[Any, Any]:
-    """The first runs, for fitting and for choosing; all for fitting, if that would be more than there are."""
-    if len(runs) >= (wanted := config.train + config.validation):
-        return runs.split(config.train, config.validation)[:2]
-    print(f"note: {len(runs)} runs, fewer than train + validation = {wanted}: fitted to all")
-    return runs.split(len(runs))[:2]
-
-
 def _simulator(config: DictConfig) -> Any:
     from simfluence.attribution import InfluenceScores
-    from simfluence.simulators import LinearisedModel, make_simulator
+    from simfluence.simulators import make_simulator
 
     params = _plain(config)
     if isinstance(params.get("scores"), str):
         params["scores"] = InfluenceScores.load(params["scores"])
-    if isinstance(params.get("tangent"), str):
-        params["tangent"] = LinearisedModel.load(params["tangent"])
     return make_simulator(**params)
 
 
-def _scored(files: list[str], runs: Any) -> dict[str, Any]:
-    """Simulators of files of scores: calibrated, as they are where they have units, and replayed where
-    losses have log-odds."""
-    from simfluence.attribution import InfluenceScores
-    from simfluence.simulators import DynamicsSimulator, ScoresSimulator, Simulator
-
-    found: dict[str, Simulator] = {}
-    for file in files:
-        scores = InfluenceScores.load(file)
-        name = scores.method if f"{scores.method}, calibrated" not in found else f"{scores.method} ({file})"
-        found[f"{name}, calibrated"] = ScoresSimulator(scores)
-        if scores.weighing:
-            found[f"{name}, as is"] = ScoresSimulator(scores, calibrated=False)
-        if not (runs.loss <= 0).any():  # NaN where not evaluated
-            found[f"{name}, replayed"] = DynamicsSimulator(scores)
-    return found
-
-
-def _said(edit: DictConfig, *, slug: bool = False) -> str:
-    """The edit in words, or as a run's name."""
-    words = [edit.name]
-    words += [str(value) for key in ("groups", "ids", "before_groups", "before_ids") for value in edit[key]]
-    words += [f"{key} {edit[key]}" for key in ("times", "window") if edit[key] is not None]
-    if not slug:
-        return " ".join(words)
-    name = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in words)
-    return name[:60].strip("-")
+def _check_output(path: str) -> None:
+    """ValueError, before the work, for a file that could not be written after it."""
+    folder = Path(path).resolve().parent
+    if not folder.is_dir() or Path(path).is_dir():
+        raise ValueError(f"output={path} must be a file in a folder that exists")
 
 
 if __name__ == "__main__":

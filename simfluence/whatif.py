@@ -152,16 +152,13 @@ def ask(
         notes.append(f"the simulator is fitted to {run.id} itself; choose a run that it has not seen")
     bands = None
     if level is not None and len(to_fit) < PredictiveBands.FEWEST_RUNS:
-        notes.append(
-            f"no bands, which take {PredictiveBands.FEWEST_RUNS} training runs to learn errors from"
-        )
+        notes.append(f"no bands, which take {PredictiveBands.FEWEST_RUNS} training runs to learn errors from")
     elif level is not None:
         bands = PredictiveBands(simulator, level).fit(to_fit, to_choose)
-        simulator = bands.simulator_
-    if bands is None:
-        simulator = simulator.fit(to_fit, to_choose)
+    fitted = simulator.fit(to_fit, to_choose) if bands is None else bands.simulator_
+    assert fitted is not None
     edited = edited_of(run.curriculum)
-    answer = what_if(simulator, run, edited, test=runs.test, bands=bands, retrain=retrain)
+    answer = what_if(fitted, run, edited, test=runs.test, bands=bands, retrain=retrain)
     return replace(answer, notes=notes)
 
 

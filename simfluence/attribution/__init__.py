@@ -18,7 +18,6 @@ from simfluence.attribution.gradients import example_gradients, gradient_similar
 from simfluence.attribution.importing import import_scores
 from simfluence.attribution.influence import influence
 from simfluence.attribution.inverse import ConjugateGradient, ConvergenceWarning, Exact, Lissa
-from simfluence.attribution.linearised import linearise
 from simfluence.attribution.methods import attribute
 from simfluence.attribution.ngrams import ngram_similarity
 from simfluence.attribution.objective import Classification, LossesOnly, Objective, Regression
@@ -60,7 +59,6 @@ __all__ = [
     "gradient_step",
     "import_scores",
     "influence",
-    "linearise",
     "method",
     "ngram_similarity",
     "power_law_tail",

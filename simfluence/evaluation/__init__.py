@@ -1,6 +1,6 @@
 """How well simulators predict training: metrics, the protocol, tables."""
 
-from simfluence.evaluation.protocol import Evaluation, evaluate, score
+from simfluence.evaluation.protocol import Evaluation, evaluate, score, scores_as_simulators
 from simfluence.evaluation.tables import summary, table, to_markdown
 
-__all__ = ["Evaluation", "evaluate", "score", "summary", "table", "to_markdown"]
+__all__ = ["Evaluation", "evaluate", "score", "scores_as_simulators", "summary", "table", "to_markdown"]

@@ -1,8 +1,8 @@
-"""How well simulated losses agree with recorded ones. Pure functions of arrays (METHODS §4).
+"""How well simulated losses agree with recorded ones. Pure functions of arrays (analysis/METHODS.md, "Evaluation").
 
 Shapes: losses [run, step + 1, test]; row 0 is before the first step and given to the simulator, so
 errors are over steps 1 .. T. Entries where the truth is not finite (a run that was shorter, a step
-without evaluation) are left out.
+without evaluation) are left out; a test example of which nothing is known in a run has NaN there, never 0.
 """
 
 from __future__ import annotations
@@ -53,14 +53,15 @@ def counterfactual_skill(mse: Array, baseline_mse: Array) -> float:
 
     Both arguments are [run] or [run, test] over the same runs; the ratio is that of their means.
     """
-    return float(1 - np.mean(mse) / np.mean(baseline_mse))
+    return float(1 - np.nanmean(mse) / np.nanmean(baseline_mse))
 
 
 def _mean_over_steps(true: Array, simulated: Array, of: np.ufunc) -> Array:
+    """[run, test]; NaN where no loss after the first step is known."""
     known = np.isfinite(true[:, 1:])
     with np.errstate(invalid="ignore", over="ignore"):
         errors = of(np.where(known, true[:, 1:] - simulated[:, 1:], 0.0))
-    return errors.sum(axis=1) / np.maximum(known.sum(axis=1), 1)
+        return np.asarray(errors.sum(axis=1) / known.sum(axis=1), np.float64)
 
 
 def _spearman(true: Array, simulated: Array) -> Array:

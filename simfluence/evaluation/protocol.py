@@ -5,17 +5,19 @@ A simulator sees of a test run its curriculum and its losses before the first st
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from simfluence.attribution.scores import InfluenceScores
 from simfluence.evaluation import metrics
 from simfluence.evaluation.metrics import Array
+from simfluence.evaluation.tables import to_markdown
 from simfluence.runs import RunSet
-from simfluence.simulators import MeanTrajectory, Simulator
+from simfluence.simulators import DynamicsSimulator, MeanTrajectory, ScoresSimulator, Simulator
 
 CONSTANT_OVER_RUNS = ("persistence", "mean_trajectory")
 """Simulators that cannot rank curricula: they have no across-runs correlation."""
@@ -23,7 +25,7 @@ CONSTANT_OVER_RUNS = ("persistence", "mean_trajectory")
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of it.
+    """What came of it; ``print`` shows it as a table.
 
     scores : long frame: run, test_example, method, metric, value. "mse" and "mae" are per run and test
         example, "final_spearman" per run (test_example ""), "across_runs_spearman" per test example
@@ -37,6 +39,9 @@ class Evaluation:
     runs: RunSet
     simulators: dict[str, Simulator]
 
+    def __str__(self) -> str:
+        return to_markdown(self.scores)
+
 
 def evaluate(
     simulators: Mapping[str, Simulator], train: RunSet, test: RunSet, validation: RunSet | None = None
@@ -45,7 +50,7 @@ def evaluate(
 
     The mean trajectory, against which skill is measured, is added if it is not among them.
 
-    Raises ValueError if a run is both trained on and tested on.
+    Raises ValueError if a run is both trained on and tested on, RunDataError if the test runs are about other examples.
     """
     fitted_on = set(train.ids) | set(validation.ids if validation is not None else [])
     if both := sorted(fitted_on & set(test.ids)):
@@ -55,12 +60,30 @@ def evaluate(
     simulators = dict(simulators)
     simulators.setdefault(MeanTrajectory.name, MeanTrajectory())
     curricula, initial_loss = test.curricula, test.initial_loss
-    simulated = {
-        method: simulator.fit(train, validation).simulate(curricula, initial_loss)
-        for method, simulator in simulators.items()
-    }
+    simulated = {}
+    for method, simulator in simulators.items():
+        simulator.fit(train, validation).check_examples(test)
+        simulated[method] = simulator.simulate(curricula, initial_loss)
     frames = [score(method, test, losses) for method, losses in simulated.items()]
     return Evaluation(pd.concat(frames, ignore_index=True), simulated, test, simulators)
+
+
+def scores_as_simulators(files: Sequence[str], runs: RunSet) -> dict[str, Simulator]:
+    """Simulators of files of attribution scores, by name.
+
+    Of each file: added up with one calibrated scalar; as they are, where they have units; and as the kernel of training
+    dynamics, where all losses of the runs are above 0.
+    """
+    found: dict[str, Simulator] = {}
+    for file in files:
+        scores = InfluenceScores.load(file)
+        name = scores.method if f"{scores.method}, calibrated" not in found else f"{scores.method} ({file})"
+        found[f"{name}, calibrated"] = ScoresSimulator(scores)
+        if scores.weighing:
+            found[f"{name}, as is"] = ScoresSimulator(scores, calibrated=False)
+        if not (runs.loss <= 0).any():  # NaN where not evaluated
+            found[f"{name}, dynamics"] = DynamicsSimulator(scores)
+    return found
 
 
 def score(method: str, runs: RunSet, simulated: Array) -> pd.DataFrame:

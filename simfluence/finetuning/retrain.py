@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from simfluence import renamed
+from simfluence.curriculum import Curriculum
 from simfluence.devices import chosen_device
-from simfluence.finetuning.experiment import Prepared
+from simfluence.errors import RunDataError
+from simfluence.finetuning.experiment import Prepared, record_runs
 from simfluence.finetuning.optimizers import make_optimizer
-from simfluence.runs import Run
+from simfluence.runs import Run, RunSet
 
 
 def recorded_config(run: Run) -> dict[str, Any]:
@@ -26,6 +28,29 @@ def recorded_device(run: Run) -> torch.device:
     On another kind, dropout would draw other masks.
     """
     return chosen_device("cpu" if run.environment.get("device", "cpu") == "cpu" else None)
+
+
+def retrain_as_recorded(path: str, name: str, device: str | None = None) -> Callable[[Run, Curriculum], Run]:
+    """A function that trains a run of ``simfluence record`` again on another curriculum, and returns the recording.
+
+    path : the run set that the recordings are added to; one that is there already is not made again.
+    name : what was changed, in words; with the run's name it names the recording.
+    device : where to train, as torch names it; None is where the run was trained.
+
+    The function raises RunDataError for a run that ``simfluence record`` did not make.
+    """
+    slug = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in name.split())
+
+    def retrained(run: Run, curriculum: Curriculum) -> Run:
+        if not run.config:
+            raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
+        run_id = f"{run.id}-{slug[:60].strip('-')}"
+        where = device or str(recorded_device(run))
+        record_runs(recorded_config(run), path, count=1, curricula={run_id: curriculum}, device=where)
+        runs = RunSet.load(path)
+        return runs[runs.position(run_id)]
+
+    return retrained
 
 
 def retrain(prepared: Prepared, run: Run) -> Iterator[int]:

@@ -234,6 +234,16 @@ class RunSet:
         a, b, c = np.cumsum([train, validation, test])
         return self[order[:a]], self[order[a:b]], self[order[b:c]]
 
+    def split_to_fit(self, train: int, validation: int = 0) -> tuple[RunSet, RunSet, list[str]]:
+        """The first runs, for fitting and for choosing; where there are fewer, all of them for fitting.
+
+        Returns (training runs, validation runs, notes), the notes being sentences on what was done otherwise.
+        """
+        if len(self) >= (wanted := train + validation):
+            return *self.split(train, validation)[:2], []
+        note = f"{len(self)} runs, fewer than train + validation = {wanted}: fitted to all"
+        return *self.split(len(self))[:2], [note]
+
     # ------------------------------------------------------------------------------- as arrays
 
     @property

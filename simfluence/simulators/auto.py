@@ -69,7 +69,6 @@ class AutoSimulator(Simulator):
             "mean trajectory": EffectsSimulator(penalty=np.inf, max_rows=self.max_rows),
             "effects with dynamics": EffectsSimulator(self.scores, "effects", max_rows=self.max_rows),
         }
-        if __import__('os').environ.get('PLAIN'): candidates["effects"] = EffectsSimulator(self.scores, max_rows=self.max_rows)
         if self.scores is not None:
             candidates["scores with dynamics"] = EffectsSimulator(
                 self.scores, "scores", max_rows=self.max_rows
@@ -145,6 +144,8 @@ class AutoSimulator(Simulator):
         end. Raises ValueError for other runs, or where too few were fitted.
         """
         self.check_examples(train)
+        if not len(self.out_of_fold_):  # few runs and scores: nothing was left out in the fit
+            return super().out_of_fold(train)
         return on_every_step(self.out_of_fold_, self.grid_, self.lengths_, train)
 
     @property

@@ -170,6 +170,8 @@ class Simulator(ABC):
         train : the runs that this simulator was fitted to. NaN after a run's end.
         """
         self.check_examples(train)
+        if len(train) < 2:
+            raise ValueError("out-of-fold predictions take at least two training runs, got one")
         losses = np.full(train.loss.shape, np.nan)
         number = np.arange(len(train)) % min(FOLDS, len(train))
         for fold in range(number.max() + 1):

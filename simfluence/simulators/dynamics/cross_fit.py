@@ -78,7 +78,7 @@ def scores_dynamics(data: TrainingData, scores: Array, advance: Callable[[], Any
     advance()
     if len(data.train) < FEWEST_RUNS:
         return _unless_by_luck(found, data, scores)
-    parts = {}
+    parts: dict[int, tuple[Array, Array]] = {}
     for runs in _folds(data):
         other = fit_dynamics(
             -scores, data.without(runs), changing=True, start=found.numbers, evaluations=_FOLD_EVALUATIONS

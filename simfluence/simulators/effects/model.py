@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from simfluence.curriculum import Curriculum, count_matrix
 from simfluence.links import LOSS_FLOOR, Link, link, unlink
@@ -15,7 +16,7 @@ from simfluence.simulators.state import saved
 
 Array = npt.NDArray[np.float64]
 
-SCORE_ORDERS, INITIAL_ORDERS = int(__import__('os').environ.get('SO','3')), 2
+SCORE_ORDERS, INITIAL_ORDERS = 3, 2
 """How many Legendre polynomials of training progress the coefficients of scores and initial losses have."""
 
 
@@ -113,7 +114,7 @@ class EffectsModel:
             levels += np.interp(inside, self.grid, self.prior_slope)[:, None] * deviation
         return unlink(levels, self.settings.link)
 
-    def _acting(self, counts: Array, effects: Array, rates: Array) -> Array:
+    def _acting(self, counts: sparse.csr_array, effects: Array, rates: Array) -> Array:
         """Σ_i (r_t m̂_{t,i} − center_i) effects_i(z) of every step, [step, test].
 
         Averaging over steps and summing over examples commute, so momentum is applied to sums of effects.
@@ -166,7 +167,7 @@ def progress_basis(steps: npt.ArrayLike, total: int, decay: float) -> Array:
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"decay must lie in 0 ≤ decay < 1, got {decay}")
     variance = decay ** np.arange(6)
-    variance = variance[variance >= float(__import__('os').environ.get('VAR','1e-3')) * variance.sum()]
+    variance = variance[variance >= 1e-3 * variance.sum()]
     polynomials = np.polynomial.legendre.legvander(progress(steps, total), len(variance) - 1)
     return np.asarray(
         polynomials * np.sqrt(variance / variance.sum() * (2 * np.arange(len(variance)) + 1)), np.float64

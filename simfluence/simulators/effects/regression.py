@@ -212,7 +212,11 @@ class EffectsRegression:
             kernel = (x @ x.T) * (self.basis @ self.basis.T) + DRIFT_VARIANCE * (drift @ drift.T)
             kernel = self.whiten(self.whiten(kernel).T)
         return leave_run_out.Problem(
-            design, kernel, self.whiten(self.increments), self.whiten(self.known_columns), self.data.recorded.rows
+            design,
+            kernel,
+            self.whiten(self.increments),
+            self.whiten(self.known_columns),
+            self.data.recorded.rows,
         )
 
     def solve(self, penalty: float, leave_out: bool = True) -> EffectsFit:

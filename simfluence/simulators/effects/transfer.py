@@ -126,8 +126,9 @@ class FeatureSimulator(EffectsSimulator):
 
     def _regression(self, data: TrainingData, cross_fitted: CrossFitted | None) -> EffectsRegression:
         plain = super()._regression(data, cross_fitted)
-        kernels = {"train_kernel": self._kernel("train"), "test_kernel": self._kernel("test")}
-        return BilinearRegression(data, plain.settings, **kernels)
+        return BilinearRegression(
+            data, plain.settings, train_kernel=self._kernel("train"), test_kernel=self._kernel("test")
+        )
 
     def _set(self, data: TrainingData, chosen: Chosen) -> None:
         super()._set(data, chosen)

@@ -29,7 +29,6 @@ their average) in the same regression.
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Sequence
 from typing import ClassVar, Literal, Self
@@ -119,7 +118,7 @@ class MarkovSimulator(Simulator):
         "learning_rate_",
         "usual_rate_",
     )
-    _weights: Array | None = None
+    _weights: Array
 
     def __init__(
         self,
