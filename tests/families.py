@@ -6,12 +6,15 @@ x are counts, or what an optimizer with momentum makes of them; A' = 0 in the ef
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from simfluence.runs import ExampleTable, RunSet
+from simfluence.curriculum import Curriculum
+from simfluence.runs import ExampleTable, Run, RunSet
 
 ADAM = {"class": "AdamW", "betas": [0.9, 0.999]}
 
@@ -103,6 +106,32 @@ def known_runs(
     )
     frame = pd.DataFrame({"id": [f"e{i}" for i in range(n)], "group": groups or [""] * n})
     return RunSet.from_arrays(batches, losses, train=ExampleTable(frame), optimizer=optimizer), effects
+
+
+def cut(run: Run, steps: int, every: int = 1) -> Run:
+    """The first steps of a run, evaluated every few steps."""
+    evaluated = np.arange(0, steps + 1, every)
+    return dataclasses.replace(
+        run,
+        curriculum=Curriculum.from_batches(list(run.curriculum)[:steps], run.curriculum.n_examples),
+        metrics={"loss": run.loss[evaluated]},
+        evaluated=evaluated,
+        learning_rate=run.learning_rate[:steps],
+        train_loss=run.train_loss[:steps],
+    )
+
+
+def replaced(runs: RunSet, **changes: Any) -> RunSet:
+    """The same runs with other fields."""
+    return RunSet([dataclasses.replace(run, **changes) for run in runs], runs.train, runs.test)
+
+
+def with_losses(runs: RunSet, losses: Iterable[np.ndarray]) -> RunSet:
+    """The same runs with other losses, one array [step + 1, test] a run."""
+    changed = [
+        dataclasses.replace(run, metrics={"loss": own}) for run, own in zip(runs, losses, strict=True)
+    ]
+    return RunSet(changed, runs.train, runs.test)
 
 
 def skill(simulator, fitted: RunSet, test: RunSet) -> float:
