@@ -128,9 +128,7 @@ def replaced(runs: RunSet, **changes: Any) -> RunSet:
 
 def with_losses(runs: RunSet, losses: Iterable[np.ndarray]) -> RunSet:
     """The same runs with other losses, one array [step + 1, test] a run."""
-    changed = [
-        dataclasses.replace(run, metrics={"loss": own}) for run, own in zip(runs, losses, strict=True)
-    ]
+    changed = [dataclasses.replace(run, metrics={"loss": own}) for run, own in zip(runs, losses, strict=True)]
     return RunSet(changed, runs.train, runs.test)
 
 

@@ -81,9 +81,7 @@ def test_the_solution_is_that_of_dense_formulas(columns, pooling, which):
 def test_left_out_residuals_are_those_of_refits(columns, own, which):
     """With c̄ and τ of all runs, as stated."""
     problems = made(columns, own)
-    strength, shared = (
-        prior_of_coefficients(problems[0], PENALTY, 0.01) if own else (0.0, np.zeros(0))
-    )
+    strength, shared = prior_of_coefficients(problems[0], PENALTY, 0.01) if own else (0.0, np.zeros(0))
     found = solve(problems[which], PENALTY)
     for run in RUNS:
         others = np.delete(np.arange(ROWS), np.r_[run])
