@@ -100,7 +100,7 @@ class AutoSimulator(Simulator):
         effects = EffectsSimulator(self.scores, max_rows=self.max_rows)
         effects.examples_ = self.examples_
         with stages(1, "fit auto") as bar:
-            kernel = data.scores.sum(0) if len(data.scores) else None
+            kernel = data.given_scores.sum(0) if len(data.given_scores) else None
             found = None if kernel is None else scores_dynamics(data, kernel, bar.update)
             effects._fit_to(data, validation, bar.update)
         self.candidates_ = {"effects": effects.error_}
