@@ -48,7 +48,7 @@ def test_coverage_on_new_runs(simulator):
 
 
 def test_bands_are_the_formulas():
-    """s and q with a loop over runs, from the predictions out of fold; the window is one step to each side."""
+    """s and q by a loop over runs, from predictions out of fold; the window is a step to each side."""
     runs, _ = known_runs(np.random.default_rng(3), noise=0.02, runs=6, steps=10, tests=3)
     bands = PredictiveBands(MeanTrajectory(), level=0.8).fit(runs)
     residuals = MeanTrajectory().fit(runs).out_of_fold(runs) - runs.loss
@@ -85,7 +85,7 @@ def test_a_better_simulator_has_narrower_bands():
     "simulator", [EffectsSimulator(), AutoSimulator(), LinearSimulator(penalties=PENALTIES)]
 )
 def test_validation_runs_choose_the_simulator_and_nothing_of_the_bands(simulator):
-    """The prediction is that of the simulator fitted with them, and the bands that of its errors out of fold."""
+    """Predictions are those of the simulator fitted with them, bands those of its errors out of fold."""
     runs, _ = known_runs(np.random.default_rng(3), noise=0.02)
     train, validation, test = runs[:6], runs[6:8], runs[8:]
     bands = PredictiveBands(simulator).fit(train, validation)
