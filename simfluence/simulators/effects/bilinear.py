@@ -112,7 +112,7 @@ class BilinearRegression(EffectsRegression):
 
     def example_weights(self, alpha: Array) -> Array:
         """T_k = Xᵀ diag(φ_k) Wᵀ α [k, train, test]; effects are K T G."""
-        dual = self.whiten_transposed(alpha)
+        dual = self.whitener.T @ alpha
         return np.stack([self.scaled_rows.T @ (phi[:, None] * dual) for phi in self.basis.T])
 
     def effects_and_drift(self, solution: leave_run_out.Solution) -> tuple[Array, Array]:

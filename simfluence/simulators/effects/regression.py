@@ -26,6 +26,7 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
+from scipy import signal, sparse
 
 from simfluence.links import unlink
 from simfluence.ridge import leave_run_out
@@ -170,29 +171,22 @@ class EffectsRegression:
         variance = np.exp(smooth(log, max(self.intervals // 6, 1)))
         return np.sqrt(variance / variance.mean())
 
-    def whiten(self, rows: Array) -> Array:
-        """W rows: (1 − κ·lag) of rows / s, over the first axis, run by run."""
-        scaled = rows / self.spread[self.interval].reshape(-1, *([1] * (rows.ndim - 1)))
-        lagged = np.zeros_like(scaled)
-        lagged[1:] = scaled[:-1]
-        lagged[[rows_of.start for rows_of in self.data.recorded.rows]] = 0.0
-        return scaled - self.settings.noise_correlation * lagged
+    @cached_property
+    def whitener(self) -> sparse.csr_array:
+        """W [row, row]: (1 − κ·lag) of rows / s within each run, so that W ε is white."""
+        inverse = 1 / self.spread[self.interval]
+        lagged = -self.settings.noise_correlation * inverse[:-1]
+        lagged[[rows.start - 1 for rows in self.data.recorded.rows[1:]]] = 0.0
+        return sparse.diags_array([inverse, lagged], offsets=[0, -1]).tocsr()
 
-    def whiten_transposed(self, rows: Array) -> Array:
-        """Wᵀ rows, float [row, column]."""
-        following = np.zeros_like(rows)
-        following[:-1] = rows[1:]
-        following[[rows_of.stop - 1 for rows_of in self.data.recorded.rows]] = 0.0
-        return (rows - self.settings.noise_correlation * following) / self.spread[self.interval][:, None]
+    def whiten(self, rows: Array) -> Array:
+        """W rows, over the first axis."""
+        return np.asarray((self.whitener @ rows.reshape(len(rows), -1)).reshape(rows.shape), np.float64)
 
     def unwhiten(self, rows: Array) -> Array:
-        """W⁻¹ rows of one run, from its first row."""
-        result = np.empty_like(rows)
-        carried = np.zeros(rows.shape[1:])
-        for j, row in enumerate(rows):
-            carried = self.settings.noise_correlation * carried + row
-            result[j] = carried * self.spread[j]
-        return result
+        """W⁻¹ rows of one run, from its first row: e_j = κ e_{j-1} + row_j, times s_j."""
+        carried = signal.lfilter([1.0], [1.0, -self.settings.noise_correlation], rows, axis=0)
+        return np.asarray(carried * self.spread[: len(rows), None], np.float64)
 
     # -------------------------------------------------------------------------------------- solving
 
@@ -203,13 +197,15 @@ class EffectsRegression:
         Where there are more columns than rows, the kernel (the covariance of the rows) is made instead.
         """
         x = self.centered * self.scale
-        drift = (self.interval[:, None] == np.arange(self.intervals)).astype(np.float64)
         design = kernel = None
         if self.basis.shape[1] * x.shape[1] + self.intervals < len(x):
+            drift = (self.interval[:, None] == np.arange(self.intervals)).astype(np.float64)
             columns = [phi[:, None] * x for phi in self.basis.T] + [np.sqrt(DRIFT_VARIANCE) * drift]
             design = self.whiten(np.concatenate(columns, axis=1))
         else:
-            kernel = (x @ x.T) * (self.basis @ self.basis.T) + DRIFT_VARIANCE * (drift @ drift.T)
+            kernel = x @ x.T
+            kernel *= self.basis @ self.basis.T
+            kernel[self.interval[:, None] == self.interval] += DRIFT_VARIANCE
             kernel = self.whiten(self.whiten(kernel).T)
         return leave_run_out.Problem(
             design,
@@ -276,7 +272,7 @@ class EffectsRegression:
 
     def effects_and_drift(self, solution: leave_run_out.Solution) -> tuple[Array, Array]:
         """(B [k, train, test], μ [interval, test])"""
-        dual = self.whiten_transposed(solution.dual)
+        dual = self.whitener.T @ solution.dual
         rows = self.centered * self.scale**2
         effects = np.stack([rows.T @ (phi[:, None] * dual) for phi in self.basis.T])
         return effects, DRIFT_VARIANCE * self._by_interval(dual)
