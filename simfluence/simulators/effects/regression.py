@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -177,7 +178,8 @@ class EffectsRegression:
         inverse = 1 / self.spread[self.interval]
         lagged = -self.settings.noise_correlation * inverse[:-1]
         lagged[[rows.start - 1 for rows in self.data.recorded.rows[1:]]] = 0.0
-        return sparse.diags_array([inverse, lagged], offsets=[0, -1]).tocsr()
+        diagonals: list[Any] = [inverse, lagged]
+        return sparse.diags_array(diagonals, offsets=[0, -1]).tocsr()
 
     def whiten(self, rows: Array) -> Array:
         """W rows, over the first axis."""
