@@ -11,7 +11,7 @@ batches up to it are left out (how many is in the run's ``config``), as in the p
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,17 +22,16 @@ import pandas as pd
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs.run import Run
-from simfluence.runs.runset import RunSet
 from simfluence.runs.storage import natural_order
 from simfluence.runs.tables import ExampleTable
 
 SAMPLES, LOSSES = "train_samples_id.json", "all_loss_trajectory.out"
 
 
-def from_gptfluence(
+def read(
     path: str | Path, *, train: ExampleTable | None = None, test: ExampleTable | None = None
-) -> RunSet:
-    """The runs in a folder of run folders (or a single run's folder).
+) -> tuple[list[Run], ExampleTable, ExampleTable]:
+    """The runs in a folder of run folders (or a single run's folder), their training and their test table.
 
     ``train`` and ``test`` are the tables of examples, by default all ids that occur in any of the runs,
     ascending. Run names are the folders'; losses are float64.
@@ -47,20 +46,20 @@ def from_gptfluence(
     logs = [(folder, _read_batches(folder / SAMPLES), _read_losses(folder / LOSSES)) for folder in folders]
     train = train or _table({i for _, batches, _ in logs for batch in batches.values() for i in batch})
     test = test or _table({z for _, _, losses in logs for z in losses})
-    return RunSet([_run(*log, train, test) for log in logs], train, test)
+    return [_run(*log, train, test) for log in logs], train, test
 
 
-def to_gptfluence(runs: RunSet, path: str | Path) -> None:
-    """Write a set in this format, ids as they are; losses before the first step become those at step 0."""
+def write(runs: Iterable[Run], train: ExampleTable, test: ExampleTable, path: str | Path) -> None:
+    """Write runs in this format, ids as they are; losses before the first step become those at step 0."""
     for run in runs:
         folder = Path(path) / run.id
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / SAMPLES).open("w") as file:
             for step, batch in enumerate(run.curriculum, start=1):
-                line = {"step": step, "samples_id": [_as_number(runs.train.ids[i]) for i in batch]}
+                line = {"step": step, "samples_id": [_as_number(train.ids[i]) for i in batch]}
                 file.write(json.dumps(line) + "\n")
         with (folder / LOSSES).open("w") as file:
-            for z, test_id in enumerate(runs.test.ids):
+            for z, test_id in enumerate(test.ids):
                 series = [
                     {"step": int(step), "loss": float(loss)}
                     for step, loss in zip(run.evaluated, run.loss[:, z], strict=True)

@@ -16,7 +16,7 @@ are examples that were never consumed: pass the tables to read a set back as it 
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ import pandas as pd
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs.run import Run
-from simfluence.runs.runset import RunSet
 from simfluence.runs.storage import natural_order
 from simfluence.runs.tables import ExampleTable
 
@@ -35,13 +34,15 @@ _TEXTS = ("run", "example", "test")
 _OF_STEPS = ("learning_rate", "train_loss")
 
 
-def to_table(runs: RunSet, path: str | Path | None = None) -> pd.DataFrame:
-    """The set as a long table; written to a .csv or .parquet file too, if a path is given.
+def write(
+    runs: Sequence[Run], train: ExampleTable, test: ExampleTable, path: str | Path | None = None
+) -> pd.DataFrame:
+    """These runs as a long table; written to a .csv or .parquet file too, if a path is given.
 
     Losses keep their bits in either (float32 ones are written out with all digits of their value).
     """
     names = sorted({name for run in runs for name in run.metrics}, key=lambda name: (name != "loss", name))
-    frame = pd.concat([_rows_of(run, runs, names) for run in runs], ignore_index=True)
+    frame = pd.concat([_rows_of(run, train, test, names) for run in runs], ignore_index=True)
     if path is not None:
         path = Path(path)
         if path.suffix == ".parquet":
@@ -53,14 +54,14 @@ def to_table(runs: RunSet, path: str | Path | None = None) -> pd.DataFrame:
     return frame
 
 
-def from_table(
+def read(
     table: pd.DataFrame | str | Path,
     *,
     train: ExampleTable | None = None,
     test: ExampleTable | None = None,
     dtype: npt.DTypeLike | None = None,
-) -> RunSet:
-    """A run set from a long table, or a .csv or .parquet file of one.
+) -> tuple[list[Run], ExampleTable, ExampleTable]:
+    """The runs in a long table, or in a .csv or .parquet file of one; their training and their test table.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def from_table(
     RunDataError : a column or a step is missing, a row says nothing or too much, a test example has
         no loss or two at a step where others have one, or an id is not in its table.
     """
-    frame = _read(table) if isinstance(table, str | Path) else table.copy()
+    frame = _read_file(table) if isinstance(table, str | Path) else table.copy()
     if missing := [name for name in ("run", "step", "example", "test", "loss") if name not in frame]:
         raise RunDataError(f"the table needs a column {missing[0]!r}, got only {list(frame.columns)}")
     for name in _TEXTS:
@@ -88,26 +89,26 @@ def from_table(
     train = train or _numbered_like(frame["example"])
     test = test or _numbered_like(frame["test"])
     runs = [_run(str(run_id), rows, train, test, dtype) for run_id, rows in frame.groupby("run", sort=False)]
-    return RunSet(runs, train, test)
+    return runs, train, test
 
 
-def _rows_of(run: Run, runs: RunSet, names: list[str]) -> pd.DataFrame:
+def _rows_of(run: Run, train: ExampleTable, test: ExampleTable, names: list[str]) -> pd.DataFrame:
     step = np.repeat(np.arange(1, len(run) + 1), run.curriculum.batch_sizes)
     consumed = pd.DataFrame(
         {
             "step": step,
-            "example": np.array(runs.train.ids, object)[run.curriculum.examples],
+            "example": np.array(train.ids, object)[run.curriculum.examples],
             "test": "",
             "learning_rate": run.learning_rate[step - 1],
             "train_loss": run.train_loss[step - 1],
         }
     )
-    tests = len(runs.test)
+    n_test = len(test)
     evaluated = pd.DataFrame(
         {
-            "step": np.repeat(run.evaluated, tests),
+            "step": np.repeat(run.evaluated, n_test),
             "example": "",
-            "test": np.tile(np.array(runs.test.ids, object), len(run.evaluated)),
+            "test": np.tile(np.array(test.ids, object), len(run.evaluated)),
             **{name: values.ravel() for name, values in run.metrics.items()},
         }
     )
@@ -117,7 +118,7 @@ def _rows_of(run: Run, runs: RunSet, names: list[str]) -> pd.DataFrame:
     return rows.assign(run=run.id).reindex(columns=["run", "step", "example", "test", *names, *_OF_STEPS])
 
 
-def _read(path: str | Path) -> pd.DataFrame:
+def _read_file(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     try:
         if path.suffix == ".parquet":

@@ -13,7 +13,7 @@ import pandas as pd
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import storage
+from simfluence.runs import gptfluence, long_table, storage
 from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.tables import ExampleTable
 
@@ -155,22 +155,16 @@ class RunSet:
     @classmethod
     def from_table(cls, table: Any, **options: Any) -> RunSet:
         """From a long table or its .csv or .parquet file, see :mod:`simfluence.runs.long_table`."""
-        from simfluence.runs.long_table import from_table
-
-        return from_table(table, **options)
+        return cls(*long_table.read(table, **options))
 
     def to_table(self, path: str | Path | None = None) -> pd.DataFrame:
         """As a long table, see :mod:`simfluence.runs.long_table`."""
-        from simfluence.runs.long_table import to_table
-
-        return to_table(self, path)
+        return long_table.write(self.runs, self.train, self.test, path)
 
     @classmethod
     def from_gptfluence(cls, path: str | Path, **options: Any) -> RunSet:
         """From GPTfluence's run logs, see :mod:`simfluence.runs.gptfluence`."""
-        from simfluence.runs.gptfluence import from_gptfluence
-
-        return from_gptfluence(path, **options)
+        return cls(*gptfluence.read(path, **options))
 
     def save(self, path: str | Path, *, text: bool = True) -> None:
         """Write the set to a new folder (without the examples' texts, if ``text`` is False).

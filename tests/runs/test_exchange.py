@@ -10,8 +10,7 @@ import pytest
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import ExampleTable, RunSet
-from simfluence.runs.gptfluence import to_gptfluence
+from simfluence.runs import ExampleTable, RunSet, gptfluence
 from simfluence.runs.run import Run
 
 
@@ -149,7 +148,7 @@ def test_gptfluence_there_and_back(tmp_path, dtype):
     rng = np.random.default_rng(0)
     batches, losses = rng.integers(0, 12, (3, 5, 2)), rng.normal(size=(3, 6, 11)).astype(dtype)
     runs = RunSet.from_arrays(batches, losses, train=12)
-    to_gptfluence(runs, tmp_path)
+    gptfluence.write(runs, runs.train, runs.test, tmp_path)
     same = RunSet.from_gptfluence(tmp_path, train=runs.train)
     np.testing.assert_array_equal(same.loss, runs.loss)
     assert same.curricula == runs.curricula
