@@ -1,4 +1,4 @@
-"""The modules of simfluence.runs import each other in one direction, inside functions too."""
+"""The modules of simfluence.runs import each other in one direction only (imports inside functions count)."""
 
 from __future__ import annotations
 
