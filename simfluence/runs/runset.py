@@ -14,6 +14,7 @@ import pandas as pd
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs import gptfluence, long_table, storage
+from simfluence.runs.importing import InitialLoss, check_finite
 from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.tables import ExampleTable
 
@@ -128,13 +129,8 @@ class RunSet:
                     f"run {number}: {len(curriculum)} steps need {len(curriculum) + 1} rows of losses"
                     f" (the first before the first step), got {len(values)}"
                 )
-            if not allow_nonfinite and (bad := np.argwhere(~np.isfinite(values))).size:
-                step, z = bad[0]
-                raise RunDataError(
-                    f"run {number}: the loss of test example {test_table.ids[z]!r} at step {step} is"
-                    f" {values[step, z]} ({len(bad)} losses are not finite); leave the run out, or"
-                    " pass allow_nonfinite=True to have simulators leave these transitions out"
-                )
+            if not allow_nonfinite:
+                check_finite(f"run {number}", values, range(len(values)), test_table)
             rate = np.full(len(curriculum), np.nan)
             if learning_rate is not None:
                 given = np.asarray(learning_rate, np.float64)
@@ -153,18 +149,88 @@ class RunSet:
         return cls(runs, train_table, test_table)
 
     @classmethod
-    def from_table(cls, table: Any, **options: Any) -> RunSet:
-        """From a long table or its .csv or .parquet file, see :mod:`simfluence.runs.long_table`."""
-        return cls(*long_table.read(table, **options))
+    def from_table(
+        cls,
+        table: long_table.Table,
+        *,
+        batches: long_table.Batches | None = None,
+        prefix: str = "",
+        train: ExampleTable | None = None,
+        test: ExampleTable | None = None,
+        dtype: npt.DTypeLike | None = None,
+        initial_loss: InitialLoss = None,
+        optimizer: Mapping[str, Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> RunSet:
+        """A set from a data frame, or from a .csv or .parquet file of one.
+
+        The table is long (:mod:`simfluence.runs.long_table`: a row for each example that a step consumed, and
+        for each loss) or wide (:mod:`simfluence.runs.wide_table`: a row for each step, and a column for each
+        test example, as experiment trackers export them).
+
+        Parameters
+        ----------
+        batches : what the steps consumed, if the table does not say it: run name → a list of ids for each
+            step, or a table with the columns run, step and example.
+        prefix : what the names of a wide table's columns of losses begin with, as "loss/"; the rest is the
+            test example's id. By default every column that has no other meaning holds losses.
+        train, test : the tables of examples; by default of the ids that occur, in natural order.
+        dtype : of the losses; by default the table's (float64 from CSV).
+        initial_loss : the losses before the first step, for runs that have none: test id → loss, or an array
+            [test] or [run, test]; "first" begins every run at the first losses it has, and leaves out the
+            steps up to these.
+        optimizer : class and settings of the optimizer of all runs, if known (as the recorder logs them).
+        allow_nonfinite : whether losses may be missing, NaN or infinite (simulators leave them out).
+
+        Raises
+        ------
+        RunDataError : a column, a step or a loss is missing; a row says nothing, or two things; a loss stands
+            twice; or an id is not in its table. The message names the row or the run.
+        """
+        parts = long_table.read(
+            table,
+            batches=batches,
+            prefix=prefix,
+            train=train,
+            test=test,
+            dtype=dtype,
+            initial_loss=initial_loss,
+            optimizer=optimizer,
+            allow_nonfinite=allow_nonfinite,
+        )
+        return cls(*parts)
 
     def to_table(self, path: str | Path | None = None) -> pd.DataFrame:
-        """As a long table, see :mod:`simfluence.runs.long_table`."""
+        """The set as a long table (:mod:`simfluence.runs.long_table`), which is also written to ``path``, a
+        name that ends in .csv or .parquet. ``from_table`` reads it back without loss.
+        """
         return long_table.write(self.runs, self.train, self.test, path)
 
     @classmethod
-    def from_gptfluence(cls, path: str | Path, **options: Any) -> RunSet:
-        """From GPTfluence's run logs, see :mod:`simfluence.runs.gptfluence`."""
-        return cls(*gptfluence.read(path, **options))
+    def from_gptfluence(
+        cls,
+        path: str | Path,
+        *,
+        train: ExampleTable | None = None,
+        test: ExampleTable | None = None,
+        initial_loss: InitialLoss = "first",
+        optimizer: Mapping[str, Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> RunSet:
+        """A set from the run logs of GPTfluence (:mod:`simfluence.runs.gptfluence`), a folder for each run.
+
+        The options mean the same as in :meth:`from_table`. The published logs have no losses before the first
+        step, so by default a run begins at the first losses it has.
+        """
+        parts = gptfluence.read(
+            path,
+            train=train,
+            test=test,
+            initial_loss=initial_loss,
+            optimizer=optimizer,
+            allow_nonfinite=allow_nonfinite,
+        )
+        return cls(*parts)
 
     def save(self, path: str | Path, *, text: bool = True) -> None:
         """Write the set to a new folder (without the examples' texts, if ``text`` is False).

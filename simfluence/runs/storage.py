@@ -71,7 +71,7 @@ def run_ids(path: Path) -> list[str]:
 
 def natural_order(name: str) -> list[tuple[bool, Any]]:
     """A sort key by which "run-10" comes after "run-9"."""
-    return [(not p.isdigit(), int(p) if p.isdigit() else p) for p in re.split(r"([0-9]+)", name)]
+    return [(not p.isdecimal(), int(p) if p.isdecimal() else p) for p in re.split(r"([0-9]+)", name)]
 
 
 # ---------------------------------------------------------------------------------------- writing
