@@ -89,7 +89,7 @@ def read(
     if missing := [name for name in ("run", "step", "example", "test", "loss") if name not in frame]:
         raise RunDataError(f"the table needs a column {missing[0]!r}, got only {list(frame.columns)}")
     for name in _NAMES:
-        frame[name] = [as_text(value) for value in frame[name]]
+        frame[name] = [value if type(value) is str else as_text(value) for value in frame[name]]
     frame["step"] = _steps(frame)
     _check_rows(frame)
     metrics = _metrics(frame, dtype)
@@ -231,15 +231,14 @@ def _numbers(frame: pd.DataFrame, name: str) -> FloatArray:
     column = frame[name]
     if isinstance(column.dtype, np.dtype) and np.issubdtype(column.dtype, np.floating):
         return column.to_numpy()
-    values = np.full(len(column), np.nan)
-    for row, value in enumerate(column):
-        if value is None or value is pd.NA or value == "":
-            continue
-        try:
-            values[row] = float(value)
-        except (TypeError, ValueError):
-            raise RunDataError(f"row {row}: {name} must be a number, got {value!r}") from None
-    return values
+    values: list[float] = []
+    try:
+        for value in column:
+            blank = value is None or value is pd.NA or value == ""
+            values.append(np.nan if blank else float(value))
+    except (TypeError, ValueError):
+        raise RunDataError(f"row {len(values)}: {name} must be a number, got {value!r}") from None
+    return np.array(values, np.float64)
 
 
 def _numbered_like(ids: pd.Series[Any]) -> ExampleTable:
