@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +17,7 @@ import pandas as pd
 
 from simfluence.curriculum import IntArray
 from simfluence.errors import RunDataError
+from simfluence.runs.content import content_hash
 
 COLUMNS = ["id", "group", "hash", "text"]
 _EXACT_FLOATS = 2**53  # below it, every whole number is a float
@@ -28,7 +28,7 @@ def as_text(value: Any) -> str:
 
     Whole floats lose their ".0" because a column of integers that has a missing value becomes one of floats.
 
-    Raises RunDataError for a collection, and for a float so large that it may have been rounded.
+    Raises RunDataError for a float so large that it may have been rounded.
     """
     if isinstance(value, str):
         return value
@@ -38,8 +38,6 @@ def as_text(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return _float_as_text(value)
-    if isinstance(value, Iterable) and not isinstance(value, bytes):
-        raise RunDataError(f"an id or a group is text or a number, got {type(value).__name__} {value!r}")
     return str(value)
 
 
@@ -94,8 +92,7 @@ class ExampleTable:
         An example's group is its field ``group``, if it has one. The content hash is made of all other
         fields. Its text is the field ``text``, or else the strings in the other fields, joined by " | ".
 
-        Raises RunDataError as the class does, and for a field that no hash can be made of: one that contains
-        itself, or a mapping whose keys cannot be sorted.
+        Raises RunDataError as the class does, and naming a field that no hash can be made of.
         """
         if isinstance(examples, ExampleTable):
             return examples
@@ -176,7 +173,6 @@ def _row(example: Mapping[str, Any]) -> dict[str, str]:
     if "id" not in example:
         raise RunDataError(f"an example needs a field 'id', got only {sorted(map(str, example))}")
     content = {key: value for key, value in example.items() if key not in ("id", "group")}
-    content_hash = _content_hash(content, example["id"])
     if "text" in content:
         text = "" if content["text"] is None else str(content["text"])
     else:
@@ -184,38 +180,9 @@ def _row(example: Mapping[str, Any]) -> dict[str, str]:
     return {
         "id": as_text(example["id"]),
         "group": as_text(example.get("group")),
-        "hash": content_hash,
+        "hash": content_hash(content),
         "text": text,
     }
-
-
-def _content_hash(content: Mapping[str, Any], example_id: Any) -> str:
-    """A hash that is equal for equal contents, in every process."""
-    try:
-        canonical = json.dumps(content, sort_keys=True, default=_plain)
-    except (TypeError, ValueError, RecursionError) as error:
-        if len(content) > 1:  # the field at fault alone
-            for name, value in content.items():
-                _content_hash({name: value}, example_id)
-        raise RunDataError(
-            f"example {example_id!r}: no hash can be made of the field {', '.join(map(repr, content))}"
-            f" ({error}); leave it out, or give it as text"
-        ) from error
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def _plain(value: Any) -> Any:
-    """What stands for a value that JSON does not know, the same in every process."""
-    if isinstance(value, set | frozenset):
-        return sorted(value, key=repr)
-    if hasattr(value, "tolist"):  # an array or a tensor
-        return value.tolist()
-    without_address = re.sub(r" at 0x[0-9a-fA-F]+", "", text := repr(value))
-    if without_address == text:
-        return text
-    if hasattr(value, "__array_interface__"):  # an image
-        return [without_address, hashlib.sha256(np.asarray(value).tobytes()).hexdigest()]
-    return [without_address, getattr(value, "__dict__", {})]
 
 
 def _strings(values: Iterable[Any]) -> list[str]:
