@@ -18,7 +18,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,7 +33,7 @@ import pyarrow.parquet as pq
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import journal, rows
+from simfluence.runs import journal, rows, strict_json
 from simfluence.runs.rows import STEP_COLUMNS
 from simfluence.runs.run import Run, Status
 from simfluence.runs.tables import ExampleTable
@@ -92,7 +91,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, default=str).encode() + b"\n")
+    write_atomically(folder / MANIFEST, strict_json.dumps(manifest).encode() + b"\n")
 
 
 def write_examples(path: Path, train: ExampleTable, test: ExampleTable) -> None:
@@ -204,7 +203,7 @@ def read_examples(path: Path) -> tuple[ExampleTable, ExampleTable]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = strict_json.loads(file.read_bytes())
     except FileNotFoundError:
         raise RunDataError(f"{folder} holds no recorded run: it has no {MANIFEST}") from None
     except ValueError as error:
