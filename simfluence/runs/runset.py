@@ -29,7 +29,7 @@ class RunSet:
 
     Raises
     ------
-    RunDataError : a run that is about other examples than the tables.
+    RunDataError : a run is about another number of examples than the tables, or two runs have one name.
     """
 
     def __init__(self, runs: Sequence[Run], train: ExampleTable, test: ExampleTable) -> None:
@@ -96,19 +96,20 @@ class RunSet:
 
         Parameters
         ----------
-        batches : int [run, step, batch], row numbers of training examples; or nested sequences,
-            where runs differ in length or steps in size.
-        losses : float [run, step + 1, test]; or one such array [step + 1, test] a run.
+        batches : int [run, step, batch], row numbers of training examples; or nested sequences of them,
+            where runs differ in length or batches in size.
+        losses : float [run, step + 1, test], the first before the first step; or an array
+            [step + 1, test] for each run.
         train : the training table or its size; by default the largest number that occurs, plus one.
         test : the test table; by default numbered.
         learning_rate : float [run, step] or [step], if known.
         optimizer : class and settings, if known (as the recorder logs them).
-        allow_nonfinite : whether NaN and infinite losses are let in (simulators leave them out).
+        allow_nonfinite : whether losses may be NaN or infinite (simulators leave them out).
 
         Raises
         ------
-        RunDataError : shapes that do not fit, or losses that are not finite (named by run, step
-            and test example).
+        RunDataError : the shapes do not fit, or a loss is not finite (the run, the step and the test example
+            are named).
         """
         all_batches = list(batches)
         all_losses = [_loss_array(values, run) for run, values in enumerate(losses)]
@@ -233,7 +234,7 @@ class RunSet:
         return cls(*parts)
 
     def save(self, path: str | Path, *, text: bool = True) -> None:
-        """Write the set to a new folder (without the examples' texts, if ``text`` is False).
+        """Write the set to a new folder; without the texts of the examples, if ``text`` is False.
 
         Raises RunDataError if the folder already holds a run set.
         """
@@ -268,7 +269,7 @@ class RunSet:
         return f"RunSet({len(self)} runs, {len(self.train)} training and {len(self.test)} test examples)"
 
     def position(self, run_id: str) -> int:
-        """The number of the run of that name; RunDataError naming those there are."""
+        """The position of a run in the set. Raises RunDataError if there is no run of that name."""
         if run_id not in self.ids:
             raise RunDataError(f"there is no complete run {run_id!r}; there are {', '.join(self.ids)}")
         return self.ids.index(run_id)
@@ -276,12 +277,18 @@ class RunSet:
     def split(
         self, train: int, validation: int = 0, test: int | None = None, *, seed: int | None = None
     ) -> tuple[RunSet, RunSet, RunSet]:
-        """Disjoint sets of that many runs: for fitting, choosing and scoring.
+        """Split the runs into three disjoint sets: to fit simulators, to choose one, and to score it.
 
-        ``test`` None takes all that are left. In the set's order, or drawn by ``seed``. Runs are
-        the unit: no step of a run ever stands on both sides.
+        A run is never divided, so that no step of it is in two sets.
 
-        Raises ValueError if there are too few runs.
+        Parameters
+        ----------
+        train, validation, test : how many runs each set gets; test None takes all that are left.
+        seed : of the random order in which the runs are dealt out; None deals them in the set's order.
+
+        Raises
+        ------
+        ValueError : there are too few runs.
         """
         if test is None:
             test = max(len(self) - train - validation, 0)

@@ -1,4 +1,8 @@
-"""Tasks to fine-tune on. To add one: a reader in a file here, a line in ``TASKS``, a config in conf/task/."""
+"""Tasks to fine-tune on.
+
+To add one, write a function that returns its examples (``sources`` and ``bigbench`` have some), name it in
+``SOURCES``, and add a configuration in conf/task/.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +28,15 @@ SOURCES: dict[str, Callable[..., list[Sourced]]] = {
 def load_task(
     source: str, *, n_train: int, n_test: int, seed: int = 0, name: str | None = None, **options: Any
 ) -> Task:
-    """A task's training and test examples.
+    """Draw the training and the test examples of a task.
 
     Parameters
     ----------
-    source : one of ``SOURCES``, or "facts" (then ``n_test`` facts are made up, and ``n_train`` must be
-        a multiple of it: so many paraphrases of each).
-    seed : of the draw, which is the same for every run of a set.
-    name : how the task is called; by default as its source.
+    source : one of ``SOURCES``; or "facts", which makes up ``n_test`` facts, each with
+        ``n_train / n_test`` paraphrases.
+    n_train, n_test : how many examples to draw.
+    seed : of the draw. It belongs to the task: all runs of a set have the same examples.
+    name : what the task is called; by default its source.
     options : of the source, whose function documents them: ``path`` of a JSONL file; ``path``, ``config`` and
         ``split`` on the hub; ``labels`` and ``first_label`` of either; ``archive`` of bigbench.
         ``test_path`` (a JSONL file) or ``test_split`` (of the hub) says where the test examples are drawn

