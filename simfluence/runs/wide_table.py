@@ -8,10 +8,10 @@
 | learning_rate, train_loss | of the step |
 | any other | the losses of the test example of that name |
 
-Where a row has none of the losses, the step was not evaluated. Several rows may be about one step. Columns of
-the form "<run> - <test example>" (a chart of several runs, as Weights & Biases exports it) are about that
-run. Their extremes ("…__MIN", "…__MAX") are not read, nor are columns whose name begins with "_". Where the
-batches come from another table, so do the learning rates and training losses.
+Where a row has none of the losses, the step was not evaluated. Several rows may be about one step. Without a
+column ``run``, columns that are all named "<run> - <test example>" are about these runs, as in the charts of
+several runs that Weights & Biases exports. Extremes ("…__MIN", "…__MAX") and columns whose name begins with
+"_" are not read. Where the batches come from another table, so do the learning rates and training losses.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def as_long(frame: pd.DataFrame, prefix: str, with_batches: bool) -> pd.DataFram
     RunDataError : the table has no batches, or no column of losses.
     """
     frame = frame.set_axis([as_text(name) for name in frame.columns], axis=1)
+    columns = _loss_columns(frame, prefix)
     step = next(name for name in STEPS if name in frame)
-    tests = _loss_columns(frame, prefix)
     frame = frame.rename(columns={step: "step"})
     if "run" not in frame:
         frame = frame.assign(run="run")
-    parts = [_rows_about(frame, column, *_run_and_test(column, tests, prefix)) for column in tests]
+    parts = [_rows_about(frame, column, run, test) for column, (run, test) in columns.items()]
     if not with_batches:
         return pd.concat(parts, ignore_index=True)
     if "batch" not in frame:
@@ -70,34 +70,29 @@ def as_long(frame: pd.DataFrame, prefix: str, with_batches: bool) -> pd.DataFram
     return pd.concat([_consumed(frame), *parts], ignore_index=True)
 
 
-def _loss_columns(frame: pd.DataFrame, prefix: str) -> list[str]:
+def _loss_columns(frame: pd.DataFrame, prefix: str) -> dict[str, tuple[str | None, str]]:
+    """The columns of losses: name → (the run, if the name says it, and the test example)."""
     names = list(frame.columns)
-    known = {*STEPS, *_OF_STEPS, "run", "batch"}
-    extremes = {f"{name}__{which}" for name in names for which in ("MIN", "MAX")}
-    found = [
-        name
-        for name in names
-        if name not in known | extremes and not name.startswith("_") and prefix in ("", _prefix(name, prefix))
-    ]
+    others = {
+        *STEPS,
+        *_OF_STEPS,
+        "run",
+        "batch",
+        *(f"{name}__{end}" for name in names for end in ("MIN", "MAX")),
+    }
+    columns = [name for name in names if prefix in name and name not in others and not name.startswith("_")]
+    several_runs = "run" not in names and all(_SEVERAL in name for name in columns)
+    found: dict[str, tuple[str | None, str]] = {}
+    for name in columns:
+        run, _, metric = name.partition(_SEVERAL) if several_runs else (None, "", name)
+        if metric.startswith(prefix):
+            found[name] = run, metric.removeprefix(prefix)
     if not found:
         raise RunDataError(
             f"no column holds the losses of a test example (their names begin with {prefix!r}), got only"
             f" {names}"
         )
     return found
-
-
-def _prefix(name: str, prefix: str) -> str:
-    """What the metric in this column begins with, as far as the prefix is long."""
-    return name.split(_SEVERAL, 1)[-1][: len(prefix)]
-
-
-def _run_and_test(column: str, tests: list[str], prefix: str) -> tuple[str | None, str]:
-    """The run that a column is about, if it says so, and the id of its test example."""
-    run: str | None = None
-    if all(_SEVERAL in name for name in tests):
-        run, column = column.split(_SEVERAL, 1)
-    return run, column[len(prefix) :]
 
 
 def _rows_about(frame: pd.DataFrame, column: str, run: str | None, test: str) -> pd.DataFrame:

@@ -252,6 +252,14 @@ def test_wide_rows_without_losses() -> None:
         RunSet.from_table(frame)
 
 
+def test_test_examples_with_dashes_in_their_names() -> None:
+    runs = a_set(np.arange(12.0).reshape(2, 3, 2))
+    named = wide(runs).rename(columns={"0": "a - 1", "1": "a - 2"})
+    read = RunSet.from_table(named)
+    assert (read.ids, read.test.ids) == (runs.ids, ["a - 1", "a - 2"])
+    np.testing.assert_array_equal(read.loss, runs.loss)
+
+
 def test_a_chart_of_several_runs(tmp_path) -> None:
     runs = a_set(np.arange(12.0).reshape(2, 3, 2))
     columns: dict[str, Any] = {"Step": range(3)}
