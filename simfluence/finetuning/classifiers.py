@@ -53,8 +53,8 @@ class TextClassifier(nn.Module):
         self.max_length = max_length
         self.frozen_layers = 0
         self._tokenizer = tokenizer
-        self._tokens: dict[str, dict[str, Tensor]] = {}
-        self._lower: dict[str, Tensor] = {}
+        self._tokens: dict[TextExample, dict[str, Tensor]] = {}
+        self._lower: dict[TextExample, Tensor] = {}
         self.head = nn.Linear(self.encoder.config.hidden_size, n_outputs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -198,15 +198,15 @@ class TextClassifier(nn.Module):
     @torch.no_grad()
     def _lower_output(self, example: TextExample) -> Tensor:
         """The frozen layers' output for one example, [option, token, hidden]; computed once."""
-        if example.id not in self._lower:
+        if example not in self._lower:
             tokens = self._token_ids(example)
             embedded = self.encoder.embeddings(
                 input_ids=tokens["input_ids"], token_type_ids=tokens.get("token_type_ids")
             )
-            self._lower[example.id] = self._run_layers(
+            self._lower[example] = self._run_layers(
                 embedded, tokens["attention_mask"], to_layer=self.frozen_layers
             )
-        return self._lower[example.id]
+        return self._lower[example]
 
     def _run_layers(
         self, hidden: Tensor, mask: Tensor, from_layer: int = 0, to_layer: int | None = None
@@ -221,7 +221,7 @@ class TextClassifier(nn.Module):
 
     def _token_ids(self, example: TextExample) -> dict[str, Tensor]:
         """Token tensors [option, token] of one example, on the model's device; computed once."""
-        if example.id not in self._tokens:
+        if example not in self._tokens:
             first, second = zip(*example.inputs, strict=True)
             encoded = self._tokenizer(
                 list(first),
@@ -232,8 +232,8 @@ class TextClassifier(nn.Module):
                 return_tensors="pt",
             )
             device = self.head.weight.device
-            self._tokens[example.id] = {key: value.to(device) for key, value in encoded.items()}
-        return self._tokens[example.id]
+            self._tokens[example] = {key: value.to(device) for key, value in encoded.items()}
+        return self._tokens[example]
 
 
 def _padded(values: Tensor, length: int) -> Tensor:

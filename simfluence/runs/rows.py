@@ -1,4 +1,4 @@
-"""The steps of a run as record batches: what a journal's entries and the rows of steps.parquet hold."""
+"""The steps of a run as Arrow record batches: the entries of a journal, the rows of steps.parquet."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def metrics_of(row: pa.RecordBatch) -> dict[str, npt.NDArray[np.floating]] | Non
 
 
 def rows_of(run: Run) -> Iterator[pa.RecordBatch]:
-    """A run as the record batches its journal would hold."""
+    """The record batches that the journal of a run would hold."""
     dtypes = {name: values.dtype for name, values in run.metrics.items()}
     schema = steps_schema(dtypes, run.loss.shape[1])
     evaluated = {int(step): row for row, step in enumerate(run.evaluated)}

@@ -18,7 +18,7 @@ Status = Literal["running", "interrupted", "failed", "complete"]
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What was consumed and what came of it.
+    """One fine-tuning run: the batches it consumed, and the losses it was evaluated at.
 
     Parameters
     ----------
