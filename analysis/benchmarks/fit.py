@@ -2,10 +2,10 @@
 
     python analysis/benchmarks/fit.py [--before COMMIT-OR-FOLDER] [--limit 400] [--only CASE ...] [--growth]
 
-Every fit runs in a Python process of its own with one thread; the two versions run in turn, so that the ratio holds on
-a machine whose speed drifts. A fit that takes longer than ``--limit`` seconds is ended, and stands as "> limit". With
-``--growth`` the fit of ``auto`` with scores is also timed while one size doubles at a time, for slopes of log time by
-log size. Writes fit.md and fit.csv beside this file.
+Every fit runs in a Python process of its own with one thread; the two versions run in turn, so that the ratio
+holds on a machine whose speed drifts. A fit that takes longer than ``--limit`` seconds is ended, and stands
+as "> limit". With ``--growth`` the fit of ``auto`` with scores is also timed while one size doubles at a
+time, for slopes of log time by log size. Writes fit.md and fit.csv beside this file.
 
 Compilation is not counted: every process fits a small problem of the same kind first.
 """

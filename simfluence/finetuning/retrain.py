@@ -31,7 +31,8 @@ def recorded_device(run: Run) -> torch.device:
 
 
 def retrain_as_recorded(path: str, name: str, device: str | None = None) -> Callable[[Run, Curriculum], Run]:
-    """A function that trains a run of ``simfluence record`` again on another curriculum, and returns the recording.
+    """A function that trains a run of ``simfluence record`` again on another curriculum, and returns the
+    recording.
 
     path : the run set that the recordings are added to; one that is there already is not made again.
     name : what was changed, in words; with the run's name it names the recording.

@@ -1,15 +1,16 @@
-"""The default simulator: a few fixed candidates, chosen and averaged by how well they predict runs they never saw.
+"""The default simulator: a few fixed candidates, chosen and averaged by how well they predict runs they never
+saw.
 
 The candidates:
 
     the mean trajectory        nothing is learnt about curricula; always among the candidates
-    effects with dynamics      training dynamics whose kernel are effects found in the runs, and effects beside them
-    scores with dynamics       with attribution scores: training dynamics whose kernel they are, and effects beside them
+    effects with dynamics      training dynamics whose kernel are effects found in the runs; effects beside them
+    scores with dynamics       training dynamics whose kernel are the given scores; effects beside them
 
-Each candidate predicts every training run by a fit that left this run out (and the validation runs, if there are any).
-Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error. One to three runs are too
-few to leave any out: there scores are taken if they explain the runs (dynamics/cross_fit.py states the test), otherwise
-effects, shrunken towards the mean trajectory.
+Each candidate predicts every training run by a fit that left this run out (and the validation runs, if there
+are any). Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error. One
+to three runs are too few to leave any out: there scores are taken if they explain the runs
+(dynamics/cross_fit.py states the test), otherwise effects, shrunken towards the mean trajectory.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class AutoSimulator(Simulator):
 
     Parameters
     ----------
-    scores : attribution scores [train, test], or a list of several; arrays, or anything with an attribute ``scores``.
-        Positive lowers the loss; any units.
+    scores : attribution scores [train, test], or a list of several; arrays, or anything with an attribute
+        ``scores``. Positive lowers the loss; any units.
     max_rows : the grid of steps is thinned until regressions have about that many rows.
 
     Attributes
@@ -140,8 +141,8 @@ class AutoSimulator(Simulator):
     def out_of_fold(self, train: RunSet) -> Array:
         """The training runs, each as predicted by a fit that has not seen it, float [run, step + 1, test].
 
-        train : the runs that this simulator was fitted to. Linear between the points of ``grid_``; NaN after a run's
-        end. Raises ValueError for other runs, or where too few were fitted.
+        train : the runs that this simulator was fitted to. Linear between the points of ``grid_``; NaN after
+        a run's end. Raises ValueError for other runs, or where too few were fitted.
         """
         self.check_examples(train)
         if not len(self.out_of_fold_):  # few runs and scores: nothing was left out in the fit

@@ -96,8 +96,8 @@ class ScoresSimulator(Simulator):
         stated = self.weighing if self.weighing is not None else getattr(self.scores, "weighing", "")
         if not stated and not self.calibrated and self.scores is not None:
             raise ValueError(
-                "these scores have no units, so that they predict nothing as they are: use calibrated=True, or"
-                " state what a use weighs (weighing='rate', 'use' or 'run')"
+                "these scores have no units, so that they predict nothing as they are: use calibrated=True,"
+                " or state what a use weighs (weighing='rate', 'use' or 'run')"
             )
         self.weighing_ = stated
         self.rates_ = np.ones(1)

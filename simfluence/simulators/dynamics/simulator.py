@@ -1,8 +1,9 @@
 """Attribution scores as the kernel of training dynamics.
 
-Added up (scores.py), scores predict the same of an example's first use and of its tenth, and know nothing of the
-optimizer. As the kernel of training dynamics (model.py), −B = S, they give diminishing returns and momentum. All that
-is fitted to the training runs are about 22 numbers, none of which belongs to a single example.
+Added up (scores.py), scores predict the same of an example's first use and of its tenth, and know nothing of
+the optimizer. As the kernel of training dynamics (model.py), −B = S, they give diminishing returns and
+momentum. All that is fitted to the training runs are about 22 numbers, none of which belongs to a single
+example.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ class DynamicsSimulator(Simulator):
 
     Parameters
     ----------
-    scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss, any units.
-        Several arrays are added up, each divided by its root mean square. None is all zero: the mean trajectory of
-        log(eᴸ − 1).
+    scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss, any
+        units. Several arrays are added up, each divided by its root mean square. None is all zero: the mean
+        trajectory of log(eᴸ − 1).
     max_rows : the grid of steps is thinned until there are about that many recorded losses a test example.
 
     Attributes

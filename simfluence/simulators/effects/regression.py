@@ -5,17 +5,19 @@ On the scale of a link g, over the intervals j of a grid of steps (grid.py), for
     g(L_j) − g(L_{j-1}) = μ_j(z) + Σ_i x_{j,i} B_i(z, j) + Σ_q h_{j,q}(z) c_q(z) + ε_j(z)
 
     μ_j(z)     the drift, which is what happens in every run: a free value an interval, hardly penalised
-    x_j        what the optimizer took in, Σ m̂ over the interval (momentum.py), less that of the average recorded step
+    x_j        what the optimizer took in, Σ m̂ over the interval (momentum.py), less the average step's
     B_i(z, j)  effects of examples, smooth in training progress: Σ_k φ_k(j) b_{k,i}(z), b ~ N(0, 1)
-    h_j(z)     Σ_i x_{j,i} S_i(z) P_k for every array S of attribution scores, and (L_0(z) − mean L_0(z)) P_k where
-               initial losses differ between runs; P_k are Legendre polynomials of progress
+    h_j(z)     Σ_i x_{j,i} S_i(z) P_k for every array S of attribution scores, and (L_0(z) − mean L_0(z)) P_k
+               where initial losses differ between runs; P_k are Legendre polynomials of progress
     ε_j(z)     noise with the optimizer's momentum, ε_j = κ ε_{j-1} + s_j η_j, η white of variance λ
 
-Effects are on *increments*, which add up: nothing is fed back, so a rollout is a sum and cannot explode. The noise is
-white once (1 − κ·lag)/s_j is applied to both sides; s_j is the spread of increments between runs in interval j.
+Effects are on *increments*, which add up: nothing is fed back, so a rollout is a sum and cannot explode. The
+noise is white once (1 − κ·lag)/s_j is applied to both sides; s_j is the spread of increments between runs in
+interval j.
 
-Each run is also predicted by the same fit without it, in closed form (ridge/leave_run_out.py); s_j and the centre of x
-are those of all runs. A prior prediction (prior.py) is subtracted from g(L) first and added again at the end.
+Each run is also predicted by the same fit without it, in closed form (ridge/leave_run_out.py); s_j and the
+centre of x are those of all runs. A prior prediction (prior.py) is subtracted from g(L) first and added again
+at the end.
 """
 
 from __future__ import annotations
@@ -51,7 +53,9 @@ DRIFT_VARIANCE = 100.0
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Each training run as predicted by the fit without it: losses [point, test]; and their mean squared error."""
+    """Each training run as predicted by the fit without it: losses [point, test]; and their mean squared
+    error.
+    """
 
     predicted: list[Array]
     error: float
@@ -194,7 +198,8 @@ class EffectsRegression:
 
     @cached_property
     def problem(self) -> leave_run_out.Problem:
-        """The whitened regression. Its columns are x φ_k for every k, and the drift's with a prior variance of their own.
+        """The whitened regression. Its columns are x φ_k for every k, and the drift's with a prior variance
+        of their own.
 
         Where there are more columns than rows, the kernel (the covariance of the rows) is made instead.
         """
@@ -220,7 +225,8 @@ class EffectsRegression:
     def solve(self, penalty: float, leave_out: bool = True) -> EffectsFit:
         """The fit for λ = penalty (inf: the mean trajectory).
 
-        Without ``leave_out``, and of a single run, nothing is predicted out of fold, and the model is not calibrated.
+        Without ``leave_out``, and of a single run, nothing is predicted out of fold, and the model is not
+        calibrated.
         """
         several = leave_out and len(self.levels) > 1
         if np.isinf(penalty):
@@ -282,8 +288,8 @@ class EffectsRegression:
     def _mean_trajectory(self, without: int | None = None) -> Array:
         """The mean start and the mean increments of the runs, added up, [point, test].
 
-        A mean of the levels themselves would jump where a run ends. ``without`` leaves a run out and gives the mean
-        of the others at its points; where that run goes on alone, it stands still.
+        A mean of the levels themselves would jump where a run ends. ``without`` leaves a run out and gives
+        the mean of the others at its points; where that run goes on alone, it stands still.
         """
         others = [number for number in range(len(self.levels)) if number != without]
         start = np.mean([self.levels[number][0] for number in others or range(len(self.levels))], axis=0)
@@ -307,10 +313,12 @@ class EffectsRegression:
     # ----------------------------------------------------------------------------------- calibrating
 
     def calibrated(self, rollouts: list[Array]) -> tuple[Array, OutOfFold]:
-        """c [point], and the out-of-fold predictions: deviations from the mean trajectory, multiplied by what predictions of runs without them show.
+        """c [point], and the out-of-fold predictions: deviations from the mean trajectory, multiplied by what
+        predictions of runs without them show.
 
-        c_j = Σ d̂ d / Σ d̂² over runs and test examples, with d̂ the predicted and d the true deviation from the mean
-        of the other runs at point j; the sums are smoothed over points, and c is drawn to 1 by the weight of one run.
+        c_j = Σ d̂ d / Σ d̂² over runs and test examples, with d̂ the predicted and d the true deviation from
+        the mean of the other runs at point j; the sums are smoothed over points, and c is drawn to 1 by the
+        weight of one run.
         """
         points, runs = len(self.data.recorded.grid), len(rollouts)
         product, square = np.zeros(points), np.zeros(points)

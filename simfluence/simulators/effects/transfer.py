@@ -3,13 +3,13 @@
     g(L_t)(z) − g(L_{t-1})(z) = μ_t(z) + Σ_i m̂_{t,i} B_i(z, t) + scores, initial losses + noise
     B_i(z, t) = h_iᵀ W(t) h_z + free effects of recorded examples
 
-the regression of bilinear.py, whose kernels are of features h_i of training and h_z of test examples. A training example
-that was in no recorded batch has effects by its features. A test example that was not recorded gets, by ``transfer``,
-effects by its features, and the drift from a regression of the recorded test examples' drifts on what is known of a
-test example before training.
+the regression of bilinear.py, whose kernels are of features h_i of training and h_z of test examples. A
+training example that was in no recorded batch has effects by its features. A test example that was not
+recorded gets, by ``transfer``, effects by its features, and the drift from a regression of the recorded test
+examples' drifts on what is known of a test example before training.
 
-GPTfluence (Chai et al. 2024, arXiv 2404.07840) fits bilinear forms by gradient descent; here they are solved. Without
-features every example is its own feature, and the model is the one of regression.py.
+GPTfluence (Chai et al. 2024, arXiv 2404.07840) fits bilinear forms by gradient descent; here they are solved.
+Without features every example is its own feature, and the model is the one of regression.py.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ class FeatureSimulator(EffectsSimulator):
     ----------
     train_features, test_features : float [train, p], [test, q]; None for one feature an example.
         Centred and scaled here to mean square norm 1.
-    scores : as in ``EffectsSimulator``, but with coefficients that all test examples share. Scores of any pair can be
-        known without training, so they are features of pairs.
-    free : the share of the prior variance of effects that features predict nothing of, 0 .. 1; both of training and
-        of test examples.
+    scores : as in ``EffectsSimulator``, but with coefficients that all test examples share. Scores of any
+        pair can be known without training, so they are features of pairs.
+    free : the share of the prior variance of effects that features predict nothing of, 0 .. 1; both of
+        training and of test examples.
     penalty, momentum, noise_correlation, decay, link, max_rows : as in ``EffectsSimulator``.
     """
 
