@@ -22,6 +22,7 @@ from torch import Tensor
 from simfluence.attribution.gradient_parts import Summed, dense
 from simfluence.attribution.gradients import followed
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.products import Queries, scores
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
@@ -75,8 +76,9 @@ def adam_similarity(
         method="gradient_adam",
         units="loss / parameter",
         covers=tuple(trace.parameters),
-        provenance={"batch": batch, "eps": eps},
+        provenance={"batch": batch, "eps": eps, **trace.about},
         weighing="rate",
+        coverage=share_of_trained(objective.module, trace.parameters),
     )
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from simfluence.attribution.objective import Objective
+from simfluence.attribution.objective import Objective, losses_of
 from simfluence.errors import RunDataError
 from simfluence.recording.evaluator import undisturbed
 from simfluence.recording.weights import load_weights, weight_steps
@@ -85,4 +85,4 @@ def weights_fingerprint(module: nn.Module) -> str:
 def losses_fingerprint(objective: Objective, examples: Sequence[Any]) -> list[str]:
     """The examples' losses to four digits: other examples would have others."""
     with undisturbed(objective.module), torch.no_grad():
-        return [f"{float(objective.losses([example])[0]):.4g}" for example in examples]
+        return [f"{float(losses_of(objective, [example])[0]):.4g}" for example in examples]

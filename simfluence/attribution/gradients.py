@@ -18,6 +18,7 @@ from tqdm import tqdm
 from simfluence.attribution.gradient_parts import dense
 from simfluence.attribution.layers import wide_type
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.products import Queries, held, scores, self_products
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
@@ -52,7 +53,7 @@ def losses_and_gradients(
     with tracer(objective, examples, parameters) as trace:
         for batch in trace.batches(examples, batch_size):
             traced = trace(batch)
-            yield traced.losses.detach(), _flat(trace, traced)
+            yield traced.losses.detach(), flat(trace, traced)
 
 
 def gradient_similarity(
@@ -89,7 +90,9 @@ def gradient_similarity(
         method=f"gradient_{similarity}",
         units="loss² / parameter²" if similarity == "dot" else "",
         covers=tuple(trace.parameters),
+        provenance=trace.about,
         weighing="rate" if similarity == "dot" else "",
+        coverage=share_of_trained(objective.module, trace.parameters),
     )
 
 
@@ -131,7 +134,7 @@ def squared_lengths(traced: Traced) -> Tensor:
     return total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
-def _flat(trace: Tracer, traced: Traced) -> Tensor:
+def flat(trace: Tracer, traced: Traced) -> Tensor:
     """[example, parameter]; zeros for parameters that the losses do not depend on."""
     examples = len(traced.losses)
     parts = []

@@ -52,7 +52,7 @@ def linearise(
 
     Parameters
     ----------
-    losses : examples → −log p of each, > 0.
+    losses : examples → −log p of each, > 0, see :data:`.objective.Losses`.
     paths : run name → an iterator that trains the model again as in that run: the first ``next`` puts it
         where the run began, each later one takes a step (``finetuning.retrain.retrain``). At least two;
         all begin at the same weights. None: the weights as they are now.

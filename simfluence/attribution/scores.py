@@ -40,6 +40,8 @@ class InfluenceScores:
     covers : the parameters that gradients were taken of, by name.
     provenance : checkpoint, seeds, settings.
     weighing, scale : see :data:`Weighing`.
+    coverage : the share, 0 .. 1, of the numbers that are trained whose gradients count; None for methods
+        without gradients, or if it is not known.
 
     Raises ValueError for scores that are not [train, test] or not finite.
     """
@@ -51,6 +53,7 @@ class InfluenceScores:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weighing: Weighing = ""
     scale: float = 1.0
+    coverage: float | None = None
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 2:

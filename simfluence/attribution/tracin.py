@@ -23,6 +23,7 @@ from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.checkpoints import Checkpoint, losses_fingerprint, weights_fingerprint
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.curriculum import Curriculum
@@ -69,6 +70,7 @@ def tracin(
         similarity = partial(adam_similarity, batch=adam_batch, population=drawn)
     total: npt.NDArray[np.floating] = np.zeros((len(train), len(test)))
     covers: tuple[str, ...] = ()
+    note: dict[str, Any] = {}
     for number, checkpoint in enumerate(checkpoints, 1):
         which = _taken(curriculum, checkpoint.step, len(train))
         with checkpoint.loaded(objective.module):
@@ -88,6 +90,7 @@ def tracin(
                     batch_size=batch_size,
                     progress=progress,
                 )
+                note |= {key: part.provenance[key] for key in ("gradients",) if key in part.provenance}
                 _keep(folder, checkpoint.step, replace(part, provenance=about))
         total[which] += _weights(curriculum, checkpoint, which) * part.scores
         covers = part.covers
@@ -102,9 +105,11 @@ def tracin(
             "steps": steps,
             "learning_rates": [c.learning_rate for c in checkpoints],
             **({} if adam_batch is None else {"adam_batch": adam_batch}),
+            **note,
         },
         weighing="use" if curriculum is None else "",  # with a curriculum, scores are of one run
         scale=1 / len(steps) if curriculum is None else 1.0,  # a step has the mean over checkpoints
+        coverage=share_of_trained(objective.module, covers),
     )
 
 

@@ -232,29 +232,6 @@ def test_a_module_that_is_called_twice() -> None:
     assert factor.tokens == 2
 
 
-class Coupled(nn.Module):
-    """Where the rows of a layer are not those of the examples once there are three of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.map = nn.Linear(3, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) < 3:
-            return self.map(x)[:, 0]
-        return self.map(torch.cat([x, x[:1]]))[:-1, 0]
-
-
-def test_a_layer_whose_rows_are_unknown_is_named() -> None:
-    model = Coupled().double()
-    objective = LossesOnly(model, lambda examples: model(torch.stack([x for x, _ in examples])))
-    with pytest.raises(ValueError, match=r"map gave an output \(4, 1\) for 3 rows.* use batch_size=1"):
-        list(example_gradients(objective, points(3), batch_size=3))
-    expected = naive_gradients(objective, points(3), dict(model.named_parameters()))
-    found = torch.cat(list(example_gradients(objective, points(3), batch_size=2)))
-    assert torch.allclose(found, expected)
-
-
 def test_half_precision_is_summed_in_single() -> None:
     examples = points(4, dtype=torch.float16)
     half = network(dtype=torch.float16)

@@ -78,6 +78,7 @@ def test_every_method_scores_a_recorded_run(
     assert scores.provenance["run"] == "run-000"
     assert (tmp_path / "card.md").read_text().strip() in card
     assert "positive: training on it lowers" in card
+    assert ("of the numbers that are trained" in card) == bool(fewer)
     assert len(pd.read_csv(tmp_path / "sparsity.csv")) == 4
     maps = ("layers_and_tokens.png", "layers_and_tokens.csv", "factors.safetensors")
     for file in ("card.html", "sparsity.png", *(maps if method == "ekfac" else ())):
