@@ -78,7 +78,8 @@ def evaluate(config: DictConfig) -> None:
 def whatif(config: DictConfig) -> None:
     from simfluence import report
     from simfluence.finetuning.experiment import record_runs
-    from simfluence.finetuning.retrain import recorded_config, recorded_device
+    from simfluence.finetuning.retrain import check_task, recorded_config, recorded_device
+    from simfluence.finetuning.tasks import load_task
     from simfluence.runs import RunSet
     from simfluence.simulators import PredictiveBands
     from simfluence.whatif import agreement, by_group, edit, verified, what_if, with_band
@@ -106,6 +107,7 @@ def whatif(config: DictConfig) -> None:
         if not run.config:
             raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
         folder, name = f"{config.path.rstrip('/')}-whatif", f"{run.id}-{_said(config.edit, slug=True)}"
+        check_task(load_task(**recorded_config(run)["task"]), runs.train, runs.test)
         where = config.device or str(recorded_device(run))
         record_runs(recorded_config(run), folder, count=1, curricula={name: edited}, device=where)
         retrained = RunSet.load(folder)

@@ -20,7 +20,7 @@ from simfluence.attribution.text_similarity import bm25, candidates, filtered
 def attribute(
     context: AttributionContext, name: str, *, only: int | None = None, progress: bool = False, **options: Any
 ) -> InfluenceScores:
-    """The scores of a method by its name.
+    """The scores of a method by its name, with the fingerprints of the context's tables.
 
     Parameters
     ----------
@@ -53,7 +53,8 @@ def attribute(
 
     everything = range(len(context.train))
     if only is None:
-        return scores(everything, context.test)
-    return filtered(
-        scores, everything, context.test, candidates(bm25(context.train_texts, context.test_texts), only)
-    )
+        found = scores(everything, context.test)
+    else:
+        chosen = candidates(bm25(context.train_texts, context.test_texts), only)
+        found = filtered(scores, everything, context.test, chosen)
+    return replace(found, tables=context.tables)

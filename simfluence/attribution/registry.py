@@ -16,6 +16,7 @@ from typing import Any
 from simfluence.attribution.checkpoints import Checkpoint
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.scores import InfluenceScores
+from simfluence.runs.tables import TableFingerprints
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class AttributionContext:
     curvature : the examples that means over the training set are taken of, if they are more than ``train``.
     batch, optimizer : the number of examples in one of the run's steps, and the optimizer that trained it
         (``Run.optimizer``), where they are known.
+    tables : the fingerprints of the tables that ``train`` and ``test`` are, where they are known.
     """
 
     objective: Objective
@@ -41,6 +43,7 @@ class AttributionContext:
     curvature: Sequence[Any] | None = None
     batch: int | None = None
     optimizer: Mapping[str, Any] = field(default_factory=dict)
+    tables: TableFingerprints = field(default_factory=TableFingerprints)
 
     def at_last_checkpoint(
         self, scores_of: Callable[..., InfluenceScores], **options: Any

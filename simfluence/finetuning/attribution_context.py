@@ -14,7 +14,10 @@ from simfluence.attribution.registry import AttributionContext
 from simfluence.curriculum import usual_batch_size
 from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import Prepared, prepare
+from simfluence.finetuning.retrain import check_task
 from simfluence.runs import Run
+from simfluence.runs.storage import read_examples
+from simfluence.runs.tables import TableFingerprints
 
 
 def recorded_context(
@@ -29,7 +32,8 @@ def recorded_context(
         training, which need not be kept.
     device : where the model lies, as torch names it; None is the GPU if torch finds one.
 
-    Raises RunDataError if the run was not recorded by ``simfluence record``, or kept no such weights.
+    Raises RunDataError if the run was not recorded by ``simfluence record``, kept no such weights, or its
+    task no longer has the examples of the set.
     """
     if not run.config:
         raise RunDataError(f"{path} was not recorded by `simfluence record`: its model is not known")
@@ -38,7 +42,8 @@ def recorded_context(
     else:
         kept = recorded_checkpoints(Path(path) / run.id, run, steps)
     prepared = prepare(run.config, device)
-    task = prepared.task
+    task, (train, test) = prepared.task, read_examples(Path(path))
+    check_task(task, train, test)
     return AttributionContext(
         objective=prepared.model,
         train=task.train,
@@ -49,6 +54,7 @@ def recorded_context(
         tokens=prepared.model.token_strings,
         batch=int(usual_batch_size([run.curriculum])),
         optimizer=run.optimizer,
+        tables=TableFingerprints.of(train, test),
     )
 
 

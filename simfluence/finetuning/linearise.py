@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from simfluence.attribution import linearise
 from simfluence.finetuning.experiment import prepare
-from simfluence.finetuning.retrain import recorded_device, retrain
+from simfluence.finetuning.retrain import check_task, recorded_device, retrain
 from simfluence.runs import RunSet
 from simfluence.simulators import Tangent
 
@@ -27,12 +27,14 @@ def linearise_runs(
     device : where the model lies, as torch names it; None is the kind of device that the first run was
         trained on.
 
-    Raises ValueError for one run, or more than there are; what ``prepare`` raises if the runs' task or
+    Raises ValueError for one run, or more than there are; RunDataError if the task no longer has the examples
+    of the runs; what ``prepare`` raises if the runs' task or
     model is not found.
     """
     if along == 1 or not 0 <= along <= len(runs):
         raise ValueError(f"along must be 0, or from 2 to the {len(runs)} runs there are; got {along}")
     prepared = prepare(runs[0].config, device or str(recorded_device(runs[0])))
+    check_task(prepared.task, runs.train, runs.test)
     prepared.model.load_state_dict(prepared.initial)
     first = list(runs)[:along]
     return linearise(

@@ -9,15 +9,33 @@ import torch
 
 from simfluence import renamed
 from simfluence.devices import chosen_device
+from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import Prepared
 from simfluence.finetuning.optimizers import make_optimizer
-from simfluence.runs import Run
+from simfluence.finetuning.tasks import Task
+from simfluence.runs import ExampleTable, Run
+from simfluence.runs.tables import difference
 
 
 def recorded_config(run: Run) -> dict[str, Any]:
     """The configuration that a run was recorded with, where renamed options have their new names."""
     options = {renamed.RECORDING.get(name, name): value for name, value in run.config["run"].items()}
     return {**run.config, "run": options}
+
+
+def check_task(task: Task, train: ExampleTable, test: ExampleTable) -> None:
+    """Checks that a task, made again from a run's configuration, has the examples of the run's set.
+
+    train, test : the tables of the set.
+
+    Raises RunDataError that names the first difference.
+    """
+    for kind, expected, examples in (("training", train, task.train), ("test", test, task.test)):
+        if found := difference(expected, ExampleTable.of(examples)):
+            raise RunDataError(
+                f"task {task.name!r} no longer has the {kind} examples that the runs were recorded with:"
+                f" {found}. Its source or its settings have changed since: restore them, or record again"
+            )
 
 
 def recorded_device(run: Run) -> torch.device:
