@@ -415,4 +415,4 @@ class ActiveRun:
         }
 
     def _described_optimizer(self) -> dict[str, Any]:
-        return describe_optimizers(self._watch, self._model, self._rates_differ)
+        return describe_optimizers(self._watch, self._rates_differ)

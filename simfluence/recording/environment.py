@@ -10,7 +10,6 @@ import torch
 
 import simfluence
 from simfluence.recording.watch import OptimizerWatch
-from simfluence.recording.wrappers import parameter_names
 
 
 def describe_environment(model: Any = None) -> dict[str, Any]:
@@ -31,7 +30,7 @@ def device_of(model: Any) -> str:
     return "cpu" if parameter is None else parameter.device.type
 
 
-def describe_optimizers(watch: OptimizerWatch, model: Any, rates_differ: bool = False) -> dict[str, Any]:
+def describe_optimizers(watch: OptimizerWatch, rates_differ: bool = False) -> dict[str, Any]:
     """Class and settings of the optimizer (of its main parameter group), for ``Run.optimizer``; {} for none.
 
     Where there are several groups that differ (in a setting, or as ``rates_differ`` says in their rates), the
@@ -50,10 +49,9 @@ def describe_optimizers(watch: OptimizerWatch, model: Any, rates_differ: bool = 
     ]
     if not differing and not rates_differ:
         return main
-    names = parameter_names(model)
     groups = []
     for group, settings in zip(watch.groups, described, strict=True):
-        known = [names[id(p)][0] for p in group["params"] if id(p) in names]
+        known = [watch.names[id(p)][0] for p in group["params"] if id(p) in watch.names]
         entry: dict[str, Any] = {"parameters": known, "lr": settings["lr"]}
         if others := len(group["params"]) - len(known):
             entry["other_parameters"] = others

@@ -17,6 +17,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from simfluence.recording.wrappers import parameter_names
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -36,12 +38,14 @@ class OptimizerWatch:
 
     main : the number of the parameter group whose settings and rate stand for the run: of those with a
         rate above 0 the one with the most trained parameters.
+    names : the names of the plain model's parameters as the run began, by the parameters' ``id()``.
     trained : the parameters that had a gradient in some step, by their ``id()``.
     """
 
     def __init__(self, optimizers: Sequence[Optimizer], model: Any) -> None:
         self.optimizers = list(optimizers)
         self.main = _main_group(self.groups)
+        self.names = parameter_names(model)
         self.trained: set[int] = set()
         self._parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
         self._hooks: list[RemovableHandle] = []

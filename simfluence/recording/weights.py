@@ -9,6 +9,7 @@ Names are those of the plain model: weights kept of a compiled or parallel model
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Mapping
@@ -98,9 +99,10 @@ class WeightKeeper:
     def note(self) -> None:
         """Remember what trains now: it is kept with later weights too, should it be frozen by then."""
         if self.due is not never and isinstance(self._model, nn.Module):
-            found = [p for p in self._model.parameters() if p.requires_grad or id(p) in self._watch.trained]
-            names = parameter_names(self._model)
-            self.trained.update(name for p in found for name in names.get(id(p), ()))
+            named = plain_model(self._model).named_parameters(remove_duplicate=False)
+            self.trained.update(plain_name(name) for name, p in named if p.requires_grad)
+            stepped = (self._watch.names.get(number, ()) for number in self._watch.trained)
+            self.trained.update(itertools.chain(*stepped))
 
     def state(self) -> Mapping[str, torch.Tensor]:
         """The state dict; without the parameters that never trained, where these are more than half.
