@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from simfluence.recording.evaluator import LossFunction
+from simfluence.recording.wrappers import plain_model
 
 IGNORED = -100
 """The label of tokens that are no target."""
@@ -57,7 +58,9 @@ def model_loss(
         batch = {key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()}
         found = model(**batch)
         logits = found["logits"] if isinstance(found, Mapping) or hasattr(found, "logits") else found
-        is_decoder_only = not getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+        is_decoder_only = not getattr(
+            getattr(plain_model(model), "config", None), "is_encoder_decoder", False
+        )
         if logits.ndim == 3 and is_decoder_only and batch["labels"].shape == logits.shape[:2]:
             values = token_metrics(logits[:, :-1], batch["labels"][:, 1:])
         elif logits.ndim == 3:
@@ -92,5 +95,6 @@ def token_metrics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _accepted(model: Any) -> set[str]:
-    forward = inspect.signature(getattr(model, "get_base_model", lambda: model)().forward)
+    model = plain_model(model)
+    forward = inspect.signature(plain_model(getattr(model, "get_base_model", lambda: model)()).forward)
     return {*forward.parameters, "label", "label_ids", "labels"}

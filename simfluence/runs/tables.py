@@ -13,6 +13,7 @@ import pandas as pd
 
 from simfluence.curriculum import IntArray
 from simfluence.errors import RunDataError
+from simfluence.runs.content import content_hash
 
 COLUMNS = ["id", "group", "hash", "text"]
 
@@ -90,7 +91,7 @@ class ExampleTable:
         Raises RunDataError naming the first id that is not in the table.
         """
         try:
-            return np.array([self._rows[str(example_id)] for example_id in ids], np.int64)
+            return np.array([self._rows[id_text(example_id)] for example_id in ids], np.int64)
         except KeyError as missing:
             raise RunDataError(
                 f"example id {missing.args[0]!r} is not in the table of {len(self)} examples"
@@ -166,6 +167,12 @@ def _is_only_numbered(table: ExampleTable) -> bool:
     return bool(anonymous) and table.ids == [str(row) for row in range(len(table))]
 
 
+def id_text(example_id: Any) -> str:
+    """An id as text: integers as decimals, also where an array or a tensor holds them."""
+    is_scalar = hasattr(example_id, "item") and getattr(example_id, "ndim", 0) == 0
+    return str(example_id.item() if is_scalar else example_id)
+
+
 def _as_mapping(example: Any) -> Mapping[str, Any]:
     if isinstance(example, Mapping):
         return example
@@ -180,20 +187,14 @@ def _row(example: Mapping[str, Any]) -> dict[str, str]:
     if "id" not in example:
         raise RunDataError(f"an example needs a field 'id', got only {sorted(example)}")
     content = {key: value for key, value in example.items() if key not in ("id", "group")}
-    canonical = json.dumps(content, sort_keys=True, default=_plain)
     return {
-        "id": str(example["id"]),
+        "id": id_text(example["id"]),
         "group": str(example.get("group", "") or ""),
-        "hash": hashlib.sha256(canonical.encode()).hexdigest()[:16],
+        "hash": content_hash(content),
         "text": str(content["text"])
         if "text" in content
         else " | ".join(dict.fromkeys(_strings(content.values()))),
     }
-
-
-def _plain(value: Any) -> Any:
-    """Tensors and arrays as lists, so that equal contents have equal hashes."""
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def _strings(values: Iterable[Any]) -> list[str]:
