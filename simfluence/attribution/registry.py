@@ -30,6 +30,8 @@ class AttributionContext:
     curvature : the examples that means over the training set are taken of, if they are more than ``train``.
     batch, optimizer : the number of examples in one of the run's steps, and the optimizer that trained it
         (``Run.optimizer``), where they are known.
+    rates : gives the learning rate of each parameter, by name and relative to the run's, where groups of
+        parameters have different ones (:func:`.groups.relative_rates`); else nothing.
     tables : the fingerprints of the tables that ``train`` and ``test`` are, where they are known.
     """
 
@@ -43,6 +45,7 @@ class AttributionContext:
     curvature: Sequence[Any] | None = None
     batch: int | None = None
     optimizer: Mapping[str, Any] = field(default_factory=dict)
+    rates: Callable[[], Mapping[str, float]] = dict
     tables: TableFingerprints = field(default_factory=TableFingerprints)
 
     def at_last_checkpoint(

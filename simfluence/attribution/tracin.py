@@ -3,9 +3,10 @@
     TracIn-CP(i, z) = Σ_k η_k ⟨∇L(i; θ_k), ∇L(z; θ_k)⟩                   over checkpoints k
     TracIn(i, z)    = Σ_t η_t n_t(i)/|c_t| ⟨∇L(i; θ_t), ∇L(z; θ_t)⟩      over steps t, with a curriculum
 
-n_t(i) is how often i is in the batch c_t. Units: loss. For plain SGD and small rates, the second summed over
-all training examples is L(z; θ_0) − L(z; θ_T). For Adam, inner products may be in its metric (adam.py).
-Source: Pruthi et al. 2020, equations 1 and 2.
+η is a number; where groups of parameters have different learning rates, it is a diagonal matrix between the
+gradients. n_t(i) is how often i is in the batch c_t. Units: loss. For plain SGD and small rates, the second
+summed over all training examples is L(z; θ_0) − L(z; θ_T). For Adam, inner products may be in its metric
+(adam.py). Source: Pruthi et al. 2020, equations 1 and 2.
 """
 
 from __future__ import annotations
@@ -79,6 +80,8 @@ def tracin(
             if adam_batch is not None:
                 sample = losses_fingerprint(objective, [drawn[0], drawn[-1]])
                 about |= {"adam_batch": adam_batch, "population": [len(drawn), *sample]}
+            if checkpoint.rates:
+                about["rates"] = dict(checkpoint.rates)
             if (part := _kept(folder, checkpoint.step, about)) is None:
                 if progress:
                     print(f"checkpoint {number} of {len(checkpoints)}, after step {checkpoint.step}")
@@ -86,6 +89,7 @@ def tracin(
                     objective,
                     [train[i] for i in which],
                     test,
+                    rates=checkpoint.rates or None,
                     parameters=parameters,
                     batch_size=batch_size,
                     progress=progress,
@@ -123,8 +127,12 @@ def _check(checkpoints: Sequence[Checkpoint], curriculum: Curriculum | None, tra
     if not checkpoints:
         raise ValueError("TracIn needs at least one checkpoint, got none")
     steps = [checkpoint.step for checkpoint in checkpoints]
-    if unknown := [c.step for c in checkpoints if not np.isfinite(c.learning_rate)]:
-        raise ValueError(f"TracIn needs learning rates; that after step {unknown[0]} was not recorded")
+    rates = [(c.step, rate) for c in checkpoints for rate in (c.learning_rate, *c.rates.values())]
+    if unknown := [step for step, rate in rates if not np.isfinite(rate)]:
+        raise ValueError(
+            f"TracIn needs learning rates; that after step {unknown[0]} was not recorded, or groups of"
+            " parameters had different ones and the recording does not say which parameters were in which"
+        )
     if len(set(steps)) < len(steps):
         raise ValueError(f"every checkpoint counts once, got steps {steps}")
     if curriculum is not None:
@@ -142,12 +150,14 @@ def _taken(curriculum: Curriculum | None, step: int, train: int) -> list[int]:
 
 
 def _weights(curriculum: Curriculum | None, checkpoint: Checkpoint, which: list[int]) -> Any:
-    """η_k, or η_t n_t(i)/|c_t|, [example that counts, 1]."""
+    """η_k, or η_t n_t(i)/|c_t|, [example that counts, 1]; 1 in place of η where the inner products have the
+    rates of each parameter in them."""
+    rate = 1.0 if checkpoint.rates else checkpoint.learning_rate
     if curriculum is None:
-        return checkpoint.learning_rate
+        return rate
     batch = np.asarray(curriculum[checkpoint.step])
     counts = np.array([(batch == i).sum() for i in which])
-    return checkpoint.learning_rate * counts[:, None] / len(batch)
+    return rate * counts[:, None] / len(batch)
 
 
 # ----------------------------------------------------------------------- the scores of checkpoints, kept
