@@ -66,13 +66,24 @@ METHODS: dict[str, Method] = {}
 """Every registered method by its name, which is also the name of its configuration and of its scores."""
 
 
-def method(name: str) -> Callable[[Method], Method]:
-    """Registers the decorated function as the method of this name."""
+OF_ALL_EXAMPLES: set[str] = set()
+"""The methods whose score of a training example depends on statistics of all training examples that they are
+given (how rare words are, a sum of squared gradients), and so changes if some are left out."""
+
+
+def method(name: str, *, of_all_examples: bool = False) -> Callable[[Method], Method]:
+    """Registers the decorated function as the method of this name.
+
+    of_all_examples : see :data:`OF_ALL_EXAMPLES`. Other methods that need means over the training set take
+        them of ``AttributionContext.curvature``.
+    """
 
     def register(function: Method) -> Method:
         if name in METHODS:
             raise ValueError(f"two attribution methods are named {name!r}")
         METHODS[name] = function
+        if of_all_examples:
+            OF_ALL_EXAMPLES.add(name)
         return function
 
     return register
