@@ -52,7 +52,8 @@ class LanguageModel(nn.Module):
         self.per_token = per_token
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._tokens: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        # by content: ids are unique within a table only
+        self._tokens: dict[tuple[Any, ...], list[tuple[Tensor, Tensor]]] = {}
 
     # ------------------------------------------------------------------------- scores and losses
 
@@ -183,13 +184,14 @@ class LanguageModel(nn.Module):
         Of a causal model the input is prompt and choice, and the scored tokens are as many, those of the
         prompt being ``IGNORED``; of a sequence-to-sequence model they are the prompt and the choice.
         """
-        if example.id not in self._tokens:
+        content = example.inputs, example.label
+        if content not in self._tokens:
             device = next(self.lm.parameters()).device
-            self._tokens[example.id] = [
+            self._tokens[content] = [
                 (torch.tensor(first, device=device), torch.tensor(second, device=device))
                 for first, second in (self._pair(*choice) for choice in self._choices(example))
             ]
-        return self._tokens[example.id]
+        return self._tokens[content]
 
     def _choices(self, example: TextExample) -> list[tuple[str, str]]:
         """(prompt, choice) of every choice. Raises ValueError for a class without a word."""
