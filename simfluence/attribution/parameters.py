@@ -59,6 +59,20 @@ def requiring_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None
             parameter.requires_grad_(False)
 
 
+@contextmanager
+def dense_gradients(module: nn.Module) -> Iterator[None]:
+    """Inside, embeddings with sparse gradients have dense ones, which can be differentiated again."""
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    sparse = [inner for inner in module.modules() if isinstance(inner, kinds) and inner.sparse]
+    try:
+        for inner in sparse:
+            inner.sparse = False
+        yield
+    finally:
+        for inner in sparse:
+            inner.sparse = True
+
+
 def share_of_trained(module: nn.Module, names: Collection[str]) -> float | None:
     """The share, 0 .. 1, of the numbers that are trained (require gradients) in parameters of these names.
 

@@ -30,7 +30,12 @@ from tqdm import tqdm
 from simfluence.attribution.checkpoints import weights_fingerprint
 from simfluence.attribution.inverse import ConvergenceWarning
 from simfluence.attribution.objective import Objective, losses_of
-from simfluence.attribution.parameters import requiring_gradients, selected_parameters, share_of_trained
+from simfluence.attribution.parameters import (
+    dense_gradients,
+    requiring_gradients,
+    selected_parameters,
+    share_of_trained,
+)
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.recording.evaluator import undisturbed
 
@@ -87,7 +92,8 @@ def proximal_bregman_response(
         )
     rows = list(range(len(train)) if sources is None else sources)
     responses, found = [], []
-    with undisturbed(objective.module), requiring_gradients(chosen), _restored(chosen):
+    module = objective.module
+    with undisturbed(module), requiring_gradients(chosen), dense_gradients(module), _restored(chosen):
         problem = _Problem(objective, train, chosen, damping, epsilon, batch_size)
         before = problem.losses(test)
         for row in tqdm(rows, "PBRF", disable=not progress, unit="example"):

@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from simfluence.attribution import (
     Checkpoint,
+    Classification,
     LossesOnly,
     ekfac,
     ekfac_factors,
     example_gradients,
     gradient_similarity,
+    influence,
     linearise,
     proximal_bregman_response,
     tracin,
@@ -205,6 +207,33 @@ def test_embeddings_with_sparse_gradients() -> None:
         expected = naive_gradients(LossesOnly(same, same), ids, dict(same.named_parameters()))
         found = torch.cat(list(example_gradients(LossesOnly(module, losses), ids)))
         torch.testing.assert_close(found, expected)
+
+
+class Bags(nn.Module):
+    """Embedded words, as logits."""
+
+    def __init__(self, sparse: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.head = nn.Embedding(5, 2, sparse=sparse), nn.Linear(2, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.words(ids).tanh().sum(1))
+
+
+@pytest.mark.parametrize("solver", ["dual", "cg", "exact"])
+def test_curvature_with_sparse_embeddings(solver: str) -> None:
+    data = [(torch.tensor(row), y) for y, row in enumerate(([1, 2, 2], [3, 0, 1], [4, 4, 4]))]
+    found, expected = (
+        influence(Classification(Bags(sparse).double()), data, data, damping=0.1, solver=solver).scores
+        for sparse in (True, False)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    response = [
+        proximal_bregman_response(Classification(Bags(sparse).double()), data, data, damping=0.1).scores
+        for sparse in (True, False)
+    ]
+    np.testing.assert_array_equal(*response)
 
 
 @pytest.mark.parametrize("integers", [True, False])
