@@ -7,7 +7,7 @@ outputs) are computed once per example.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch.nn.functional import cross_entropy, pad
 
 from simfluence.finetuning.metrics import answer_metrics
 from simfluence.finetuning.tasks import TextExample
+
+Inputs: TypeAlias = tuple[tuple[str, str], ...]
+"""The pairs of texts of an example (``TextExample.inputs``)."""
 
 _NEVER = -1e4
 """The score of an option that there is not; its probability is exactly 0, also in half precision."""

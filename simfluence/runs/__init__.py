@@ -8,7 +8,7 @@
 from simfluence.runs.manage import RunSummary, list_runs, prune, show, verify
 from simfluence.runs.run import Run
 from simfluence.runs.runset import RunSet
-from simfluence.runs.tables import ExampleTable
+from simfluence.runs.tables import ExampleTable, TableFingerprints
 from simfluence.runs.transitions import Transitions, transitions
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Run",
     "RunSet",
     "RunSummary",
+    "TableFingerprints",
     "Transitions",
     "list_runs",
     "prune",

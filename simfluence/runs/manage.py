@@ -129,9 +129,10 @@ def show(path: str | Path, run_id: str) -> RunSummary:
         raise RunDataError(f"{path} has no run {run_id!r}; there are {', '.join(storage.run_ids(path))}")
     manifest, status = storage.read_manifest(folder), storage.status(folder)
     run = storage.read_run(folder, len(train), len(test))
+    recorded, _ = _end_of(folder, manifest)  # with steps that did not train, which a Run leaves out
     steps = [int(place.name.removeprefix("step-")) for place in folder.glob("resume/step-*[0-9]")]
-    resumable = max((step for step in steps if step <= len(run)), default=None)
-    return RunSummary(run, status, manifest, None if status == "complete" else len(run), resumable)
+    resumable = max((step for step in steps if step <= recorded), default=None)
+    return RunSummary(run, status, manifest, None if status == "complete" else recorded, resumable)
 
 
 # --------------------------------------------------------------------------------------- verify

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -50,31 +50,49 @@ class RunSet:
     # ------------------------------------------------------------------------- making, reading
 
     @classmethod
-    def load(cls, path: str | Path, *, incomplete: bool = False, verify: bool = True) -> RunSet:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        incomplete: bool = False,
+        verify: bool = True,
+        unreadable: Literal["raise", "skip"] = "raise",
+    ) -> RunSet:
         """The complete runs in a folder (with ``incomplete``, also what there is of the others).
 
-        ``verify`` checks every file against its manifest's checksum.
+        ``verify`` checks every file against its manifest's checksum. A warning names the runs left out.
+        ``unreadable="skip"`` also leaves out runs that cannot be read, instead of raising an error.
 
         Raises
         ------
         RunDataError : the folder is no run set, holds no such run, or a file of it is damaged or
             about other examples; the message names the file.
         """
+        if unreadable not in ("raise", "skip"):
+            raise ValueError(f"unreadable must be 'raise' or 'skip', got {unreadable!r}")
         path = Path(path)
         train, test = storage.read_examples(path)
         runs = []
         left_out = []
         for run_id in storage.run_ids(path):
             folder = path / run_id
-            storage.check_tables(folder, storage.read_manifest(folder), train, test)
-            if incomplete or storage.status(folder) == "complete":
-                runs.append(storage.read_run(folder, len(train), len(test), verify=verify))
-            else:
-                left_out.append(f"{run_id} ({storage.status(folder)})")
+            try:
+                storage.check_tables(folder, storage.read_manifest(folder), train, test)
+                if incomplete or storage.status(folder) == "complete":
+                    runs.append(storage.read_run(folder, len(train), len(test), verify=verify))
+                else:
+                    left_out.append(f"{run_id} ({storage.status(folder)})")
+            except RunDataError as error:
+                if unreadable == "raise":
+                    raise RunDataError(f"{error} (unreadable='skip' loads the other runs)") from error
+                left_out.append(f"{run_id} (unreadable: {error})")
         if not runs:
+            hint = (
+                "" if incomplete else ": incomplete=True loads what there is of interrupted and failed ones"
+            )
             raise RunDataError(
-                f"{path} holds no complete run"
-                + (f"; there are {', '.join(left_out)}: load them with incomplete=True" if left_out else "")
+                f"{path} holds no {'readable' if incomplete else 'complete'} run"
+                + (f"; there are {', '.join(left_out)}{hint}" if left_out else "")
             )
         if left_out:
             warnings.warn(f"{path}: left out {', '.join(left_out)}", stacklevel=2)

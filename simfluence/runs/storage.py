@@ -10,7 +10,13 @@
       <run id>/attempt-1/      journal and manifest of an attempt before a restart
 
 A row of steps holds ``step``, ``learning_rate``, ``batch`` (row numbers of the training table),
-``train_loss`` and one fixed-size list [test] a metric, null where it was not evaluated.
+``train_loss`` and one fixed-size list [test] a metric, null where it was not evaluated. ``group_rates``,
+a list with the learning rate of every parameter group, is there only where these are not all the same;
+``learning_rate`` is then that of the group with the most trained parameters.
+
+A step that changed no weight (a gradient scaler skipped it, or the optimizer's step was left out) has the
+learning rate 0 and an empty batch: its row keeps the numbers of steps those of the training loop, and
+:class:`Run` leaves it out.
 """
 
 from __future__ import annotations
@@ -34,7 +40,6 @@ import pyarrow.parquet as pq
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs import journal, rows, strict_json
-from simfluence.runs.rows import STEP_COLUMNS
 from simfluence.runs.run import Run, Status
 from simfluence.runs.tables import ExampleTable
 
@@ -122,7 +127,7 @@ def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: st
     for table in _row_groups(batches):
         if writer is None:
             # a run's losses hardly repeat, but their leading bytes do: split by byte they take a third less
-            split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _metric_names(table.schema)}
+            split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in rows.metric_names(table.schema)}
             writer = pq.ParquetWriter(
                 file, table.schema, compression="zstd", use_dictionary=False, column_encoding=split
             )
@@ -130,10 +135,6 @@ def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: st
     if writer is None:
         raise RunDataError(f"{run_id}: nothing to write, not even the losses before the first step")
     writer.close()
-
-
-def _metric_names(schema: pa.Schema) -> list[str]:
-    return [name for name in schema.names if name not in STEP_COLUMNS]
 
 
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
@@ -214,6 +215,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file}: expected schema version {SCHEMA_VERSION}, got {found}"
             " (written by another version of simfluence, or not by it)"
         )
+    if missing := {"id", "status"} - manifest.keys():
+        raise RunDataError(f"{file} is damaged: it does not say the run's {min(missing)}")
     return manifest
 
 
@@ -306,15 +309,14 @@ def _table(batches: list[pa.RecordBatch], folder: Path) -> pa.Table:
 def _run_from_table(
     table: pa.Table, manifest: Mapping[str, Any], current: Status, n_train: int, n_test: int
 ) -> Run:
-    metric_names = [name for name in table.column_names if name not in STEP_COLUMNS]
-    if missing := {*STEP_COLUMNS, "loss"} - set(table.column_names):
+    if missing := {*rows.REQUIRED, "loss"} - set(table.column_names):
         raise RunDataError(f"expected the columns {sorted(missing)} too, got {table.column_names}")
     step = table["step"].to_numpy()
     if not np.array_equal(step, np.arange(len(step))):
         raise RunDataError(f"expected the steps 0 .. {len(step) - 1} in order, got {step[:5]} …")
     loss_rows = np.flatnonzero(table["loss"].is_valid().to_numpy())
     metrics = {}
-    for name in metric_names:
+    for name in rows.metric_names(table.schema):
         column = table[name].combine_chunks()
         if not pa.types.is_fixed_size_list(column.type):
             raise RunDataError(f"metric {name!r} must be a fixed-size list [test], got {column.type}")
@@ -326,16 +328,28 @@ def _run_from_table(
         metrics[name] = column.flatten().to_numpy().reshape(-1, n_test)
     batches = table["batch"].combine_chunks()[1:]
     lengths = batches.value_lengths().to_numpy(zero_copy_only=False)
+    trained = lengths > 0
+    rates = _floats(table["learning_rate"])[1:]
+    group_rates = None
+    if rows.GROUP_RATES in table.column_names:
+        group_rates = rows.rates_by_group(rates, table[rows.GROUP_RATES].to_pylist()[1:])
+    # after a step that changed nothing the losses are those before it
+    evaluated, first = np.unique(np.concatenate([[0], np.cumsum(trained)])[loss_rows], return_index=True)
+    if len(first) < len(loss_rows):
+        metrics = {name: values[first] for name, values in metrics.items()}
     curriculum = Curriculum(
-        batches.flatten().to_numpy().astype(np.int64), np.concatenate([[0], np.cumsum(lengths)]), n_train
+        batches.flatten().to_numpy().astype(np.int64),
+        np.concatenate([[0], np.cumsum(lengths[trained])]),
+        n_train,
     )
     return Run(
         id=manifest["id"],
         curriculum=curriculum,
         metrics=metrics,
-        evaluated=loss_rows,
-        learning_rate=_floats(table["learning_rate"])[1:],
-        train_loss=_floats(table["train_loss"])[1:],
+        evaluated=evaluated,
+        learning_rate=rates[trained],
+        train_loss=_floats(table["train_loss"])[1:][trained],
+        group_rates=None if group_rates is None else group_rates[trained],
         status=current,
         seed=manifest.get("seed"),
         optimizer=manifest.get("optimizer") or {},

@@ -159,6 +159,54 @@ class ExampleTable:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
+@dataclasses.dataclass(frozen=True)
+class TableFingerprints:
+    """Which examples something was computed from: the fingerprints of a training and a test table.
+
+    "" stands for examples that are not known: plain arrays, or files of earlier versions.
+    """
+
+    train: str = ""
+    test: str = ""
+
+    @classmethod
+    def of(cls, train: ExampleTable, test: ExampleTable) -> TableFingerprints:
+        """Those of two tables; "" for one of which only the number of examples is known."""
+        return cls(*("" if _is_only_numbered(table) else table.fingerprint for table in (train, test)))
+
+    def check(self, other: TableFingerprints, what: str, whose: str = "the runs") -> None:
+        """Raises RunDataError if a table of this (``what``) is known not to be that of the other (``whose``).
+
+        what, whose : a plural noun each, for the message.
+        """
+        for name, kind in (("train", "training"), ("test", "test")):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours and theirs and ours != theirs:
+                raise RunDataError(
+                    f"{what} are of other {kind} examples than {whose}: the fingerprint of their table is"
+                    f" {ours[:8]}…, expected that of {whose}, {theirs[:8]}…; compute them from the examples"
+                    f" of {whose}"
+                )
+
+
+def difference(expected: ExampleTable, found: ExampleTable) -> str:
+    """The first difference between two tables, in words; "" if they are equal."""
+    if len(expected) != len(found):
+        return f"{len(found)} examples instead of {len(expected)}"
+    for column, what in (("id", "called"), ("group", "in group"), ("hash", "of other content:")):
+        ours, theirs = expected.frame[column], found.frame[column]
+        if (rows := np.flatnonzero(ours != theirs)).size:
+            row = rows[0]
+            which = f"number {row}" if column == "id" else repr(expected.ids[row])
+            return f"example {which} is {what} {theirs[row]!r} instead of {ours[row]!r}"
+    return ""
+
+
+def _is_only_numbered(table: ExampleTable) -> bool:
+    anonymous = (table.frame[["group", "hash"]] == "").to_numpy().all()
+    return bool(anonymous) and table.ids == [str(row) for row in range(len(table))]
+
+
 def _as_mapping(example: Any) -> Mapping[str, Any]:
     if isinstance(example, Mapping):
         return example

@@ -22,7 +22,7 @@ from simfluence.simulators.base import Array, Simulator, register
 from simfluence.simulators.dynamics.fit import fit_dynamics
 from simfluence.simulators.dynamics.model import TrainingDynamics
 from simfluence.simulators.effects.data import TrainingData, as_scores
-from simfluence.simulators.scores import portable_scores
+from simfluence.simulators.scores import check_scores, portable_scores
 
 
 @register
@@ -53,6 +53,7 @@ class DynamicsSimulator(Simulator):
         self.max_rows = max_rows
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
+        check_scores(self.scores, train)
         shape = (len(train.train), len(train.test))
         given = as_scores(self.scores, shape)
         data = TrainingData(train, given, self.max_rows)

@@ -29,7 +29,7 @@ from simfluence.simulators.effects.momentum import Momentum
 from simfluence.simulators.effects.penalty import Chosen, choose_penalty
 from simfluence.simulators.effects.prior import prior_prediction
 from simfluence.simulators.effects.regression import EffectsFit, EffectsRegression, OutOfFold
-from simfluence.simulators.scores import portable_scores
+from simfluence.simulators.scores import check_scores, portable_scores
 
 Kernel = Literal["effects", "scores"]
 
@@ -120,6 +120,7 @@ class EffectsSimulator(Simulator):
 
     def training_data(self, train: RunSet) -> TrainingData:
         """The runs, made ready for this simulator and others with the same scores."""
+        check_scores(self.scores, train)
         return TrainingData(train, as_scores(self.scores, (len(train.train), len(train.test))), self.max_rows)
 
     def _fit_to(

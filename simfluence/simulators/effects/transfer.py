@@ -33,6 +33,7 @@ from simfluence.simulators.effects.model import progress_basis
 from simfluence.simulators.effects.penalty import Chosen
 from simfluence.simulators.effects.regression import EffectsRegression
 from simfluence.simulators.effects.simulator import EffectsSimulator
+from simfluence.simulators.scores import check_scores
 
 RIDGES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-3, 3.5, 0.5))
 """Penalties of the regression of drifts on features, relative to the kernel."""
@@ -96,6 +97,7 @@ class FeatureSimulator(EffectsSimulator):
 
     def training_data(self, train: RunSet) -> TrainingData:
         """The runs, made ready; the features are read here too."""
+        check_scores(self.scores, train)
         shape = (len(train.train), len(train.test))
         scores = as_scores(self.scores, shape)
         self.score_units_ = score_units(self.scores, len(scores))
