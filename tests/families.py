@@ -2,28 +2,35 @@
 
     L_t = L_{t-1} + Σ_i x_{t,i} (A'_i L_{t-1} + B_i) + drift_t + noise
 
-x are counts, or what an optimizer with a memory makes of them; A' = 0 in the deviation model."""
+x are counts, or what an optimizer with momentum makes of them; A' = 0 in the effects model."""
 
 from __future__ import annotations
 
-import numpy as np
+import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
-from simfluence.runs import ExampleTable, RunSet
+import numpy as np
+import numpy.typing as npt
+
+from simfluence.curriculum import Curriculum
+from simfluence.runs import ExampleTable, Run, RunSet
 
 ADAM = {"class": "AdamW", "betas": [0.9, 0.999]}
 
 
-def naive_memory(batches: np.ndarray, n: int, beta: float, corrected: bool) -> np.ndarray:
-    """m̂ [step, train] as the definition says it, entry by entry."""
-    counts = np.zeros((len(batches), n))
-    for step, batch in enumerate(batches):
-        for example in batch:
-            counts[step, example] += 1
-    result = np.zeros_like(counts)
-    for t in range(len(batches)):
+def counts_of(batches: Iterable[npt.ArrayLike], n: int) -> np.ndarray:
+    """How often each example occurs in each batch, [step, train]."""
+    return np.stack([np.bincount(batch, minlength=n) for batch in batches]).astype(np.float64)
+
+
+def naive_momentum(values: np.ndarray, beta: float, bias_correction: bool) -> np.ndarray:
+    """m̂ of a series [step, column] as the definition says it, entry by entry."""
+    result = np.zeros_like(values)
+    for t in range(len(values)):
         for s in range(t + 1):
-            result[t] += (1 - beta) * beta ** (t - s) * counts[s]
-        if corrected:
+            result[t] += (1 - beta) * beta ** (t - s) * values[s]
+        if bias_correction:
             result[t] /= 1 - beta ** (t + 1)
     return result
 
@@ -38,7 +45,7 @@ def train(
     beta: float = 0.0,
 ) -> np.ndarray:
     """Losses [step + 1, test] of one run; B and A' [train, test], drift (and noise) [step, test]."""
-    actions = naive_memory(batches, len(effects), beta, True)
+    actions = naive_momentum(counts_of(batches, len(effects)), beta, True)
     drift = np.broadcast_to(drift, (len(batches), len(start)))
     losses = [start]
     for action, change in zip(actions, drift, strict=True):
@@ -84,7 +91,7 @@ def known_runs(
     optimizer: dict | None = ADAM,
     groups: list[str] | None = None,
 ) -> tuple[RunSet, np.ndarray]:
-    """(runs, effects [train, test]): a common drift, plus effects of what the optimizer remembers."""
+    """(runs, effects [train, test]): a common drift, plus effects of what the optimizer took in."""
     import pandas as pd
 
     effects = 0.03 * rng.normal(size=(n, tests)) if effects is None else effects
@@ -99,6 +106,30 @@ def known_runs(
     )
     frame = pd.DataFrame({"id": [f"e{i}" for i in range(n)], "group": groups or [""] * n})
     return RunSet.from_arrays(batches, losses, train=ExampleTable(frame), optimizer=optimizer), effects
+
+
+def cut(run: Run, steps: int, every: int = 1) -> Run:
+    """The first steps of a run, evaluated every few steps."""
+    evaluated = np.arange(0, steps + 1, every)
+    return dataclasses.replace(
+        run,
+        curriculum=Curriculum.from_batches(list(run.curriculum)[:steps], run.curriculum.n_examples),
+        metrics={"loss": run.loss[evaluated]},
+        evaluated=evaluated,
+        learning_rate=run.learning_rate[:steps],
+        train_loss=run.train_loss[:steps],
+    )
+
+
+def replaced(runs: RunSet, **changes: Any) -> RunSet:
+    """The same runs with other fields."""
+    return RunSet([dataclasses.replace(run, **changes) for run in runs], runs.train, runs.test)
+
+
+def with_losses(runs: RunSet, losses: Iterable[np.ndarray]) -> RunSet:
+    """The same runs with other losses, one array [step + 1, test] a run."""
+    changed = [dataclasses.replace(run, metrics={"loss": own}) for run, own in zip(runs, losses, strict=True)]
+    return RunSet(changed, runs.train, runs.test)
 
 
 def skill(simulator, fitted: RunSet, test: RunSet) -> float:

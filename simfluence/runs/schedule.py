@@ -30,7 +30,8 @@ def mean_learning_rate(runs: Sequence[Run], weights: npt.ArrayLike | None = None
         constant = run.optimizer.get("lr")
         if not np.isfinite(run.learning_rate).any() and isinstance(constant, int | float):
             rates[number, : len(run)] = constant
-    known = np.isfinite(rates) * np.ones((len(runs), 1) if weights is None else np.reshape(weights, (-1, 1)))
+    weight = np.ones(len(runs)) if weights is None else np.asarray(weights, np.float64)
+    known = np.isfinite(rates) * weight[:, None]
     steps = np.flatnonzero(known.any(0))
     if not len(steps):
         return np.full(rates.shape[1], np.nan)

@@ -208,6 +208,10 @@ class Simulator(ABC):
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> Self:
         """The simulator whose ``state()`` that was; RunDataError if something is missing."""
+        if missing := [name for name in inspect.signature(cls).parameters if name not in state["params"]]:
+            raise RunDataError(
+                f"a {cls.__name__} has the hyperparameter {missing[0]!r}, which is missing here"
+            )
         simulator = cls(**state["params"])
         if missing := [name for name in ("examples_", *cls.fitted) if name not in state["fitted"]]:
             raise RunDataError(f"a fitted {cls.__name__} has {missing[0]!r}, which is missing here")

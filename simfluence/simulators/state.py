@@ -70,7 +70,7 @@ def encode(value: Any, arrays: Arrays) -> Any:
 
 
 def decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The inverse of ``encode``; lists stay lists."""
+    """The inverse of ``encode``; lists stay lists. ValueError for a dataclass with other fields than it has."""
     if isinstance(value, list):
         return [decode(inner, arrays) for inner in value]
     if not isinstance(value, dict):
@@ -79,7 +79,10 @@ def decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
         return arrays[value["array"]]
     if "mapping" in value:
         return {key: decode(inner, arrays) for key, inner in value["mapping"].items()}
-    return SAVED[value["dataclass"]](**decode(value["fields"], arrays))
+    kind, fields = SAVED[value["dataclass"]], decode(value["fields"], arrays)
+    if set(fields) != (expected := {field.name for field in dataclasses.fields(kind)}):
+        raise ValueError(f"{kind.__name__} has the fields {sorted(expected)}, got {sorted(fields)}")
+    return kind(**fields)
 
 
 def write(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -106,5 +109,5 @@ def read(path: str | Path) -> dict[str, Any]:
         raise RunDataError(f"{path} does not hold a simulator (expected format {FORMAT!r})")
     try:
         return decode(json.loads(metadata["state"]), arrays)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunDataError(f"{path} does not hold a whole simulator: {error!r}") from error

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 
 import numpy as np
 import pytest
+from families import cut, replaced
+from omegaconf import OmegaConf
 
 from simfluence import Curriculum, RunSet, load_simulator
+from simfluence.cli import conf_folder
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import ExampleTable, Run
 from simfluence.simulators import SIMULATORS, PredictiveBands, SimulationWarning, Simulator, make_simulator
 from simfluence.simulators.markov.simulator import MarkovSimulator
 
 pytestmark = pytest.mark.filterwarnings("ignore::simfluence.simulators.SimulationWarning")
+
+LEARNT_NOTHING = ("persistence", "scores")
+"""Simulators that predict the same whatever they are fitted to (without scores)."""
 
 
 @pytest.fixture(params=list(SIMULATORS))
@@ -111,26 +118,62 @@ def test_losses_that_are_not_finite_are_left_out(simulator: Simulator, runs: Run
     assert np.isfinite(simulated).all()
 
 
+def test_a_learning_rate_as_recorded_changes_nothing(simulator: Simulator, runs: RunSet) -> None:
+    """The rates that are the training runs' mean, or none given: the same predictions."""
+    rates = 1e-3 * np.linspace(2, 0.2, 30)
+    simulator.fit(replaced(runs, learning_rate=rates)[:6])
+    by_default = simulator.simulate(runs.curricula, runs.initial_loss)
+    for given in (rates, np.tile(rates, (8, 1)), np.append(rates, np.nan)):
+        same = simulator.simulate(runs.curricula, runs.initial_loss, learning_rate=given)
+        np.testing.assert_allclose(same, by_default, rtol=1e-9)
+
+
+def test_a_refit_keeps_the_hyperparameters_that_were_chosen(simulator: Simulator, runs: RunSet) -> None:
+    simulator.fit(runs[:6])
+    other = simulator.refit(runs[:5])
+    assert type(other) is type(simulator)
+    assert repr(other) == repr(simulator)
+    assert getattr(other, "penalty_", None) == getattr(simulator, "penalty_", None)
+    own = simulator.simulate(runs.curricula, runs.initial_loss)
+    again = simulator.refit(runs[:6]).simulate(runs.curricula, runs.initial_loss)
+    np.testing.assert_allclose(again, own, rtol=1e-9)
+    if simulator.name not in LEARNT_NOTHING:
+        assert not np.allclose(other.simulate(runs.curricula, runs.initial_loss), own, rtol=1e-9)
+
+
+def test_predictions_out_of_fold(simulator: Simulator, runs: RunSet) -> None:
+    """One for every step of every training run; asking for them changes nothing."""
+    train = RunSet([*runs[:2], cut(runs[2], 20), *runs[3:6]], runs.train, runs.test)
+    simulator.fit(train)
+    before = simulator.simulate(runs.curricula, runs.initial_loss)
+    losses = simulator.out_of_fold(train)
+    assert losses.shape == train.loss.shape
+    np.testing.assert_array_equal(np.isnan(losses), np.isnan(train.loss))
+    np.testing.assert_allclose(losses[:, 0], train.initial_loss)
+    np.testing.assert_array_equal(simulator.simulate(runs.curricula, runs.initial_loss), before)
+    if simulator.name not in LEARNT_NOTHING:
+        assert not np.allclose(losses[0], simulator.simulate(train.curricula, train.initial_loss)[0])
+
+
+def test_a_single_run_has_no_predictions_out_of_fold(simulator: Simulator, runs: RunSet) -> None:
+    if isinstance(simulator, MarkovSimulator):
+        simulator = make_simulator(simulator.name, penalty=1.0)
+    with pytest.raises(ValueError, match="at least two"):
+        simulator.fit(runs[:1]).out_of_fold(runs[:1])
+
+
 def test_bands_come_with_every_simulator(simulator: Simulator, runs: RunSet) -> None:
-    low, high = PredictiveBands(simulator).fit(runs[:6]).predict(runs.curricula, runs.initial_loss)
+    """Around the prediction that there is without them."""
+    bands = PredictiveBands(simulator).fit(runs[:6])
+    low, high = bands.predict(runs.curricula, runs.initial_loss)
     assert low.shape == high.shape == runs.loss.shape
     assert np.isfinite(low).all()
     assert np.isfinite(high).all()
     assert (low[:, 1:] < high[:, 1:]).all()
     np.testing.assert_array_equal(low[:, 0], runs.initial_loss)
-
-
-def test_a_refit_keeps_the_hyperparameters_that_were_chosen(simulator: Simulator, runs: RunSet) -> None:
-    if not hasattr(simulator, "refit"):
-        pytest.skip("nothing to choose")
-    simulator.fit(runs[:6])
-    other = simulator.refit(runs[:5])
-    assert other.penalty_ == simulator.penalty_
-    assert repr(other) == repr(simulator)
-    own = simulator.simulate(runs.curricula, runs.initial_loss)
-    again = simulator.refit(runs[:6]).simulate(runs.curricula, runs.initial_loss)
-    np.testing.assert_allclose(again, own, rtol=1e-9)
-    assert not np.allclose(other.simulate(runs.curricula, runs.initial_loss), own, rtol=1e-9)
+    alone = make_simulator(simulator.name).fit(runs[:6]).simulate(runs.curricula, runs.initial_loss)
+    np.testing.assert_array_equal(bands.simulator_.simulate(runs.curricula, runs.initial_loss), alone)
+    np.testing.assert_allclose((low + high) / 2, alone, rtol=1e-12)
 
 
 def test_save_and_load(simulator: Simulator, runs: RunSet, tmp_path) -> None:
@@ -139,16 +182,20 @@ def test_save_and_load(simulator: Simulator, runs: RunSet, tmp_path) -> None:
     loaded = load_simulator(file)
     assert type(loaded) is type(simulator)
     assert repr(loaded) == repr(simulator)
+    asked = runs.curricula, runs.initial_loss
+    expected = simulator.simulate(*asked)
+    np.testing.assert_array_equal(loaded.simulate(*asked), expected)
+    np.testing.assert_array_equal(loaded.out_of_fold(runs[:6]), simulator.out_of_fold(runs[:6]))
     np.testing.assert_array_equal(
-        loaded.simulate(runs.curricula, runs.initial_loss),
-        simulator.simulate(runs.curricula, runs.initial_loss),
+        loaded.refit(runs[:5]).simulate(*asked), simulator.refit(runs[:5]).simulate(*asked)
     )
+    np.testing.assert_array_equal(loaded.fit(runs[:6]).simulate(*asked), expected)
 
 
 def test_a_torn_file_is_an_error(simulator: Simulator, runs: RunSet, tmp_path) -> None:
     file = tmp_path / "simulator.safetensors"
     simulator.fit(runs[:6]).save(file)
-    file.write_bytes(file.read_bytes()[:-5] if simulator.name != "persistence" else b"{}")
+    file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(RunDataError, match=r"simulator\.safetensors"):
         load_simulator(file)
 
@@ -181,6 +228,21 @@ def test_misuse_is_named(simulator: Simulator, runs: RunSet) -> None:
         simulator.fit(runs[:6], other)
 
 
+@pytest.mark.parametrize("which", ["train", "test"])
+def test_other_examples_of_the_same_number_are_refused(
+    simulator: Simulator, runs: RunSet, which: str
+) -> None:
+    tables = {"train": runs.train, "test": runs.test}
+    tables[which] = ExampleTable.numbered(len(tables[which]), "other-")
+    others = RunSet(runs[:6].runs, **tables)
+    simulator.fit(runs[:6]).check_examples(runs)
+    for asked in (simulator.check_examples, simulator.refit, simulator.out_of_fold):
+        with pytest.raises(RunDataError, match="ids, groups or contents differ"):
+            asked(others)
+    with pytest.raises(NotFittedError, match="fit"):
+        make_simulator(simulator.name).check_examples(runs)
+
+
 def test_an_unknown_name_suggests_a_known_one() -> None:
     with pytest.raises(ValueError, match="did you mean 'linear'"):
         make_simulator("linaer")
@@ -197,15 +259,13 @@ def test_a_misspelt_hyperparameter_suggests_a_known_one() -> None:
 
 
 def test_every_simulator_has_a_configuration() -> None:
-    from simfluence.cli import conf_folder
-
-    said = {
-        line.split(":")[1].strip()
-        for file in (conf_folder() / "simulator").glob("*.yaml")
-        for line in file.read_text().splitlines()
-        if line.startswith("name:")
-    }
-    assert said == set(SIMULATORS)
+    files = {file.stem: OmegaConf.load(file) for file in (conf_folder() / "simulator").glob("*.yaml")}
+    assert set(files) == set(SIMULATORS)
+    for name, config in files.items():
+        assert config.pop("name") == name
+        known = inspect.signature(SIMULATORS[name]).parameters
+        assert set(config) <= set(known)
+        assert make_simulator(name, **config).get_params() == make_simulator(name).get_params()
 
 
 def test_unstable_rollouts_are_said() -> None:

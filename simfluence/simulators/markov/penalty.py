@@ -160,7 +160,8 @@ def _path_errors(
         columns = np.moveaxis(thetas, 0, 2).reshape(*thetas.shape[1:3], -1)  # λ × test
         start = np.tile(np.nan_to_num(true[:, 0], posinf=0.0), (1, count))
         simulated = roll_out(fold.scored, columns, start)
-        errors[:, tests] += _errors(true, simulated, weights[fold.scored])
+        reached = true[:, : simulated.shape[1]]  # the longest run may be in another fold
+        errors[:, tests] += _errors(reached, simulated, weights[fold.scored])
     errors[~np.isfinite(errors)] = np.inf
     return errors / len(folds)
 
