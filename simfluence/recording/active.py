@@ -396,11 +396,9 @@ class ActiveRun:
     def _check_finite(self) -> None:
         losses = self.losses["loss"]
         self._writer.note_nonfinite(self.steps, losses)
-        if self._warned_of_nonfinite:
+        if self._warned_of_nonfinite or np.isfinite(losses).all():
             return
         message = describe_nonfinite(self.folder.name, self.steps, self._test.ids, losses)
-        if message is None:
-            return
         self._warned_of_nonfinite = True
         if self._nonfinite == "raise":
             raise FloatingPointError(message)

@@ -38,13 +38,9 @@ def warn_of_incomplete(run_id: str, shortfall: str) -> None:
     warnings.warn(message, IncompleteRunWarning, stacklevel=4)
 
 
-def describe_nonfinite(
-    run_id: str, step: int, ids: list[str], losses: npt.NDArray[np.floating]
-) -> str | None:
-    """Which loss is not finite; None if all are."""
+def describe_nonfinite(run_id: str, step: int, ids: list[str], losses: npt.NDArray[np.floating]) -> str:
+    """Which loss is not finite, the first one of [test]."""
     bad = np.flatnonzero(~np.isfinite(losses))
-    if not bad.size:
-        return None
     return (
         f"run {run_id!r}: the loss of test example {ids[bad[0]]!r} is {losses[bad[0]]} after step {step}"
         f" ({bad.size} of {len(losses)} are not finite)"

@@ -129,7 +129,7 @@ class RunRecorder:
         evaluate_at : the steps to evaluate after, 0 (before the first) always among them.
         keep_weights : when weights are kept, for attribution: after "every" step (and at 0), at a number
             of steps evenly spaced over ``total_steps``, or at given steps. Where most parameters are
-            frozen, only those that train are kept.
+            frozen, only those that train, or did so earlier in the run, are kept.
         resume_every : steps between resumable checkpoints; only the last one is kept, and that only
             until the run is complete.
         state : what resumable checkpoints hold by name, beside the random states: by default the model
