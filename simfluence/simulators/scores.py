@@ -11,7 +11,7 @@ Calibrated, k is the one number that fits the training runs best, by least squar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -43,7 +43,7 @@ class GivenScores:
     scores: Array
     weighing: str = ""
     scale: float = 1.0
-    tables: TableFingerprints = TableFingerprints()
+    tables: TableFingerprints = field(default_factory=TableFingerprints)
 
 
 def portable_scores(scores: Any) -> Any:
