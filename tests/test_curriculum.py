@@ -165,6 +165,7 @@ def test_by_hand():
         (lambda: Curriculum.from_batches([[[0]]], 5), "vector"),
         (lambda: Curriculum(np.arange(3), np.array([0, 2]), 5), "end at the number of occurrences"),
         (lambda: repeat(Curriculum.from_batches([[0]], 5), [0], 0), "at least 1, got 0"),
+        (lambda: repeat(Curriculum.from_batches([[0]], 5), [0], 1.5), "whole number"),
         (lambda: remove(Curriculum.from_batches([[0]], 5), [7]), r"\[7\] are outside"),
         (lambda: shuffle(Curriculum.from_batches([[0]], 5), np.random.default_rng(0), window=0), "window"),
         (lambda: concatenate(), "at least one"),
