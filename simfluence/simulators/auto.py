@@ -101,14 +101,14 @@ class AutoSimulator(Simulator):
         effects = EffectsSimulator(self.scores, max_rows=self.max_rows)
         effects.examples_ = self.examples_
         with stages(1, "fit auto") as bar:
-            kernel = data.scores.sum(0) if len(data.scores) else None
-            found = None if kernel is None else scores_dynamics(data, kernel, bar.update)
+            kernels = data.given_scores if len(data.given_scores) else data.scores  # or shared groups
+            found = scores_dynamics(data, kernels.sum(0), bar.update) if len(kernels) else None
             effects._fit_to(data, validation, bar.update)
         self.candidates_ = {"effects": effects.error_}
         self.error_ = effects.error_
         self._take([effects], effects.out_of_fold_, data)
         if found is not None:
-            dynamics = DynamicsSimulator(self.scores, self.max_rows)
+            dynamics = DynamicsSimulator(list(kernels), self.max_rows)
             dynamics.examples_ = self.examples_
             dynamics.set_dynamics(found.dynamics, data)
             self.candidates_["scores with dynamics"] = self.error_ = np.nan
