@@ -1,6 +1,8 @@
-"""Runs of a model that surrogates are exact for: log-odds linear in weights that torch trains."""
+"""Runs of a model that training dynamics are exact for: log-odds linear in weights that torch trains."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -10,10 +12,12 @@ from simfluence import RunSet
 TRAIN, TESTS, WIDTH, STEPS, RATE, MOMENTUM = 24, 6, 5, 40, 0.2, 0.8
 
 
-def trained(batches: np.ndarray, train: np.ndarray, test: np.ndarray) -> np.ndarray:
+def trained(
+    batches: Iterable[np.ndarray], train: np.ndarray, test: np.ndarray, rate: float = RATE
+) -> np.ndarray:
     """Losses −log σ(⟨w, test⟩) [step + 1, test] while torch trains w on −log σ(⟨w, train⟩)."""
     w = torch.zeros(train.shape[1], dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.SGD([w], lr=RATE, momentum=MOMENTUM, dampening=MOMENTUM)
+    optimizer = torch.optim.SGD([w], lr=rate, momentum=MOMENTUM, dampening=MOMENTUM)
     first = torch.zeros(train.shape[1], dtype=torch.float64)
     losses = []
     for batch in [*batches, None]:

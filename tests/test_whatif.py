@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
-from families import synthetic_runs
+from families import replaced, synthetic_runs
 
 from simfluence import LinearSimulator, PredictiveBands, RunSet, what_if
 from simfluence import curriculum as edits
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable
-from simfluence.whatif import agreement, by_group, edit, verified, with_band
+from simfluence.whatif import agreement, ask, by_group, edit, verified
 
 
 def truth(curriculum, slope, intercept, loss) -> np.ndarray:
@@ -51,14 +52,90 @@ def test_the_band_holds_most_retrained_losses() -> None:
     runs, *_ = synthetic_runs(n_runs=14, noise=0.02)
     bands = PredictiveBands(LinearSimulator(penalty=1e-3), level=0.9).fit(runs[:12])
     original, other = runs[12], runs[13]
-    answer = what_if(bands.simulator_, original.curriculum, other.curriculum, original.initial_loss)
-    answer = with_band(answer, bands, original.initial_loss)
+    plain = what_if(bands.simulator_, original, other.curriculum)
+    answer = what_if(bands.simulator_, original, other.curriculum, bands=bands)
+    assert answer.level == 0.9
+    assert "low" not in plain.changes
+    np.testing.assert_array_equal(answer.changes["edited"], plain.changes["edited"])
     assert (answer.changes["low"] < answer.changes["edited"]).all()
     assert (answer.changes["high"] > answer.changes["edited"]).all()
     wide = answer.changes.assign(low=-np.inf, high=np.inf)
     changes = verified(replace(answer, changes=wide), original, other)
     assert agreement(changes)["in_band"] == 1
     assert agreement(changes.assign(high=-np.inf))["in_band"] == 0
+
+
+def test_retraining_answers_beside_the_prediction() -> None:
+    """The retrained run stands beside the predicted change, and in the printed answer."""
+    runs, slope, intercept = synthetic_runs(n_runs=12)
+    simulator = LinearSimulator(penalty=1e-10).fit(runs[:10])
+    asked = []
+
+    def retrain(run, curriculum):
+        asked.append((run.id, curriculum))
+        losses = [run.loss[0]]
+        for batch in curriculum:
+            losses.append(truth([batch], slope, intercept, losses[-1]))
+        return replace(run, curriculum=curriculum, metrics={"loss": np.array(losses)})
+
+    answer = what_if(simulator, runs[10], runs[11].curriculum, retrain=retrain)
+    assert asked == [(runs[10].id, runs[11].curriculum)]
+    expected = truth(runs[11].curriculum, slope, intercept, runs[10].loss[0])
+    np.testing.assert_allclose(answer.changes["retrained"], expected)
+    np.testing.assert_allclose(answer.changes["true_change"], answer.changes["change"], atol=1e-4)
+    assert "against retraining, over 4 test examples: Pearson 1.00" in str(answer)
+    with pytest.raises(ValueError, match="a recorded run as the original"):
+        what_if(simulator, runs[10].curriculum, runs[11].curriculum, runs[10].initial_loss, retrain=retrain)
+
+
+def test_a_curriculum_takes_its_initial_losses() -> None:
+    runs, *_ = synthetic_runs()
+    simulator = LinearSimulator(1.0).fit(runs)
+    original, edited = runs[0].curriculum, runs[1].curriculum
+    with pytest.raises(ValueError, match=r"takes initial_loss="):
+        what_if(simulator, original, edited)
+    of_a_run, of_its_curriculum = (
+        what_if(simulator, one, edited, start).changes
+        for one, start in ((runs[0], None), (original, runs[0].initial_loss))
+    )
+    np.testing.assert_array_equal(of_a_run["change"], of_its_curriculum["change"])
+
+
+def test_both_curricula_are_asked_at_the_given_learning_rate() -> None:
+    rates = np.linspace(2e-3, 1e-3, 30)
+    runs = replaced(synthetic_runs()[0], learning_rate=rates)
+    simulator = LinearSimulator(1.0, rate_scaled=True).fit(runs)
+    answer = what_if(simulator, runs[0], runs[1].curriculum, learning_rate=0 * rates)
+    np.testing.assert_allclose(answer.changes["original"], runs[0].initial_loss)
+    np.testing.assert_allclose(answer.changes["change"], 0, atol=1e-12)
+
+
+def test_a_run_set_is_asked_about_its_last_run() -> None:
+    runs, *_ = synthetic_runs(n_runs=12, noise=0.01)
+    edited = edits.remove(runs[11].curriculum, [3])
+    answer = ask(runs, LinearSimulator(), lambda curriculum: edits.remove(curriculum, [3]), train=8)
+    bands = PredictiveBands(LinearSimulator(), 0.9).fit(runs[:8], runs[8:10])
+    expected = what_if(bands.simulator_, runs[11], edited, test=runs.test, bands=bands)
+    assert answer.original == runs[11].curriculum
+    assert answer.notes == []
+    pd.testing.assert_frame_equal(answer.changes, expected.changes)
+    without = ask(
+        runs, LinearSimulator(), lambda _: edited, run_id="run-005", train=8, validation=0, level=None
+    )
+    assert without.original == runs[5].curriculum
+    assert without.notes == ["the simulator is fitted to run-005 itself; choose a run that it has not seen"]
+    assert without.level is None
+    assert "low" not in without.changes
+
+
+def test_few_runs_are_answered_with_a_note() -> None:
+    runs, *_ = synthetic_runs(n_runs=2, noise=0.01)
+    answer = ask(runs, LinearSimulator(1.0), lambda curriculum: edits.remove(curriculum, [3]))
+    assert answer.notes == [
+        "2 runs, fewer than train + validation = 22: fitted to all",
+        "no bands, which take 3 training runs to learn errors from",
+    ]
+    assert np.isfinite(answer.changes["change"]).all()
 
 
 def test_examples_are_named_by_group_or_id(runs: RunSet) -> None:

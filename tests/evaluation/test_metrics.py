@@ -44,6 +44,32 @@ def test_final_losses_are_the_last_finite_ones(losses) -> None:
     np.testing.assert_array_equal(final[1], losses[0][1, 3])
 
 
+@pytest.mark.parametrize("lost", [np.nan, np.inf])
+def test_a_test_example_without_finite_losses_has_no_metrics(losses, lost) -> None:
+    """Nothing is known of it in that run: NaN, never 0; the others are as they were."""
+    true, simulated = losses
+    holed = true.copy()
+    holed[0, 1:, 2] = lost  # but for the initial loss, which does not count
+    for metric in (metrics.all_steps_mse, metrics.all_steps_mae):
+        found, before = metric(holed, simulated), metric(true, simulated)
+        assert np.isnan(found[0, 2])
+        before[0, 2] = np.nan
+        np.testing.assert_array_equal(found, before)
+    holed[0, 0, 2] = np.nan
+    final = metrics.final_loss(holed)
+    assert np.isnan(final[0, 2])
+    assert np.isfinite(np.delete(final, 2, axis=1)).all()
+    known = [0, 1, 3, 4]
+    expected = spearmanr(final[0, known], metrics.final_loss(simulated)[0, known]).statistic
+    found = metrics.final_step_spearman(final, metrics.final_loss(simulated))
+    assert found[0] == pytest.approx(expected)
+
+
+def test_skill_leaves_out_what_is_not_known() -> None:
+    mse, baseline = np.array([[1.0, np.nan], [2.0, 4.0]]), np.array([[2.0, np.nan], [4.0, 8.0]])
+    assert metrics.counterfactual_skill(mse, baseline) == pytest.approx(0.5)
+
+
 def test_spearman_over_tests_and_over_runs() -> None:
     rng = np.random.default_rng(1)
     true, simulated = rng.normal(size=(2, 6, 9))

@@ -45,11 +45,15 @@ def test_is_deterministic(simulator: Simulator, runs: RunSet) -> None:
 
 
 def test_runs_are_simulated_independently(simulator: Simulator, runs: RunSet) -> None:
-    simulator.fit(runs[:6])
-    together = simulator.simulate(runs.curricula, runs.initial_loss)
-    for number, run in enumerate(runs):
-        alone = simulator.simulate([run.curriculum], run.initial_loss)
-        np.testing.assert_allclose(alone[0], together[number], rtol=1e-10)
+    """Also if they differ in length and learning rates."""
+    logged = replaced(runs, learning_rate=np.linspace(2, 1, 30))
+    curricula = [cut(run, 30 - 3 * number).curriculum for number, run in enumerate(runs)]
+    rates = np.random.default_rng(0).uniform(1, 2, (8, 30))
+    simulator.fit(logged[:6])
+    together = simulator.simulate(curricula, runs.initial_loss, rates)
+    for number, curriculum in enumerate(curricula):
+        alone = simulator.simulate([curriculum], runs.initial_loss[number], rates[number])[0]
+        np.testing.assert_allclose(alone, together[number, : len(alone)], rtol=1e-10)
 
 
 def test_shorter_curricula_end_in_nan(simulator: Simulator, runs: RunSet) -> None:

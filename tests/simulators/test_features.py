@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from families import ADAM, known_runs, skill
+from families import ADAM, known_runs, replaced, skill
 
 from simfluence.curriculum import Curriculum
+from simfluence.errors import RunDataError
 from simfluence.runs import RunSet
-from simfluence.simulators import EffectsSimulator, FeatureSimulator, load_simulator
-from simfluence.simulators.effects.features import progress_basis
-from simfluence.simulators.effects.simulator import Settings
+from simfluence.simulators import EffectsSimulator, FeatureSimulator
+from simfluence.simulators.effects.model import progress_basis
 from simfluence.simulators.effects.transfer import predict_drift
 
 
@@ -34,7 +36,7 @@ def test_bilinear_effects_are_recovered(rng):
 
 def dense(fit: FeatureSimulator, runs: RunSet, penalty: float):
     """The increments' covariance over all (row, test) pairs, and the parts of it, as plain matrices."""
-    regression = fit._fitting(runs, None).regression(Settings(**fit.settings_))
+    regression = fit._regression(fit.training_data(runs), None)
     rows, tests = regression.increments.shape
     x = regression.centered * regression.scale
     basis = progress_basis(regression.middle, regression.total, fit.decay)
@@ -44,7 +46,7 @@ def dense(fit: FeatureSimulator, runs: RunSet, penalty: float):
         for i in range(rows):
             kernel[j, i] = (x[j] @ fit._kernel("train") @ x[i]) * (basis[j] @ basis[i])
     kernel = whitening @ kernel @ whitening.T
-    z = whitening @ (regression.recorded.interval[:, None] == np.arange(regression.total))
+    z = whitening @ (regression.interval[:, None] == np.arange(regression.intervals))
     covariance = np.kron(kernel, fit._kernel("test")) + penalty * np.eye(rows * tests)
     return regression, whitening, x, basis, covariance, np.kron(z, np.eye(tests))
 
@@ -69,9 +71,10 @@ def test_the_solution_is_that_of_generalised_least_squares(rng, free):
     alpha = alpha.reshape(28, 4)
     for k in range(basis.shape[1]):
         expected = fit._kernel("train") @ x.T @ np.diag(basis[:, k]) @ whitening.T @ alpha
-        np.testing.assert_allclose(fit.effects_[k], expected @ fit._kernel("test"), atol=1e-9)
-    np.testing.assert_allclose(fit.drift_, mu.reshape(7, 4), atol=1e-9)
-    out_of_fold = regression.out_of_fold(regression.dual(0.3)[0], 0.3)
+        effects = regression.scale * expected @ fit._kernel("test")
+        np.testing.assert_allclose(fit.model_.effects[k], effects, atol=1e-9)
+    np.testing.assert_allclose(fit.model_.drift, mu.reshape(7, 4), atol=1e-9)
+    out_of_fold = regression.solve(0.3).solution.left_out
     inside = np.arange(28 * 4) >= 7 * 4  # without the first run
     kept = np.linalg.inv(covariance[np.ix_(inside, inside)])
     alpha, mu = residual(kept, drifts[inside], target[inside])
@@ -84,8 +87,8 @@ def test_the_bilinear_form_is_what_its_kernels_say(rng):
     runs, h_train, h_test = bilinear_runs(rng)
     few = runs[:3]
     fit = FeatureSimulator(h_train, h_test, penalty=3.0, free=0.0, decay=0.0, noise_correlation=0.0).fit(few)
-    regression = fit._fitting(few, None).regression(Settings(**fit.settings_))
-    spread = regression.spread[regression.recorded.interval][:, None]
+    regression = fit._regression(fit.training_data(few), None)
+    spread = regression.spread[regression.interval][:, None]
     rows = regression.centered * regression.scale @ fit.train_features_ / spread
     target = regression.increments / spread
     rows, target = (part - np.tile(part.reshape(3, 30, -1).mean(0), (3, 1)) for part in (rows, target))
@@ -93,15 +96,15 @@ def test_the_bilinear_form_is_what_its_kernels_say(rng):
     design = np.kron(rows, tests)
     weights = np.linalg.solve(design.T @ design + 3.0 * np.eye(16), design.T @ target.ravel())
     effects = fit.train_features_ @ weights.reshape(4, 4) @ tests.T
-    np.testing.assert_allclose(fit.effects_[0], effects, atol=1e-9)
+    np.testing.assert_allclose(fit.model_.effects[0], regression.scale * effects, atol=1e-9)
 
 
-def test_without_features_it_is_the_deviation_simulator(rng, monkeypatch):
+def test_without_features_it_is_the_effects_simulator(rng, monkeypatch):
     monkeypatch.setattr("simfluence.simulators.effects.regression.DRIFT_VARIANCE", 1e6)  # as good as free
     runs, _ = known_runs(rng, noise=0.005)
     losses = [
         made.fit(runs[:8]).simulate(runs.curricula, runs.initial_loss)
-        for made in (FeatureSimulator(penalty=0.1), EffectsSimulator(penalty=0.1))
+        for made in (FeatureSimulator(penalty=0.1), EffectsSimulator(penalty=0.1, link="identity", decay=0.3))
     ]
     np.testing.assert_allclose(*losses, atol=1e-5)
 
@@ -156,8 +159,9 @@ def test_moving_to_the_same_examples_changes_nothing(rng, with_scores):
         moved += [fit.transfer(h_train), fit.transfer(h_train, h_test, runs.initial_loss)]
     for other in moved:
         if other.test_features is not fit.test_features:  # seen test examples have drifts of their own
-            other.drift_ = other.drift_ - other.drift_.mean(1, keepdims=True)
-            other.drift_ += fit.drift_.mean(1, keepdims=True)
+            drift = other.model_.drift - other.model_.drift.mean(1, keepdims=True)
+            drift += fit.model_.drift.mean(1, keepdims=True)
+            other.model_ = dataclasses.replace(other.model_, drift=drift)
         found = other.simulate(runs.curricula, runs.initial_loss)
         np.testing.assert_allclose(found - found.mean(0), simulated - simulated.mean(0), atol=1e-9)
     np.testing.assert_allclose(fit.transfer().simulate(runs.curricula, runs.initial_loss), simulated)
@@ -175,14 +179,26 @@ def test_drifts_are_kriged_and_left_out_in_closed_form(rng):
     np.testing.assert_allclose(found, noise.mean(1, keepdims=True) * np.ones(10), atol=1.0)
 
 
-def test_saved_and_loaded(rng, tmp_path):
+def test_a_simulator_of_other_examples_knows_whose_it_is(rng):
+    """What was transferred is about other tables: it is not taken for one of the recorded runs."""
     runs, h_train, h_test = bilinear_runs(rng)
-    fit = FeatureSimulator(h_train, h_test).fit(runs[:5])
-    fit.save(tmp_path / "features")
-    loaded = load_simulator(tmp_path / "features")
-    first = fit.simulate(runs.curricula, runs.initial_loss)
-    np.testing.assert_allclose(loaded.simulate(runs.curricula, runs.initial_loss), first)
-    np.testing.assert_allclose(loaded.fit(runs[:5]).simulate(runs.curricula, runs.initial_loss), first)
+    fit = FeatureSimulator(h_train, h_test, penalty=1.0).fit(runs[:5])
+    for moved in (fit.transfer(None, h_test, runs.initial_loss), fit.transfer(h_train)):
+        with pytest.raises(RunDataError, match="not those of these runs"):
+            moved.check_examples(runs)
+    fit.transfer().check_examples(runs)
+    fit.check_examples(runs)
+
+
+def test_rates_scale_what_features_predict(rng):
+    runs, h_train, h_test = bilinear_runs(rng)
+    rates = np.linspace(2e-3, 1e-3, 30)
+    fit = FeatureSimulator(h_train, h_test, penalty=1.0).fit(replaced(runs, learning_rate=rates))
+    asked = runs.curricula, runs.initial_loss
+    usual, double, none = (fit.simulate(*asked, learning_rate=k * rates) for k in (1, 2, 0))
+    np.testing.assert_allclose(usual, fit.simulate(*asked), rtol=1e-12)
+    np.testing.assert_allclose(double - usual, usual - none, atol=1e-9)  # effects add up in proportion
+    np.testing.assert_allclose(none - none.mean(0), 0, atol=1e-9)
 
 
 def test_bad_features_are_named(rng):

@@ -100,12 +100,13 @@ def fit_dynamics(
 
 
 def anchored(dynamics: TrainingDynamics, data: TrainingData) -> TrainingDynamics:
-    """The dynamics whose predictions of these runs have the mean log-odds that the runs have."""
+    """The dynamics whose predictions of these runs have the mean log-odds that the runs have; and their mean γ."""
     grid, levels = data.recorded.grid, data.levels("log_odds")
     changed = dynamics.changed(Batches.of(data.train.curricula), grid, data.run_rates)
     rest = mean_over_runs([level - own[: len(level)] for level, own in zip(levels, changed, strict=True)])
     steps = np.arange(grid[-1] + 1)
-    return replace(dynamics, average=np.stack([np.interp(steps, grid, column) for column in rest.T], axis=1))
+    average = np.stack([np.interp(steps, grid, column) for column in rest.T], axis=1)
+    return replace(dynamics, average=average, usual=dynamics.mean_gamma(data.train.curricula, data.run_rates))
 
 
 class _LeastSquares:
@@ -229,6 +230,7 @@ class _Family:
             growth=float(growth),
             start=self.curves.start,
             average=np.empty((0, len(self.test))),
+            usual=1.0,
         )
 
     def changed(self, numbers: Array) -> Array:

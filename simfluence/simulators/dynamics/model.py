@@ -67,7 +67,7 @@ class TrainingDynamics:
     train, test : u [train, k], v [test, k], with the power ½. metric : Σ^{2q} [k].
     profile : γ over the relative learning rate [step]. kept : α [step]. The last of both goes on.
     momentum : β, and whether 1 − βᵗ divides. feedback : κ. growth : η. start : f_0.
-    average : of the training runs, mean log(eᴸ − 1) + ⟨v_z, x_t⟩, [step + 1, test].
+    average : of the training runs, mean log(eᴸ − 1) + ⟨v_z, x_t⟩, [step + 1, test]. usual : their mean γ.
     """
 
     train: Array
@@ -80,6 +80,7 @@ class TrainingDynamics:
     growth: float
     start: float
     average: Array
+    usual: float
 
     def simulate(self, curricula: Sequence[Curriculum], rates: Array, shift: Array | float = 0.0) -> Array:
         """Losses [run, step + 1, test].
@@ -98,15 +99,20 @@ class TrainingDynamics:
         return np.asarray(-self._train(batches, points, rates)[0] @ (self.test * self.metric).T, np.float64)
 
     def use_weights(self, curricula: Sequence[Curriculum], rates: Array) -> list[Array]:
-        """ρ_i γ_t over the mean of γ: what each use still teaches, one [use] a curriculum."""
+        """ρ_i γ_t over the training runs' mean of γ: what each use still teaches, one [use] a curriculum."""
         batches = Batches.of(curricula)
         residuals = self._train(batches, np.empty(0, np.int64), rates)[1]
         gamma = self._gamma(rates)
         reached = np.arange(gamma.shape[1]) < batches.lengths[:, None]
-        relative = (gamma / gamma[reached].mean())[reached]
-        weights = residuals * np.repeat(relative, np.diff(batches.bounds))
+        weights = residuals * np.repeat(gamma[reached] / self.usual, np.diff(batches.bounds))
         ends = np.cumsum([len(curriculum.examples) for curriculum in curricula])
         return np.split(weights, ends[:-1])
+
+    def mean_gamma(self, curricula: Sequence[Curriculum], rates: Array) -> float:
+        """The mean of γ over the steps of these curricula."""
+        gamma = self._gamma(rates)
+        lengths = np.array([len(curriculum) for curriculum in curricula])
+        return float(gamma[np.arange(gamma.shape[1]) < lengths[:, None]].mean())
 
     def _gamma(self, rates: Array) -> Array:
         return rates * self.profile[np.minimum(np.arange(rates.shape[1]), len(self.profile) - 1)]
