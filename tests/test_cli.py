@@ -93,7 +93,6 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
             "'run.checkpoint_every' is now named 'run.resume_every'",
         ),
         (["runs", "path=runs/small", "prune=[checkpoints]"], "'checkpoints' is now named 'weights'"),
-        (["tangent"], "'tangent' is now named 'linearise'"),
     ],
 )
 def test_what_is_wrong_is_reported_in_a_sentence(
@@ -220,7 +219,6 @@ def test_scores_are_held_to_the_same_standard(simfluence, recorded: Path) -> Non
     [
         ["record", "count=1", "device=nope"],
         ["attribute", "steps=initial", "output=out", "device=nope"],
-        ["linearise", "output=out", "device=nope"],
         ["fit", "simulator=linear", "output=out", "simulator.device=nope"],
     ],
     ids=lambda command: command[0],

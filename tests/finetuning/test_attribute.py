@@ -13,7 +13,7 @@ import torch
 from facts_on_minilm import CONFIG, WITH_WEIGHTS
 from omegaconf import OmegaConf
 
-from simfluence import RunSet, load_simulator
+from simfluence import RunSet
 from simfluence.attribution import METHODS, AttributionContext, InfluenceScores, attribute
 from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.cli import conf_folder, main
@@ -151,21 +151,3 @@ def test_factors_are_kept_and_parts_add_up(context: AttributionContext, tmp_path
     ):
         with pytest.raises(RunDataError, match=f"other {what}: delete it"):
             attribute(context, "ekfac", factors=file, **changed)
-
-
-def test_gradients_of_a_run_set_are_taken_and_fitted_with(
-    recorded: Path, tmp_path, monkeypatch, capsys
-) -> None:
-    monkeypatch.chdir(recorded.parent)
-    monkeypatch.setattr("sys.argv", ["simfluence"])
-    file = tmp_path / "linearised.safetensors"
-    main(["linearise", f"path={recorded}", "coordinates=200", f"output={file}"])
-    assert "12 training and 4 test examples" in capsys.readouterr().out
-    fit = [f"path={recorded}", "train=2", "validation=0", f"simulator.tangent={file}"]
-    main(["fit", *fit, f"output={tmp_path / 'fit'}"])
-    fitted = load_simulator(tmp_path / "fit")
-    assert fitted.tangent is not None
-    assert fitted.tangent.n_test == 4
-    with pytest.raises(SystemExit):
-        main(["linearise", f"path={recorded}", "along=1"])
-    assert "along must be 0, or from 2 to the 2 runs" in capsys.readouterr().err
