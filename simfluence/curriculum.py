@@ -187,9 +187,9 @@ def repeat(
 ) -> Curriculum:
     """Let each occurrence of these examples occur ``times`` times (1: as it is).
 
-    Every copy goes to a uniformly drawn place of the whole curriculum, as if the data set had held copies; ``rng``
-    draws the places, by default one seeded with 0. With ``adjacent`` copies follow their original at once instead.
-    Batches keep their sizes, so the run gets longer; the last batch may be smaller.
+    Every copy goes to a uniformly drawn place of the whole curriculum, as if the data set had held copies;
+    ``rng`` draws the places, by default one seeded with 0. With ``adjacent`` copies follow their original at
+    once instead. Batches keep their sizes, so the run gets longer; the last batch may be smaller.
 
     Raises ValueError unless ``times`` is a whole number, at least 1.
     """

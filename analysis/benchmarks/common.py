@@ -40,8 +40,8 @@ def trained_runs(
 ) -> tuple[RunSet, np.ndarray]:
     """(runs, scores [train, test]) of a logistic model in 20 features, trained by SGD with momentum .9.
 
-    Examples are of ten kinds, of which every run draws seven. The scores are inner products of features, which
-    is the kernel.
+    Examples are of ten kinds, of which every run draws seven. The scores are inner products of features,
+    which is the kernel.
     """
     rng = np.random.default_rng(seed)
     kinds, kind = rng.normal(size=(10, 20)), rng.integers(0, 10, n)

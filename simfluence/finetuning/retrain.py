@@ -51,8 +51,8 @@ def retrain_as_recorded(of: str, name: str, device: str | None = None) -> Callab
     """A function that trains a run of ``simfluence record`` again on another curriculum, and returns the
     recording.
 
-    of : the folder of the run set. Recordings are added to one whose name ends in "-whatif" instead of being mixed
-        with it; one that is there already is not made again.
+    of : the folder of the run set. Recordings are added to one whose name ends in "-whatif" instead of being
+        mixed with it; one that is there already is not made again.
     name : what was changed, in words; with the run's name it names the recording.
     device : where to train, as torch names it; None is where the run was trained.
 

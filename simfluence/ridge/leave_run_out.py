@@ -5,7 +5,8 @@ Rows are ordered by run. For each test example z
     y_z = H_z c_z + Z θ_z + ε_z,     θ_z ~ N(0, I),   ε_z ~ N(0, λ I),   c_z ~ N(c̄, I/τ)
 
 The design Z [row, column] is shared by all z; H_z [row, q] are a few columns of its own. With
-A = (Z Zᵀ + λI)⁻¹ and Q_z = H_zᵀ A H_z + τI the solution and the residuals of run r, had the fit not seen it, are
+A = (Z Zᵀ + λI)⁻¹ and Q_z = H_zᵀ A H_z + τI the solution and the residuals of run r, had the fit not seen it,
+are
 
     c_z = Q_z⁻¹ (H_zᵀ A y_z + τ c̄),     α_z = A (y_z − H_z c_z),     θ_z = Zᵀ α_z
     e_r = (A_rr − V_r Q_z⁻¹ V_rᵀ)⁻¹ α_r,     V = A H_z,

@@ -4,7 +4,7 @@ saw.
 The candidates:
 
     the mean trajectory        nothing is learnt about curricula; always among the candidates
-    effects with dynamics      training dynamics whose kernel are effects found in the runs; effects beside them
+    effects with dynamics      training dynamics whose kernel are effects found in the runs; effects beside it
     scores with dynamics       training dynamics whose kernel are the given scores; effects beside them
 
 Each candidate predicts every training run by a fit that left this run out (and the validation runs, if there

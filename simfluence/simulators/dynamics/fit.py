@@ -100,7 +100,9 @@ def fit_dynamics(
 
 
 def anchored(dynamics: TrainingDynamics, data: TrainingData) -> TrainingDynamics:
-    """The dynamics whose predictions of these runs have the mean log-odds that the runs have; and their mean γ."""
+    """The dynamics whose predictions of these runs have the mean log-odds that the runs have; and their mean
+    γ.
+    """
     grid, levels = data.recorded.grid, data.levels("log_odds")
     changed = dynamics.changed(Batches.of(data.train.curricula), grid, data.run_rates)
     rest = mean_over_runs([level - own[: len(level)] for level, own in zip(levels, changed, strict=True)])
