@@ -153,7 +153,7 @@ def ask(
         notes.append(f"the simulator is fitted to {run.id} itself; choose a run that it has not seen")
     bands = None
     if level is not None and len(to_fit) < PredictiveBands.FEWEST_RUNS:
-        notes.append(f"no bands, which take {PredictiveBands.FEWEST_RUNS} training runs to learn errors from")
+        notes.append("no bands, which take three runs to learn errors from")
     elif level is not None:
         bands = PredictiveBands(simulator, level).fit(to_fit, to_choose)
     fitted = simulator.fit(to_fit, to_choose) if bands is None else bands.simulator_

@@ -157,8 +157,8 @@ class Simulator(ABC):
         if Examples.of(runs) != examples:
             raise RunDataError(
                 f"this simulator was fitted to {examples.n_train} training and {examples.n_test} test"
-                f" examples that are not those of these runs ({len(runs.train)} and {len(runs.test)}; ids, groups"
-                " or contents differ); fit it to runs over the same examples"
+                f" examples that are not those of these runs ({len(runs.train)} and {len(runs.test)}; ids,"
+                " groups or contents differ); fit it to runs over the same examples"
             )
 
     def refit(self, train: RunSet) -> Self:

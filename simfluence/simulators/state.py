@@ -70,7 +70,7 @@ def encode(value: Any, arrays: Arrays) -> Any:
 
 
 def decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The inverse of ``encode``; lists stay lists. ValueError for a dataclass with other fields than it has."""
+    """The inverse of ``encode``; lists stay lists. ValueError for a dataclass with other fields."""
     if isinstance(value, list):
         return [decode(inner, arrays) for inner in value]
     if not isinstance(value, dict):
