@@ -25,7 +25,7 @@ from simfluence.simulators import PredictiveBands, make_simulator
 
 RESULTS = Path(__file__).parent / "results"
 EVERYWHERE = ("mean_trajectory", "auto")
-ONCE = ("additive", "multiplicative", "linear", "deviation", "features")  # with one split of the larger size
+ONCE = ("additive", "multiplicative", "linear", "effects", "features")  # with one split of the larger size
 
 
 KEYS = ["set", "simulator", "training runs", "split"]
@@ -75,13 +75,13 @@ def to_markdown(frame: pd.DataFrame) -> str:
     grouped = frame.sort_values("set", kind="stable").groupby(keys, sort=False)
     table = grouped.mean(numeric_only=True).drop(columns=["split", "seconds"])
     table["splits"] = grouped.size()
-    said = table.reset_index()
-    percent = [column for column in said if "coverage" in column or "least" in column]
+    shown = table.reset_index()
+    percent = [column for column in shown if "coverage" in column or "least" in column]
     for column in percent:
-        said[column] = said[column].map("{:.1%}".format)
-    for column in said.columns.difference([*keys, *percent, "splits"]):
-        said[column] = said[column].map("{:.3g}".format)
-    return said.to_markdown(index=False) + "\n"
+        shown[column] = shown[column].map("{:.1%}".format)
+    for column in shown.columns.difference([*keys, *percent, "splits"]):
+        shown[column] = shown[column].map("{:.3g}".format)
+    return shown.to_markdown(index=False) + "\n"
 
 
 def main() -> None:

@@ -3,13 +3,13 @@
     python analysis/compare.py BEFORE AFTER [--sets NAME ...] [--sizes 1 8 20] [--only NAME ...]
 
 BEFORE and AFTER are commits or folders of a checkout. Each version fits every simulator, with and without
-attribution scores, to the first 1, 8 and 20 runs of three committed run sets, and simulates the last five runs
-of each set. Printed: for how many fits the losses agree to 1e-9 (relative to the largest loss), and the largest
-difference. The exit status is 1 unless all agree. With ``--keep`` the losses of each version stay in a
-subfolder of that folder, and what is there already is not computed again.
+attribution scores, to the first 1, 8 and 20 runs of three committed run sets, and simulates the last five
+runs of each set. Printed: for how many fits the losses agree to 1e-9 (relative to the largest loss), and the
+largest difference. The exit status is 1 unless all agree. With ``--keep`` the losses of each version stay in
+a subfolder of that folder, and what is there already is not computed again.
 
-Both versions are run with this script's own list of simulators, in a Python process each. A simulator that was
-renamed is listed with both names, the newer one first.
+Both versions are run with this script's own list of simulators, in a Python process each. A simulator that
+was renamed is listed with both names, the newer one first.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def _scores(folder: Path) -> Any:
 
 
 def _simulated(simulator: Any, runs: Any, size: int) -> np.ndarray:
-    """The losses of the last runs as predicted from the first; empty where that many runs cannot be fitted."""
+    """The losses of the last runs as predicted from the first; empty where these cannot be fitted."""
     held_out = runs[-HELD_OUT:]
     try:
         return simulator.fit(runs[:size]).simulate(held_out.curricula, held_out.initial_loss)
@@ -153,9 +153,7 @@ def report(before: Path, after: Path) -> bool:
         if difference >= largest:
             largest, worst = difference, name.removesuffix(".npy")
     simulators = {name.removesuffix(".npy").split(" runs, ")[1] for name in compared}
-    print(
-        f"{equal} of {len(compared)} fits of {len(simulators)} simulators have equal losses (to {TOLERANCE:g})"
-    )
+    print(f"{equal} of {len(compared)} fits of {len(simulators)} simulators have equal losses")
     print(f"largest relative difference: {largest:.2g} ({worst})")
     for name in missing:
         print(f"not computed by the second version: {name.removesuffix('.npy')}")

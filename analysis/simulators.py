@@ -74,23 +74,18 @@ def simulators(scores: dict[str, np.ndarray], quick: bool) -> dict[str, Make]:
             "additive": AdditiveSimulator,
             "multiplicative": MultiplicativeSimulator,
             "linear": LinearSimulator,
-            "linear, order 2": lambda: LinearSimulator(order=2),
-            "linear, λ 1": lambda: LinearSimulator(penalty=1.0, center="zero"),
-            "deviation, plain counts": lambda: EffectsSimulator(
+            "linear, pooled": lambda: LinearSimulator(center="pooled"),
+            "effects, constant, no momentum": lambda: EffectsSimulator(
                 momentum=0.0, noise_correlation=0.0, decay=0.0
             ),
-            "+ optimizer momentum": lambda: EffectsSimulator(noise_correlation=0.0, decay=0.0),
-            "+ noise momentum": lambda: EffectsSimulator(decay=0.0),
-            "+ effects vary with progress": EffectsSimulator,
-            "+ log-odds link": lambda: EffectsSimulator(link="log_odds"),
-            "+ dynamics": lambda: EffectsSimulator(link="log_odds", dynamics=True),
-            "+ groups": lambda: EffectsSimulator(link="log_odds", blocks=["groups"]),
-            "+ seen before": lambda: EffectsSimulator(link="log_odds", blocks=["seen"]),
+            "effects": EffectsSimulator,
+            "effects with dynamics": lambda: EffectsSimulator(kernel="effects"),
         }
     for kind, array in scores.items():
-        made[f"auto, {kind}"] = partial(AutoSimulator, scores=array)
+        made[f"auto, {kind}"] = partial(AutoSimulator, array)
         made[f"{kind}, calibrated"] = partial(ScoresSimulator, array)
-        made[f"{kind}, replayed"] = partial(DynamicsSimulator, array)
+        made[f"{kind}, dynamics"] = partial(DynamicsSimulator, array)
+        made[f"{kind}, dynamics and effects"] = partial(EffectsSimulator, array, kernel="scores")
     return made
 
 
@@ -175,7 +170,9 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--held-out", type=int, default=10)
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8, 12, 16, 20, 22])
-    parser.add_argument("--quick", action="store_true", help="the trivial simulators and auto only")
+    parser.add_argument(
+        "--quick", action="store_true", help="the trivial simulators, auto and those with scores only"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
@@ -191,8 +188,8 @@ def main() -> None:
             for name, make in simulators(scores, options.quick).items():
                 mark = marks[next((kind for kind in reversed(KINDS) if kind in name), "scores")]
                 same = (frame["set"] == folder.name) & (frame["simulator"] == name)
-                same &= frame["fingerprint"] == mark
-                if (same & (frame["training runs"].astype(int) == size)).any():
+                same &= (frame["fingerprint"] == mark) & (frame["training runs"] == size)
+                if same.any():
                     continue
                 try:
                     measured = measure(make, runs[:size], test)
@@ -206,6 +203,8 @@ def main() -> None:
                 ]
                 new = pd.DataFrame(rows)
                 frame = new if frame.empty else pd.concat([frame, new], ignore_index=True)
+                frame = frame.astype({"training runs": int})
+                frame = frame.sort_values(["set", "training runs"], kind="stable", ignore_index=True)
                 frame.to_csv(table, index=False, float_format="%.6g")
                 skill, across = (summary(measured[m])["mean"] for m in ("skill", "across-runs Spearman"))
                 print(f"{folder.name:28} {size:3} {name:30} {skill:+.3f} {across:+.3f}", flush=True)

@@ -22,21 +22,21 @@ HELD_OUT = 12
 KEYS = ["set", "simulator", "training runs", "split"]
 
 
-def asked(folder: Path) -> list[str]:
-    """``auto``, and with the scores that lie beside a set; and these alone."""
+def compared(folder: Path) -> list[str]:
+    """``auto`` without and with the scores that lie beside a set, and their training dynamics alone."""
     kinds = read_scores(folder)
-    return ["auto", *[f"auto, {kind}" for kind in kinds], *[f"{kind}, replayed" for kind in kinds]]
+    return ["auto", *[f"auto, {kind}" for kind in kinds], *[f"{kind}, dynamics" for kind in kinds]]
 
 
-def ask(key: tuple[str, str, int, int]) -> dict[str, object]:
+def split_row(key: tuple[str, str, int, int]) -> dict[str, object]:
     """One row."""
     folder, simulator, size, split = key
     runs, make = RunSet.load(Path("runs") / folder), simulators(read_scores(Path("runs") / folder), True)
     order = np.random.default_rng(split).permutation(len(runs))
     train, test = runs[np.sort(order[:size])], runs[np.sort(order[size:][:HELD_OUT])]
     measured = measure(make[simulator], train, test)
-    predicted_now = {name: float(np.nanmean(measured[name])) for name in ("skill", "across-runs Spearman")}
-    return dict(zip(KEYS, key, strict=True)) | predicted_now
+    found = {name: float(np.nanmean(measured[name])) for name in ("skill", "across-runs Spearman")}
+    return dict(zip(KEYS, key, strict=True)) | found
 
 
 def main() -> None:
@@ -58,10 +58,10 @@ def main() -> None:
         (folder, simulator, options.size, split)
         for folder in options.sets
         for split in range(options.splits)
-        for simulator in asked(Path("runs") / folder)
+        for simulator in compared(Path("runs") / folder)
     ]
     with multiprocessing.get_context("spawn").Pool(options.workers) as pool:
-        for row in pool.imap(ask, [key for key in wanted if key not in done]):
+        for row in pool.imap(split_row, [key for key in wanted if key not in done]):
             frame = pd.DataFrame([*frame.to_dict("records"), row])
             frame.to_csv(file, index=False, float_format="%.5g")
             print(row, flush=True)

@@ -11,7 +11,7 @@ one of five folds. Penalties are chosen in the first fold and kept.
 Features (``attribution/frozen_features.py``) are made once, from the weights before training, and kept under
 --cache; tasks that are read from files are looked for in --data. Writes results/unseen.csv and unseen.md.
 Skill is 1 − MSE / MSE of a baseline: the mean trajectory of the runs fitted to, which for an unseen test
-example is that of all seen ones; "of its own" is against its own mean trajectory, which no one knows.
+example is that of all seen ones; "of its own" is against its own mean trajectory, which no fit has seen.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ Array = np.ndarray
 
 @dataclass(frozen=True)
 class Model:
-    """features, scores : names in the features' file; free: see FeatureSimulator."""
+    """A FeatureSimulator. features, scores : names in the features' file; free : as there."""
 
     features: str | None
     scores: str | None = None
@@ -91,7 +91,7 @@ def of_tests(runs: RunSet, tests: Array) -> RunSet:
     return RunSet(kept, runs.train, table)
 
 
-def simulated(model: Model, features: dict[str, Array], train: RunSet, test: RunSet) -> tuple[Array, Array]:
+def by_features(model: Model, features: dict[str, Array], train: RunSet, test: RunSet) -> tuple[Array, Array]:
     """Losses of the held-out runs [run, step + 1, test], of every test example as seen and as unseen."""
     n = len(train.train)
     seen, unseen = np.zeros(test.loss.shape), np.zeros(test.loss.shape)
@@ -118,8 +118,8 @@ def simulated(model: Model, features: dict[str, Array], train: RunSet, test: Run
     return seen, unseen
 
 
-def known_only(simulator: Simulator, train: RunSet, test: RunSet) -> tuple[Array, Array | None]:
-    """The same of a simulator that knows nothing of unseen test examples."""
+def seen_only(simulator: Simulator, train: RunSet, test: RunSet) -> tuple[Array, Array | None]:
+    """The same of a simulator that has no features, so cannot predict unseen test examples (None)."""
     return simulator.fit(train).simulate(test.curricula, test.initial_loss), None
 
 
@@ -173,21 +173,21 @@ def main() -> None:
         for fitted, unseen_train in ((full[:TRAIN], False), (pool[:TRAIN], True)):
             own = MeanTrajectory().fit(fitted).simulate(test.curricula, test.initial_loss)
             others = mean_of_others(fitted, test)
-            answers = {
+            predicted = {
                 "persistence": (Persistence().fit(fitted).simulate(test.curricula, test.initial_loss),) * 2,
                 "mean trajectory": (own, others),
-                "auto": known_only(AutoSimulator(), fitted, test),
-                "auto, Adam-scaled scores": known_only(AutoSimulator(scores=adam), fitted, test),
+                "auto": seen_only(AutoSimulator(), fitted, test),
+                "auto, Adam-scaled scores": seen_only(AutoSimulator(scores=adam), fitted, test),
             }
             for label, model in MODELS.items():
-                answers[label] = simulated(model, features, fitted, test)
-            for label, pair in answers.items():
+                predicted[label] = by_features(model, features, fitted, test)
+            for label, pair in predicted.items():
                 for losses, baseline, unseen_test in ((pair[0], own, False), (pair[1], others, True)):
                     if losses is None:
                         continue
                     rows.append(
-                        {"set": name, "simulator": label, "training examples": _said(unseen_train)}
-                        | {"test examples": _said(unseen_test), "training runs": TRAIN}
+                        {"set": name, "simulator": label, "training examples": _seen(unseen_train)}
+                        | {"test examples": _seen(unseen_test), "training runs": TRAIN}
                         | measure(losses, test.loss.astype(float), baseline, own)
                     )
                     print(rows[-1], flush=True)
@@ -199,7 +199,7 @@ def main() -> None:
     (RESULTS / "unseen.md").write_text(to_markdown(frame))
 
 
-def _said(unseen: bool) -> str:
+def _seen(unseen: bool) -> str:
     return "a fifth unseen" if unseen else "seen"
 
 

@@ -81,7 +81,7 @@ def whatif(config: DictConfig) -> None:
     runs, options = _load(config.path), _plain(config.edit)
     retrain = None
     if config.verify:
-        retrain = retrain_as_recorded(f"{config.path.rstrip('/')}-whatif", describe(**options), config.device)
+        retrain = retrain_as_recorded(config.path, describe(**options), config.device)
     answer = ask(
         runs,
         _simulator(config.simulator),

@@ -183,21 +183,27 @@ def repeat(
     times: int,
     *,
     rng: np.random.Generator | None = None,
+    adjacent: bool = False,
 ) -> Curriculum:
     """Let each occurrence of these examples occur ``times`` times (1: as it is).
 
-    The copies follow their original at once; given ``rng``, each goes to a uniformly drawn place
-    of the whole curriculum instead, as if the data set had held copies. Batches keep their
-    sizes, so the run gets longer; the last batch may be smaller.
+    Every copy goes to a uniformly drawn place of the whole curriculum, as if the data set had held copies;
+    ``rng`` draws the places, by default one seeded with 0. With ``adjacent`` copies follow their original at
+    once instead. Batches keep their sizes, so the run gets longer; the last batch may be smaller.
+
+    Raises ValueError unless ``times`` is a whole number, at least 1.
     """
-    if times < 1:
-        raise ValueError(f"times must be at least 1, got {times}; to leave examples out use remove()")
+    if isinstance(times, bool) or int(times) != times or times < 1:
+        raise ValueError(
+            f"times must be a whole number, at least 1, got {times}; to leave examples out use remove()"
+        )
+    times = int(times)
     chosen = np.isin(curriculum.examples, _example_set(curriculum, examples))
-    if rng is None:
+    if adjacent:
         stream = np.repeat(curriculum.examples, np.where(chosen, times, 1))
     else:
         copies = np.repeat(curriculum.examples[chosen], times - 1)
-        places = rng.integers(0, len(curriculum.examples) + 1, size=len(copies))
+        places = (rng or np.random.default_rng(0)).integers(0, len(curriculum.examples) + 1, size=len(copies))
         stream = np.insert(curriculum.examples, places, copies)
     return _rebatch(curriculum, stream)
 
@@ -228,8 +234,8 @@ def shuffle(curriculum: Curriculum, rng: np.random.Generator, *, window: int | N
         raise ValueError(f"window is a number of steps, at least 1, got {window}")
     steps = np.arange(0, len(curriculum), window or max(len(curriculum), 1))
     bounds = curriculum.offsets[np.append(steps, len(curriculum))]
-    pieces = [rng.permutation(curriculum.examples[a:b]) for a, b in itertools.pairwise(bounds)]
-    stream = np.concatenate(pieces) if pieces else curriculum.examples
+    windows = [rng.permutation(curriculum.examples[a:b]) for a, b in itertools.pairwise(bounds)]
+    stream = np.concatenate(windows) if windows else curriculum.examples
     return Curriculum(stream, curriculum.offsets, curriculum.n_examples)
 
 

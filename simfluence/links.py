@@ -3,8 +3,8 @@
     identity    g(L) = L
     log_odds    g(L) = log(eᴸ − 1)
 
-For a loss L = −log p the second is the log-odds of the model being wrong, log((1 − p)/p). Both rise with the loss,
-so that an effect below zero lowers the loss on either scale.
+For a loss L = −log p the second is the log-odds of the model being wrong, log((1 − p)/p). Both rise with the
+loss, so that an effect below zero lowers the loss on either scale.
 """
 
 from __future__ import annotations

@@ -121,17 +121,19 @@ def _strongest(
     return frame.assign(text=[texts[0][i] for i in chosen]) if texts else frame
 
 
-def _about(scores: InfluenceScores, share: float) -> list[str]:
+def _about(scores: InfluenceScores, top: float) -> list[str]:
     """What the scores are, a line each."""
     train, test = scores.scores.shape
     lines = [
         f"{train} training x {test} test examples; positive: training on it lowers the test example's loss"
         + (f"; units {scores.units}" if scores.units else ""),
-        f"share of the total positive influence in the top 1%: {share:.0%} (mean over test examples)",
+        f"share of the total positive influence in the top 1%: {top:.0%} (mean over test examples)",
     ]
     if scores.covers:
+        part = scores.coverage is not None and scores.coverage < 1
+        share = f", {scores.coverage:.2%} of the numbers that are trained" if part else ""
         lines.append(
-            f"covers {len(scores.covers)} parameters: {', '.join(scores.covers[:4])}"
+            f"covers {len(scores.covers)} parameters{share}: {', '.join(scores.covers[:4])}"
             + (", …" * (len(scores.covers) > 4))
         )
     for key, value in scores.provenance.items():

@@ -1,6 +1,7 @@
 """What would have been learnt under an edited curriculum: the change, test example by test example.
 
-``what_if`` is given a fitted simulator; ``ask`` fits one to a recorded run set first, as the command line does.
+``what_if`` is given a fitted simulator; ``ask`` fits one to a recorded run set first, as the command line
+does.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class WhatIf:
 
     original, edited : the two curricula. before, after : simulated losses under them, [step + 1, test]
     (NaN after the end of the shorter).
-    changes : one row a test example: id, group, initial, original, edited, change; the losses are those after the last
-        step, and change = edited − original: negative means learnt better. With bands also low and high, the band
-        around the edited loss; after retraining also retrained (the loss) and true_change.
+    changes : one row a test example: id, group, initial, original, edited, change; the losses are those after
+        the last step, and change = edited − original: negative means learnt better. With bands also low and
+        high, the band around the edited loss; after retraining also retrained (the loss) and true_change.
     level : of the band; None without one.
     notes : what should be known of how the answer was made, one sentence each.
     """
@@ -87,8 +88,8 @@ def what_if(
     original : a recorded run, or a curriculum with ``initial_loss`` [test].
     test : the table of the test examples, which names them in the answer.
     learning_rate : float [step], of both curricula; None is the mean schedule of the training runs.
-    bands : fitted ones; they add a band around every edited loss. It is calibrated on runs like the training runs; of
-        an edit unlike all of them it promises nothing.
+    bands : fitted ones; they add a band around every edited loss. It is calibrated on runs like the training
+        runs; of an edit unlike all of them it promises nothing.
     retrain : trains the recorded run ``original`` again on the edited curriculum, and so verifies the answer.
 
     Raises ValueError for a curriculum without initial losses, or if retraining is asked for without a run.
@@ -152,7 +153,7 @@ def ask(
         notes.append(f"the simulator is fitted to {run.id} itself; choose a run that it has not seen")
     bands = None
     if level is not None and len(to_fit) < PredictiveBands.FEWEST_RUNS:
-        notes.append(f"no bands, which take {PredictiveBands.FEWEST_RUNS} training runs to learn errors from")
+        notes.append("no bands, which take three runs to learn errors from")
     elif level is not None:
         bands = PredictiveBands(simulator, level).fit(to_fit, to_choose)
     fitted = simulator.fit(to_fit, to_choose) if bands is None else bands.simulator_

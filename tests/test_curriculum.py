@@ -98,7 +98,7 @@ def test_keeping_is_removing_the_others(curriculum, chosen, refill):
 @given(curricula, examples, st.integers(1, 4), st.booleans(), st.integers(0, 3))
 def test_repeating(curriculum, chosen, times, scattered, seed):
     rng = np.random.default_rng(seed) if scattered else None
-    edited = repeat(curriculum, sorted(chosen), times, rng=rng)
+    edited = repeat(curriculum, sorted(chosen), times, rng=rng, adjacent=not scattered)
     before = Counter(stream(curriculum))
     assert Counter(stream(edited)) == {i: n * (times if i in chosen else 1) for i, n in before.items()}
     if not scattered:
@@ -151,7 +151,7 @@ def test_by_hand():
     assert as_lists(remove(curriculum, [0], refill=False)) == [[1], [2, 3], [2]]
     assert as_lists(remove(curriculum, [0, 1], refill=False)) == [[2, 3], [2]]
     assert as_lists(keep(curriculum, 2)) == [[2, 2]]
-    assert as_lists(repeat(curriculum, [2], 3)) == [[0, 1], [2, 2], [2, 3], [0, 2], [2, 2]]
+    assert as_lists(repeat(curriculum, [2], 3, adjacent=True)) == [[0, 1], [2, 2], [2, 3], [0, 2], [2, 2]]
     assert as_lists(put_before(curriculum, [2], [0])) == [[2, 1], [2, 3], [0, 0]]
 
 
@@ -165,6 +165,7 @@ def test_by_hand():
         (lambda: Curriculum.from_batches([[[0]]], 5), "vector"),
         (lambda: Curriculum(np.arange(3), np.array([0, 2]), 5), "end at the number of occurrences"),
         (lambda: repeat(Curriculum.from_batches([[0]], 5), [0], 0), "at least 1, got 0"),
+        (lambda: repeat(Curriculum.from_batches([[0]], 5), [0], 1.5), "whole number"),
         (lambda: remove(Curriculum.from_batches([[0]], 5), [7]), r"\[7\] are outside"),
         (lambda: shuffle(Curriculum.from_batches([[0]], 5), np.random.default_rng(0), window=0), "window"),
         (lambda: concatenate(), "at least one"),

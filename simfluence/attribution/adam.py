@@ -13,7 +13,7 @@ state and momentum into the gradient of i.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,10 +22,12 @@ from torch import Tensor
 from simfluence.attribution.gradient_parts import Summed, dense
 from simfluence.attribution.gradients import followed
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.products import Queries, scores
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Tracer, tracer
+from simfluence.recording.wrappers import plain_name
 
 _NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
 
@@ -36,7 +38,8 @@ def adam_similarity(
     test: Sequence[Any],
     *,
     batch: int,
-    eps: float = 1e-8,
+    eps: float | Mapping[str, float] = 1e-8,
+    rates: Mapping[str, float] | None = None,
     population: Sequence[Any] | None = None,
     parameters: Sequence[str] | None = None,
     batch_size: int = 8,
@@ -46,13 +49,16 @@ def adam_similarity(
 
     Parameters
     ----------
-    batch : b, the number of examples in a training step. eps : ε of Adam.
+    batch : b, the number of examples in a training step.
+    eps : ε of Adam; of each parameter, by name, where they have different ones.
+    rates : as in :func:`.gradients.gradient_similarity`.
     population : the examples that batches are drawn from, if they are more than ``train``.
     parameters, batch_size : as in :func:`.gradients.gradient_similarity`.
 
     Raises ValueError if the model has nothing to train, there are no examples, or b < 1 or ε ≤ 0.
     """
-    if not 1 <= batch < math.inf or not 0 < eps < math.inf:
+    each_eps = list(eps.values()) if isinstance(eps, Mapping) else [eps]
+    if not 1 <= batch < math.inf or not all(0 < value < math.inf for value in each_eps):
         raise ValueError(f"batch must be at least 1 and eps above 0, got {batch} and {eps}")
     drawn = train if population is None else population
     if not len(train) or not len(test) or not len(drawn):
@@ -62,12 +68,13 @@ def adam_similarity(
         )
     with tracer(objective, [train[0], test[0]], parameters) as trace:
         sizes = _batch_gradient_sizes(trace, drawn, batch, batch_size, progress)
+        divisors = _divisors(sizes, eps, rates)
         numbers = sum(parameter.numel() for parameter in trace.parameters.values())
         together = max(1, _NUMBERS // numbers)
         columns = []
         for start in range(0, len(test), together):
             some = test[start : start + together]
-            queries = _divided(trace, some, sizes, eps, batch_size)
+            queries = _divided(trace, some, divisors, batch_size)
             batches = followed(trace.batches(train, batch_size), len(train), progress)
             columns.append(torch.cat([scores(queries, trace(one), len(some)) for one in batches]))
     return InfluenceScores(
@@ -75,8 +82,9 @@ def adam_similarity(
         method="gradient_adam",
         units="loss / parameter",
         covers=tuple(trace.parameters),
-        provenance={"batch": batch, "eps": eps},
+        provenance={"batch": batch, "eps": eps if isinstance(eps, float) else dict(eps), **trace.about},
         weighing="rate",
+        coverage=share_of_trained(objective.module, trace.parameters),
     )
 
 
@@ -108,15 +116,27 @@ def _batch_gradient_sizes(
     }
 
 
-def _divided(
-    trace: Tracer, test: Sequence[Any], sizes: dict[str, Tensor], eps: float, batch_size: int
-) -> Queries:
+def _divisors(
+    sizes: Mapping[str, Tensor], eps: float | Mapping[str, float], rates: Mapping[str, float] | None
+) -> dict[str, Tensor]:
+    """(√v + ε)/rate of each parameter whose rate is not 0."""
+    found = {}
+    for name, size in sizes.items():
+        own = plain_name(name)
+        rate = 1.0 if rates is None else rates.get(own, 0.0)
+        if rate != 0:
+            found[name] = (size + (eps[own] if isinstance(eps, Mapping) else eps)) / rate
+    return found
+
+
+def _divided(trace: Tracer, test: Sequence[Any], divisors: dict[str, Tensor], batch_size: int) -> Queries:
     """∇L(z) / (√v + ε) of a few test examples, without the parameters that no training example has a gradient
     for."""
-    found: dict[str, list[Tensor]] = {name: [] for name in sizes}
+    found: dict[str, list[Tensor]] = {name: [] for name in divisors}
     for examples in trace.batches(test, batch_size):
         parts = trace(examples).parts
-        for name, size in sizes.items():
-            gradients = dense(parts[name]) if name in parts else size.new_zeros(len(examples), *size.shape)
-            found[name].append(gradients / (size + eps))
+        for name, divisor in divisors.items():
+            there = name in parts
+            gradients = dense(parts[name]) if there else divisor.new_zeros(len(examples), *divisor.shape)
+            found[name].append(gradients / divisor)
     return {name: [Summed(torch.cat(parts)[:, None])] for name, parts in found.items()}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from simfluence.attribution.objective import Objective
+from simfluence.attribution.groups import rates_at, says_parameters
+from simfluence.attribution.objective import Objective, losses_of
 from simfluence.errors import RunDataError
 from simfluence.recording.evaluator import undisturbed
 from simfluence.recording.weights import load_weights, weight_steps
@@ -25,13 +26,16 @@ class Checkpoint:
     """Weights after a step.
 
     step : 0 is before the first.
-    learning_rate : η of the step that follows (of the last step, where none follows).
+    learning_rate : η of the step that follows (of the last step, where none follows); NaN if not known.
     load : puts the weights into a model.
+    rates : η of each parameter by name, where groups of parameters have different ones (0 for those not
+        named); empty: all have ``learning_rate``.
     """
 
     step: int
     learning_rate: float
     load: Callable[[nn.Module], None]
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @contextmanager
     def loaded(self, module: nn.Module) -> Iterator[None]:
@@ -64,10 +68,13 @@ def recorded_checkpoints(
             f"no weights were kept in {folder}: record the run with keep_weights, e.g. run.keep_weights=10"
         )
     rates = np.asarray(run.learning_rate)
+    if not says_parameters(run.optimizer, "lr"):
+        rates = np.full(len(rates), np.nan)
 
     def checkpoint(step: int) -> Checkpoint:
-        rate = float(rates[min(step, len(rates) - 1)])
-        return Checkpoint(step, rate, lambda module: load_weights(folder, step, module))
+        following = min(step, len(rates) - 1)
+        of_groups = rates_at(run, following)
+        return Checkpoint(step, float(rates[following]), lambda m: load_weights(folder, step, m), of_groups)
 
     return [checkpoint(step) for step in (kept if steps is None else steps)]
 
@@ -85,4 +92,4 @@ def weights_fingerprint(module: nn.Module) -> str:
 def losses_fingerprint(objective: Objective, examples: Sequence[Any]) -> list[str]:
     """The examples' losses to four digits: other examples would have others."""
     with undisturbed(objective.module), torch.no_grad():
-        return [f"{float(objective.losses([example])[0]):.4g}" for example in examples]
+        return [f"{float(losses_of(objective, [example])[0]):.4g}" for example in examples]

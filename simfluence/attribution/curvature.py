@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.parameters import requiring_gradients, selected_parameters
+from simfluence.attribution.parameters import dense_gradients, requiring_gradients, selected_parameters
 from simfluence.recording.evaluator import undisturbed
 
 _VALUES_AT_ONCE = 2**24
@@ -114,6 +114,7 @@ class GaussNewton:
         with (
             undisturbed(self.objective.module),
             requiring_gradients(self.parameters),
+            dense_gradients(self.objective.module),
             torch.enable_grad(),
             sdpa_kernel(SDPBackend.MATH),
         ):

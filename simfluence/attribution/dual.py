@@ -79,10 +79,12 @@ def dual_influence(
         report = {"solver": "dual", "damping": λ, "rows": len(gram), "residual": float(residual)}
         place = {id(example): number for number, example in enumerate(curved)}
         if exact and all(id(example) in place for example in train):
+            report |= trace.about
             found = _coordinates(places, len(curved)).to(solved) @ solved
             return found[[place[id(example)] for example in train]], report
         of_train = _gradients(trace, train, matrix.batch_size)
         correction = _products(of_train, rows, together) @ solved / len(curved)
+        report |= trace.about
         return (_products(of_train, of_tests, together) - correction) / λ, report
 
 

@@ -13,7 +13,7 @@ inner products are then ∇_zᵀ diag(v)^(−½) ∇_i, what a step of Adam on i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from simfluence.attribution.gradients import example_gradients
-from simfluence.attribution.objective import LossesOnly
+from simfluence.attribution.objective import Losses, LossesOnly
 from simfluence.recording.evaluator import undisturbed
 
 Array = npt.NDArray[np.float64]
@@ -47,7 +47,7 @@ def text_features(model: Any, examples: Sequence[Any]) -> Array:
 
 def gradient_features(
     model: nn.Module,
-    losses: Callable[[Sequence[Any]], Tensor],
+    losses: Losses,
     examples: Sequence[Any],
     *,
     size: int = 2**14,
@@ -58,7 +58,7 @@ def gradient_features(
 
     Parameters
     ----------
-    losses : examples → loss of each.
+    losses : see :data:`.objective.Losses`.
     scale : float [parameter]; gradients are multiplied by it before they are sketched.
     """
     count = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -74,9 +74,7 @@ def gradient_features(
     return torch.stack(sketches).numpy().astype(np.float64)
 
 
-def adam_scale(
-    model: nn.Module, losses: Callable[[Sequence[Any]], Tensor], examples: Sequence[Any]
-) -> Tensor:
+def adam_scale(model: nn.Module, losses: Losses, examples: Sequence[Any]) -> Tensor:
     """v^(−¼), float [parameter]; v the mean square of the examples' gradients; 0 where it is 0."""
     squares: Tensor | None = None
     for gradient in _gradients(model, losses, examples):
@@ -86,9 +84,7 @@ def adam_scale(
     return torch.where(squares > 0, squares.clamp_min(torch.finfo(torch.float32).tiny) ** -0.25, 0.0)
 
 
-def _gradients(
-    model: nn.Module, losses: Callable[[Sequence[Any]], Tensor], examples: Sequence[Any]
-) -> Iterator[Tensor]:
+def _gradients(model: nn.Module, losses: Losses, examples: Sequence[Any]) -> Iterator[Tensor]:
     """float32 [parameter], one example after the other."""
     for batch in example_gradients(LossesOnly(model, losses), examples, batch_size=1):
         yield batch[0].float().cpu()

@@ -99,6 +99,13 @@ def dense(parts: Sequence[GradientPart]) -> Tensor:
     return total
 
 
+def scaled(part: GradientPart, factor: float) -> GradientPart:
+    """The part of the gradient that is ``factor`` times as large."""
+    if isinstance(part, Outer):
+        return replace(part, left=factor * part.left)
+    return replace(part, values=factor * part.values)
+
+
 def merged(parts: Sequence[GradientPart]) -> list[GradientPart]:
     """At most one part of each form, with the same sum: parts of one form are joined along their tokens."""
     found: list[GradientPart] = []

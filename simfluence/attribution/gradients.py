@@ -8,20 +8,22 @@ To first order, a step of gradient descent on i alone changes the loss of z by �
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from simfluence.attribution.gradient_parts import dense
+from simfluence.attribution.gradient_parts import dense, scaled
 from simfluence.attribution.layers import wide_type
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.products import Queries, held, scores, self_products
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Traced, Tracer, tracer
+from simfluence.recording.wrappers import plain_name
 
 
 def example_gradients(
@@ -52,7 +54,7 @@ def losses_and_gradients(
     with tracer(objective, examples, parameters) as trace:
         for batch in trace.batches(examples, batch_size):
             traced = trace(batch)
-            yield traced.losses.detach(), _flat(trace, traced)
+            yield traced.losses.detach(), flat(trace, traced)
 
 
 def gradient_similarity(
@@ -61,12 +63,15 @@ def gradient_similarity(
     test: Sequence[Any],
     *,
     similarity: Literal["dot", "cosine"] = "dot",
+    rates: Mapping[str, float] | None = None,
     parameters: Sequence[str] | None = None,
     batch_size: int = 8,
     progress: bool = False,
 ) -> InfluenceScores:
     """Similarity of gradients, in eval mode.
 
+    rates : of dot products, a factor for the part of each parameter, by name (0 for those not named): the
+        learning rates of a run whose parameters have different ones. None: 1 for all.
     parameters : see :func:`.parameters.selected_parameters`; None: all that require gradients.
     batch_size : examples in a pass; the scores do not depend on it.
 
@@ -74,10 +79,18 @@ def gradient_similarity(
     """
     if similarity not in ("dot", "cosine"):
         raise ValueError(f"similarity must be 'dot' or 'cosine', got {similarity!r}")
+    if rates is not None and similarity == "cosine":
+        raise ValueError("cosines are of whole gradients: rates go with similarity='dot'")
     if not len(train) or not len(test):
         raise ValueError(f"expected examples, got {len(train)} for training and {len(test)} to test")
     with tracer(objective, [train[0], test[0]], parameters) as trace:
         queries, lengths = gradients_held(trace, test, batch_size)
+        if rates is not None:
+            queries = {
+                name: [scaled(part, rates[plain_name(name)]) for part in parts]
+                for name, parts in queries.items()
+                if rates.get(plain_name(name), 0.0) != 0
+            }
         found = []
         for batch in followed(trace.batches(train, batch_size), len(train), progress):
             traced = trace(batch)
@@ -89,7 +102,9 @@ def gradient_similarity(
         method=f"gradient_{similarity}",
         units="loss² / parameter²" if similarity == "dot" else "",
         covers=tuple(trace.parameters),
+        provenance=trace.about,
         weighing="rate" if similarity == "dot" else "",
+        coverage=share_of_trained(objective.module, trace.parameters),
     )
 
 
@@ -131,7 +146,7 @@ def squared_lengths(traced: Traced) -> Tensor:
     return total.clamp_min(torch.finfo(total.dtype).tiny)
 
 
-def _flat(trace: Tracer, traced: Traced) -> Tensor:
+def flat(trace: Tracer, traced: Traced) -> Tensor:
     """[example, parameter]; zeros for parameters that the losses do not depend on."""
     examples = len(traced.losses)
     parts = []

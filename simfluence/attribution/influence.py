@@ -17,16 +17,17 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from simfluence.attribution.checkpoints import weights_fingerprint
 from simfluence.attribution.curvature import GaussNewton, positive_damping
 from simfluence.attribution.dual import LARGEST, dual_influence, outputs_in_all
-from simfluence.attribution.gradients import example_gradients
+from simfluence.attribution.gradients import flat, followed
 from simfluence.attribution.inverse import SOLVERS, Solver
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
+from simfluence.attribution.tracing import tracer
 
 
 def influence(
@@ -93,6 +94,7 @@ def influence(
             **report,
         },
         weighing="run",
+        coverage=share_of_trained(objective.module, matrix.parameters),
     )
 
 
@@ -112,12 +114,13 @@ def _through_parameters(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Scores [train, test], and a report, from the solutions of all test gradients."""
     λ = positive_damping(damping, lambda: matrix.mean_eigenvalue(seed=seed))
-    chosen: dict[str, Any] = {"parameters": list(matrix.parameters), "batch_size": matrix.batch_size}
-    of_tests = torch.cat(list(example_gradients(matrix.objective, test, **chosen))).to(matrix.dtype)
-    solution = method.solve(matrix, of_tests, λ, progress=progress)
-    parts: list[Tensor] = []
-    with tqdm(total=len(train), desc="influence", disable=not progress, unit="example") as bar:
-        for gradients in example_gradients(matrix.objective, train, **chosen):
-            parts.append(gradients.to(matrix.dtype) @ solution.vectors.T)
-            bar.update(len(gradients))
-    return torch.cat(parts), {"damping": λ, **solution.report}
+    with tracer(matrix.objective, [train[0], test[0]], list(matrix.parameters)) as trace:
+        batches = trace.batches(test, matrix.batch_size)
+        of_tests = torch.cat([flat(trace, trace(batch)) for batch in batches]).to(matrix.dtype)
+        solution = method.solve(matrix, of_tests, λ, progress=progress)
+        batches = trace.batches(train, matrix.batch_size)
+        parts = [
+            flat(trace, trace(batch)).to(matrix.dtype) @ solution.vectors.T
+            for batch in followed(batches, len(train), progress, "influence")
+        ]
+    return torch.cat(parts), {"damping": λ, **solution.report, **trace.about}

@@ -106,7 +106,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     if _is_conv1d(module):
         return CONV1D
     if isinstance(module, nn.Embedding):
-        return None if module.scale_grad_by_freq or module.sparse else EMBEDDING
+        return None if module.scale_grad_by_freq else EMBEDDING
     if isinstance(module, nn.LayerNorm):
         return LAYER_NORM if len(module.normalized_shape) == 1 else None
     if type(module).__name__.endswith("RMSNorm") or type(module).__name__ == "T5LayerNorm":

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from simfluence.attribution.registry import METHODS, AttributionContext
+from simfluence.attribution.registry import METHODS, OF_ALL_EXAMPLES, AttributionContext
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.text_similarity import bm25, candidates, filtered
 
@@ -20,12 +20,13 @@ from simfluence.attribution.text_similarity import bm25, candidates, filtered
 def attribute(
     context: AttributionContext, name: str, *, only: int | None = None, progress: bool = False, **options: Any
 ) -> InfluenceScores:
-    """The scores of a method by its name.
+    """The scores of a method by its name, with the fingerprints of the context's tables.
 
     Parameters
     ----------
     only : compute the method for this number of training examples, those that BM25 finds most similar to
-        each test example; all other scores are 0 (Grosse et al. 2023).
+        each test example; all other scores are 0 (Grosse et al. 2023). The scores of those are the same as
+        without ``only``: statistics are of all training examples.
     options : the method's own.
 
     Raises
@@ -52,8 +53,16 @@ def attribute(
             raise ValueError(f"method {name}: {str(error).split('() ')[-1]}") from None
 
     everything = range(len(context.train))
-    if only is None:
-        return scores(everything, context.test)
-    return filtered(
-        scores, everything, context.test, candidates(bm25(context.train_texts, context.test_texts), only)
+    whole = scores(everything, context.test) if only is None or name in OF_ALL_EXAMPLES else None
+
+    def of_some(train: Sequence[int], test: Sequence[Any]) -> InfluenceScores:
+        return scores(train, test) if whole is None else replace(whole, scores=whole.scores[list(train)])
+
+    found = (
+        of_some(everything, context.test)
+        if only is None
+        else filtered(
+            of_some, everything, context.test, candidates(bm25(context.train_texts, context.test_texts), only)
+        )
     )
+    return replace(found, tables=context.tables)

@@ -10,15 +10,37 @@ themselves. Losses are of single examples, never means over a batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-Losses = Callable[[Sequence[Any]], Tensor]
-"""examples → loss of each, [len(examples)], differentiable."""
+Losses = Callable[[Sequence[Any]], Tensor | Mapping[str, Tensor]]
+"""examples → loss of each, [len(examples)], differentiable; or metrics of each by name, "loss" among them, as
+the recorder takes them."""
+
+
+def losses_of(objective: Objective, examples: Sequence[Any]) -> Tensor:
+    """The objective's losses [example], checked."""
+    return checked_losses(objective.losses(examples), examples)
+
+
+def checked_losses(found: Tensor | Mapping[str, Tensor], examples: Sequence[Any]) -> Tensor:
+    """The loss of each example [example] out of what a loss function returned.
+
+    Raises ValueError for a mapping without "loss", or losses of another shape.
+    """
+    values = found
+    if isinstance(found, Mapping):
+        if "loss" not in found:
+            raise ValueError(f"the loss function returned no 'loss', only {sorted(found)}")
+        values = found["loss"]
+    if not isinstance(values, Tensor) or values.shape != (len(examples),):
+        got = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
+        raise ValueError(f"losses must be one an example, [{len(examples)}], got {got}")
+    return values
 
 
 class Objective(Protocol):
@@ -45,8 +67,8 @@ class Objective(Protocol):
         """The losses [example] of labels drawn from the distribution that the detached outputs define."""
         ...
 
-    def losses(self, examples: Sequence[Any]) -> Tensor:
-        """``output_losses`` of ``outputs``, [example]."""
+    def losses(self, examples: Sequence[Any]) -> Tensor | Mapping[str, Tensor]:
+        """``output_losses`` of ``outputs``, [example]; it may stand among other metrics as "loss"."""
         ...
 
     def rows(self, examples: Sequence[Any]) -> list[int]:
@@ -62,7 +84,7 @@ class Objective(Protocol):
 class LossesOnly:
     """An objective of which only the losses are known: enough for gradients.
 
-    module : the model. losses : examples → loss of each, [example].
+    module : the model. losses : see :data:`Losses`.
     """
 
     def __init__(self, module: nn.Module, losses: Losses) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
@@ -57,3 +57,27 @@ def requiring_gradients(parameters: Mapping[str, nn.Parameter]) -> Iterator[None
     finally:
         for parameter in frozen:
             parameter.requires_grad_(False)
+
+
+@contextmanager
+def dense_gradients(module: nn.Module) -> Iterator[None]:
+    """Inside, embeddings with sparse gradients have dense ones, which can be differentiated again."""
+    kinds = (nn.Embedding, nn.EmbeddingBag)
+    sparse = [inner for inner in module.modules() if isinstance(inner, kinds) and inner.sparse]
+    try:
+        for inner in sparse:
+            inner.sparse = False
+        yield
+    finally:
+        for inner in sparse:
+            inner.sparse = True
+
+
+def share_of_trained(module: nn.Module, names: Collection[str]) -> float | None:
+    """The share, 0 .. 1, of the numbers that are trained (require gradients) in parameters of these names.
+
+    None if nothing is trained.
+    """
+    sizes = {name: p.numel() for name, p in module.named_parameters() if p.requires_grad}
+    total = sum(sizes.values())
+    return sum(size for name, size in sizes.items() if name in names) / total if total else None

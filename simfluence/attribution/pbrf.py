@@ -29,8 +29,13 @@ from tqdm import tqdm
 
 from simfluence.attribution.checkpoints import weights_fingerprint
 from simfluence.attribution.inverse import ConvergenceWarning
-from simfluence.attribution.objective import Objective
-from simfluence.attribution.parameters import requiring_gradients, selected_parameters
+from simfluence.attribution.objective import Objective, losses_of
+from simfluence.attribution.parameters import (
+    dense_gradients,
+    requiring_gradients,
+    selected_parameters,
+    share_of_trained,
+)
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.recording.evaluator import undisturbed
 
@@ -87,7 +92,8 @@ def proximal_bregman_response(
         )
     rows = list(range(len(train)) if sources is None else sources)
     responses, found = [], []
-    with undisturbed(objective.module), requiring_gradients(chosen), _restored(chosen):
+    module = objective.module
+    with undisturbed(module), requiring_gradients(chosen), dense_gradients(module), _restored(chosen):
         problem = _Problem(objective, train, chosen, damping, epsilon, batch_size)
         before = problem.losses(test)
         for row in tqdm(rows, "PBRF", disable=not progress, unit="example"):
@@ -106,6 +112,7 @@ def proximal_bregman_response(
         "loss per weight of an example in the training mean",
         tuple(chosen),
         provenance,
+        coverage=share_of_trained(objective.module, chosen),
     )
 
 
@@ -143,7 +150,7 @@ class _Problem:
     def losses(self, examples: Sequence[Any]) -> Floats:
         """At the weights that are in the model, [example]."""
         with torch.no_grad():
-            parts = [self._objective.losses(batch) for batch in self._split(examples)]
+            parts = [losses_of(self._objective, batch) for batch in self._split(examples)]
         return torch.cat(parts).double().cpu().numpy()
 
     def solve(self, example: Any, tolerance: float, max_iterations: int) -> tuple[int, float]:
@@ -175,7 +182,7 @@ class _Problem:
         value = self._damping / 2 * float(shift @ shift)
         gradient = self._damping * shift
         with torch.enable_grad():
-            added = (self._objective.losses([example])[0] - at_start) / epsilon
+            added = (losses_of(self._objective, [example])[0] - at_start) / epsilon
             value, gradient = self._added(value, gradient, added)
             for batch, outputs, losses, slopes in self._batches:
                 moved = self._objective.outputs(batch)

@@ -32,7 +32,8 @@ def held(batches: Sequence[Traced]) -> Queries:
     found: dict[str, list[GradientPart]] = {}
     for name in names:
         by_batch = [merged(batch.parts[name]) for batch in batches if name in batch.parts]
-        if len(by_batch) != len(batches):  # only some batches have losses that depend on the parameter
+        forms = {tuple(map(type, parts)) for parts in by_batch}
+        if len(by_batch) != len(batches) or len(forms) > 1:  # some batches use the parameter in other ways
             one = dense(by_batch[0])[:1]
             matrices = [
                 dense(b.parts[name]) if name in b.parts else one.new_zeros(len(b.losses), *one.shape[1:])

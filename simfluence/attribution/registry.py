@@ -16,6 +16,7 @@ from typing import Any
 from simfluence.attribution.checkpoints import Checkpoint
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.scores import InfluenceScores
+from simfluence.runs.tables import TableFingerprints
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,9 @@ class AttributionContext:
     curvature : the examples that means over the training set are taken of, if they are more than ``train``.
     batch, optimizer : the number of examples in one of the run's steps, and the optimizer that trained it
         (``Run.optimizer``), where they are known.
+    rates : gives the learning rate of each parameter, by name and relative to the run's, where groups of
+        parameters have different ones (:func:`.groups.relative_rates`); else nothing.
+    tables : the fingerprints of the tables that ``train`` and ``test`` are, where they are known.
     """
 
     objective: Objective
@@ -41,6 +45,8 @@ class AttributionContext:
     curvature: Sequence[Any] | None = None
     batch: int | None = None
     optimizer: Mapping[str, Any] = field(default_factory=dict)
+    rates: Callable[[], Mapping[str, float]] = dict
+    tables: TableFingerprints = field(default_factory=TableFingerprints)
 
     def at_last_checkpoint(
         self, scores_of: Callable[..., InfluenceScores], **options: Any
@@ -60,13 +66,24 @@ METHODS: dict[str, Method] = {}
 """Every registered method by its name, which is also the name of its configuration and of its scores."""
 
 
-def method(name: str) -> Callable[[Method], Method]:
-    """Registers the decorated function as the method of this name."""
+OF_ALL_EXAMPLES: set[str] = set()
+"""The methods whose score of a training example depends on statistics of all training examples that they are
+given (how rare words are, a sum of squared gradients), and so changes if some are left out."""
+
+
+def method(name: str, *, of_all_examples: bool = False) -> Callable[[Method], Method]:
+    """Registers the decorated function as the method of this name.
+
+    of_all_examples : see :data:`OF_ALL_EXAMPLES`. Other methods that need means over the training set take
+        them of ``AttributionContext.curvature``.
+    """
 
     def register(function: Method) -> Method:
         if name in METHODS:
             raise ValueError(f"two attribution methods are named {name!r}")
         METHODS[name] = function
+        if of_all_examples:
+            OF_ALL_EXAMPLES.add(name)
         return function
 
     return register

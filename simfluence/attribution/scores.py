@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from safetensors.numpy import save
 
 from simfluence.errors import RunDataError
 from simfluence.runs.storage import write_atomically
+from simfluence.runs.tables import TableFingerprints
 
 _FORMAT = "simfluence scores 1"
 
@@ -40,6 +41,9 @@ class InfluenceScores:
     covers : the parameters that gradients were taken of, by name.
     provenance : checkpoint, seeds, settings.
     weighing, scale : see :data:`Weighing`.
+    tables : the fingerprints of the training and the test table, where they are known.
+    coverage : the share, 0 .. 1, of the numbers that are trained whose gradients count; None for methods
+        without gradients, or if it is not known.
 
     Raises ValueError for scores that are not [train, test] or not finite.
     """
@@ -51,6 +55,8 @@ class InfluenceScores:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     weighing: Weighing = ""
     scale: float = 1.0
+    coverage: float | None = None
+    tables: TableFingerprints = field(default_factory=TableFingerprints)
 
     def __post_init__(self) -> None:
         if self.scores.ndim != 2:
@@ -65,7 +71,8 @@ class InfluenceScores:
     def save(self, path: str | Path) -> None:
         """One safetensors file."""
         about = {key: value for key, value in vars(self).items() if key != "scores"}
-        metadata = {"format": _FORMAT, "about": json.dumps({**about, "provenance": dict(self.provenance)})}
+        about |= {"provenance": dict(self.provenance), "tables": asdict(self.tables)}
+        metadata = {"format": _FORMAT, "about": json.dumps(about)}
         write_atomically(Path(path), save({"scores": np.ascontiguousarray(self.scores)}, metadata))
 
     @classmethod
@@ -81,7 +88,8 @@ class InfluenceScores:
             raise RunDataError(f"{path} is damaged or no safetensors file: {error}") from error
         try:
             about = json.loads(metadata["about"])
-            return cls(scores, **{**about, "covers": tuple(about["covers"])})
+            tables = TableFingerprints(**about.pop("tables", {}))
+            return cls(scores, **{**about, "covers": tuple(about["covers"])}, tables=tables)
         except (KeyError, TypeError, ValueError) as error:
             raise RunDataError(f"{path} does not say what its scores are: {error}") from error
 

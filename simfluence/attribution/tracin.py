@@ -3,9 +3,10 @@
     TracIn-CP(i, z) = Σ_k η_k ⟨∇L(i; θ_k), ∇L(z; θ_k)⟩                   over checkpoints k
     TracIn(i, z)    = Σ_t η_t n_t(i)/|c_t| ⟨∇L(i; θ_t), ∇L(z; θ_t)⟩      over steps t, with a curriculum
 
-n_t(i) is how often i is in the batch c_t. Units: loss. For plain SGD and small rates, the second summed over
-all training examples is L(z; θ_0) − L(z; θ_T). For Adam, inner products may be in its metric (adam.py).
-Source: Pruthi et al. 2020, equations 1 and 2.
+η is a number; where groups of parameters have different learning rates, it is a diagonal matrix between the
+gradients. n_t(i) is how often i is in the batch c_t. Units: loss. For plain SGD and small rates, the second
+summed over all training examples is L(z; θ_0) − L(z; θ_T). For Adam, inner products may be in its metric
+(adam.py). Source: Pruthi et al. 2020, equations 1 and 2.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.checkpoints import Checkpoint, losses_fingerprint, weights_fingerprint
 from simfluence.attribution.gradients import gradient_similarity
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.curriculum import Curriculum
@@ -69,6 +71,7 @@ def tracin(
         similarity = partial(adam_similarity, batch=adam_batch, population=drawn)
     total: npt.NDArray[np.floating] = np.zeros((len(train), len(test)))
     covers: tuple[str, ...] = ()
+    note: dict[str, Any] = {}
     for number, checkpoint in enumerate(checkpoints, 1):
         which = _taken(curriculum, checkpoint.step, len(train))
         with checkpoint.loaded(objective.module):
@@ -77,6 +80,8 @@ def tracin(
             if adam_batch is not None:
                 sample = losses_fingerprint(objective, [drawn[0], drawn[-1]])
                 about |= {"adam_batch": adam_batch, "population": [len(drawn), *sample]}
+            if checkpoint.rates:
+                about["rates"] = dict(checkpoint.rates)
             if (part := _kept(folder, checkpoint.step, about)) is None:
                 if progress:
                     print(f"checkpoint {number} of {len(checkpoints)}, after step {checkpoint.step}")
@@ -84,10 +89,12 @@ def tracin(
                     objective,
                     [train[i] for i in which],
                     test,
+                    rates=checkpoint.rates or None,
                     parameters=parameters,
                     batch_size=batch_size,
                     progress=progress,
                 )
+                note |= {key: part.provenance[key] for key in ("gradients",) if key in part.provenance}
                 _keep(folder, checkpoint.step, replace(part, provenance=about))
         total[which] += _weights(curriculum, checkpoint, which) * part.scores
         covers = part.covers
@@ -102,9 +109,11 @@ def tracin(
             "steps": steps,
             "learning_rates": [c.learning_rate for c in checkpoints],
             **({} if adam_batch is None else {"adam_batch": adam_batch}),
+            **note,
         },
         weighing="use" if curriculum is None else "",  # with a curriculum, scores are of one run
         scale=1 / len(steps) if curriculum is None else 1.0,  # a step has the mean over checkpoints
+        coverage=share_of_trained(objective.module, covers),
     )
 
 
@@ -118,8 +127,12 @@ def _check(checkpoints: Sequence[Checkpoint], curriculum: Curriculum | None, tra
     if not checkpoints:
         raise ValueError("TracIn needs at least one checkpoint, got none")
     steps = [checkpoint.step for checkpoint in checkpoints]
-    if unknown := [c.step for c in checkpoints if not np.isfinite(c.learning_rate)]:
-        raise ValueError(f"TracIn needs learning rates; that after step {unknown[0]} was not recorded")
+    rates = [(c.step, rate) for c in checkpoints for rate in (c.learning_rate, *c.rates.values())]
+    if unknown := [step for step, rate in rates if not np.isfinite(rate)]:
+        raise ValueError(
+            f"TracIn needs learning rates; that after step {unknown[0]} was not recorded, or groups of"
+            " parameters had different ones and the recording does not say which parameters were in which"
+        )
     if len(set(steps)) < len(steps):
         raise ValueError(f"every checkpoint counts once, got steps {steps}")
     if curriculum is not None:
@@ -137,12 +150,14 @@ def _taken(curriculum: Curriculum | None, step: int, train: int) -> list[int]:
 
 
 def _weights(curriculum: Curriculum | None, checkpoint: Checkpoint, which: list[int]) -> Any:
-    """η_k, or η_t n_t(i)/|c_t|, [example that counts, 1]."""
+    """η_k, or η_t n_t(i)/|c_t|, [example that counts, 1]; 1 in place of η where the inner products have the
+    rates of each parameter in them."""
+    rate = 1.0 if checkpoint.rates else checkpoint.learning_rate
     if curriculum is None:
-        return checkpoint.learning_rate
+        return rate
     batch = np.asarray(curriculum[checkpoint.step])
     counts = np.array([(batch == i).sum() for i in which])
-    return checkpoint.learning_rate * counts[:, None] / len(batch)
+    return rate * counts[:, None] / len(batch)
 
 
 # ----------------------------------------------------------------------- the scores of checkpoints, kept

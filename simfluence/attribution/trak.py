@@ -27,12 +27,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from simfluence.attribution.checkpoints import Checkpoint, weights_fingerprint
-from simfluence.attribution.gradients import example_gradients
-from simfluence.attribution.objective import LossesOnly, Objective
-from simfluence.attribution.parameters import selected_parameters
+from simfluence.attribution.gradients import flat
+from simfluence.attribution.objective import LossesOnly, Objective, losses_of
+from simfluence.attribution.parameters import selected_parameters, share_of_trained
 from simfluence.attribution.projection import Projection
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
+from simfluence.attribution.tracing import Tracer, tracer
 from simfluence.recording.evaluator import undisturbed
 
 Output = Literal["margin", "loss"]
@@ -94,11 +95,11 @@ def trak(
     for number, within in enumerate(tqdm(_loaded(module, checkpoints), "TRAK", disable=not progress)):
         with within:
             projected = Projection(size, dimension, (seed, number), projection)
-            phi, phi_test = (
-                torch.cat([projected(part) for part in _gathered(example_gradients(
-                    features, examples, parameters=parameters, batch_size=batch_size
-                ))]) for examples in (train, test)
-            )  # fmt: skip
+            with tracer(features, [train[0], test[0]], parameters) as trace:
+                phi, phi_test = (
+                    torch.cat([projected(part) for part in _gathered(trace, examples, batch_size)])
+                    for examples in (train, test)
+                )
             fingerprints.append(weights_fingerprint(module))
             if output == "margin":
                 weights.append(_chances_of_others(objective, train, batch_size))
@@ -112,11 +113,19 @@ def trak(
         "weights_fingerprint": fingerprints[0] if checkpoints is None else fingerprints,
         "steps": None if checkpoints is None else [checkpoint.step for checkpoint in checkpoints],
         "output": output, "dimension": dimension, "projection": projection, "seed": seed, "damping": dampings,
+        **trace.about,
     }  # fmt: skip
-    return InfluenceScores(scores, "trak", "" if output == "margin" else "loss", tuple(covers), provenance)
+    return InfluenceScores(
+        scores,
+        "trak",
+        "" if output == "margin" else "loss",
+        tuple(covers),
+        provenance,
+        coverage=share_of_trained(module, covers),
+    )
 
 
-@method("trak")
+@method("trak", of_all_examples=True)
 def _in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
     given = {"checkpoints": context.checkpoints, **options}
     return trak(context.objective, context.train, context.test, **given)
@@ -160,10 +169,11 @@ def _loaded(
     return [checkpoint.loaded(module) for checkpoint in checkpoints]
 
 
-def _gathered(batches: Iterator[Tensor]) -> Iterator[Tensor]:
-    """The same rows in batches as large as ``_HELD`` allows, since a large R is drawn anew for each batch."""
+def _gathered(trace: Tracer, examples: Sequence[Any], batch_size: int) -> Iterator[Tensor]:
+    """Gradients [example, parameter] in batches as large as ``_HELD`` allows, since a large R is drawn anew
+    for each batch."""
     held: list[Tensor] = []
-    for batch in batches:
+    for batch in (flat(trace, trace(some)) for some in trace.batches(examples, batch_size)):
         held.append(batch)
         if sum(part.numel() for part in held) + batch.numel() > _HELD:
             yield torch.cat(held)
@@ -186,7 +196,7 @@ class _Features(LossesOnly):
         return self._objective.masks(examples)
 
     def _minus_losses(self, examples: Sequence[Any]) -> Tensor:
-        return -self._objective.losses(examples)
+        return -losses_of(self._objective, examples)
 
     def _margins(self, examples: Sequence[Any]) -> Tensor:
         losses = _wide_losses(self._objective, examples)
@@ -201,7 +211,7 @@ class _Features(LossesOnly):
 def _wide_losses(objective: Objective, examples: Sequence[Any]) -> Tensor:
     """Losses [example] in float64, from the outputs where an objective has them."""
     if isinstance(objective, LossesOnly):
-        return objective.losses(examples).double()
+        return losses_of(objective, examples).double()
     return objective.output_losses(objective.outputs(examples).double(), examples).double()
 
 

@@ -1,4 +1,5 @@
-"""How well simulated losses agree with recorded ones. Pure functions of arrays (analysis/METHODS.md, "Evaluation").
+"""How well simulated losses agree with recorded ones. Pure functions of arrays (analysis/METHODS.md,
+"Evaluation").
 
 Shapes: losses [run, step + 1, test]; row 0 is before the first step and given to the simulator, so
 errors are over steps 1 .. T. Entries where the truth is not finite (a run that was shorter, a step

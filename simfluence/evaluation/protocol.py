@@ -50,7 +50,8 @@ def evaluate(
 
     The mean trajectory, against which skill is measured, is added if it is not among them.
 
-    Raises ValueError if a run is both trained on and tested on, RunDataError if the test runs are about other examples.
+    Raises ValueError if a run is both trained on and tested on, RunDataError if the test runs are about other
+    examples.
     """
     fitted_on = set(train.ids) | set(validation.ids if validation is not None else [])
     if both := sorted(fitted_on & set(test.ids)):
@@ -71,8 +72,8 @@ def evaluate(
 def scores_as_simulators(files: Sequence[str], runs: RunSet) -> dict[str, Simulator]:
     """Simulators of files of attribution scores, by name.
 
-    Of each file: added up with one calibrated scalar; as they are, where they have units; and as the kernel of training
-    dynamics, where all losses of the runs are above 0.
+    Of each file: added up with one calibrated scalar; as they are, where they have units; and as the kernel
+    of training dynamics, where all losses of the runs are above 0.
     """
     found: dict[str, Simulator] = {}
     for file in files:

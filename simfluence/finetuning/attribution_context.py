@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,11 +12,15 @@ import numpy as np
 from torch import nn
 
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
+from simfluence.attribution.groups import rates_at, relative_rates
 from simfluence.attribution.registry import AttributionContext
 from simfluence.curriculum import usual_batch_size
 from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import Prepared, prepare
+from simfluence.finetuning.retrain import check_task
 from simfluence.runs import Run
+from simfluence.runs.storage import read_examples
+from simfluence.runs.tables import TableFingerprints
 
 
 def recorded_context(
@@ -29,16 +35,19 @@ def recorded_context(
         training, which need not be kept.
     device : where the model lies, as torch names it; None is the GPU if torch finds one.
 
-    Raises RunDataError if the run was not recorded by ``simfluence record``, or kept no such weights.
+    Raises RunDataError if the run was not recorded by ``simfluence record``, kept no such weights, or its
+    task no longer has the examples of the set.
     """
     if not run.config:
         raise RunDataError(f"{path} was not recorded by `simfluence record`: its model is not known")
     if steps == "initial":
-        kept = [Checkpoint(0, float(np.asarray(run.learning_rate)[0]), lambda module: None)]
+        first = float(np.asarray(run.learning_rate)[0])
+        kept = [Checkpoint(0, first, lambda module: None, rates_at(run, 0))]
     else:
         kept = recorded_checkpoints(Path(path) / run.id, run, steps)
     prepared = prepare(run.config, device)
-    task = prepared.task
+    task, (train, test) = prepared.task, read_examples(Path(path))
+    check_task(task, train, test)
     return AttributionContext(
         objective=prepared.model,
         train=task.train,
@@ -49,6 +58,8 @@ def recorded_context(
         tokens=prepared.model.token_strings,
         batch=int(usual_batch_size([run.curriculum])),
         optimizer=run.optimizer,
+        rates=partial(relative_rates, run),
+        tables=TableFingerprints.of(train, test),
     )
 
 
@@ -59,4 +70,4 @@ def _after_initial(checkpoint: Checkpoint, prepared: Prepared) -> Checkpoint:
         module.load_state_dict(prepared.initial)
         checkpoint.load(module)
 
-    return Checkpoint(checkpoint.step, checkpoint.learning_rate, load)
+    return replace(checkpoint, load=load)

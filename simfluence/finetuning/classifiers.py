@@ -7,7 +7,7 @@ outputs) are computed once per example.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,9 @@ from torch.nn.functional import cross_entropy, pad
 
 from simfluence.finetuning.metrics import answer_metrics
 from simfluence.finetuning.tasks import TextExample
+
+Inputs: TypeAlias = tuple[tuple[str, str], ...]
+"""The pairs of texts of an example (``TextExample.inputs``)."""
 
 _NEVER = -1e4
 """The score of an option that there is not; its probability is exactly 0, also in half precision."""
@@ -53,8 +56,8 @@ class TextClassifier(nn.Module):
         self.max_length = max_length
         self.frozen_layers = 0
         self._tokenizer = tokenizer
-        self._tokens: dict[str, dict[str, Tensor]] = {}
-        self._lower: dict[str, Tensor] = {}
+        self._tokens: dict[TextExample, dict[str, Tensor]] = {}
+        self._lower: dict[TextExample, Tensor] = {}
         self.head = nn.Linear(self.encoder.config.hidden_size, n_outputs)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -198,15 +201,15 @@ class TextClassifier(nn.Module):
     @torch.no_grad()
     def _lower_output(self, example: TextExample) -> Tensor:
         """The frozen layers' output for one example, [option, token, hidden]; computed once."""
-        if example.id not in self._lower:
+        if example not in self._lower:
             tokens = self._token_ids(example)
             embedded = self.encoder.embeddings(
                 input_ids=tokens["input_ids"], token_type_ids=tokens.get("token_type_ids")
             )
-            self._lower[example.id] = self._run_layers(
+            self._lower[example] = self._run_layers(
                 embedded, tokens["attention_mask"], to_layer=self.frozen_layers
             )
-        return self._lower[example.id]
+        return self._lower[example]
 
     def _run_layers(
         self, hidden: Tensor, mask: Tensor, from_layer: int = 0, to_layer: int | None = None
@@ -221,7 +224,7 @@ class TextClassifier(nn.Module):
 
     def _token_ids(self, example: TextExample) -> dict[str, Tensor]:
         """Token tensors [option, token] of one example, on the model's device; computed once."""
-        if example.id not in self._tokens:
+        if example not in self._tokens:
             first, second = zip(*example.inputs, strict=True)
             encoded = self._tokenizer(
                 list(first),
@@ -232,8 +235,8 @@ class TextClassifier(nn.Module):
                 return_tensors="pt",
             )
             device = self.head.weight.device
-            self._tokens[example.id] = {key: value.to(device) for key, value in encoded.items()}
-        return self._tokens[example.id]
+            self._tokens[example] = {key: value.to(device) for key, value in encoded.items()}
+        return self._tokens[example]
 
 
 def _padded(values: Tensor, length: int) -> Tensor:

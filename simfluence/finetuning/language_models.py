@@ -52,7 +52,7 @@ class LanguageModel(nn.Module):
         self.per_token = per_token
         self.max_length = max_length
         self._tokenizer = tokenizer
-        self._tokens: dict[str, list[tuple[Tensor, Tensor]]] = {}
+        self._tokens: dict[TextExample, list[tuple[Tensor, Tensor]]] = {}
 
     # ------------------------------------------------------------------------- scores and losses
 
@@ -183,13 +183,13 @@ class LanguageModel(nn.Module):
         Of a causal model the input is prompt and choice, and the scored tokens are as many, those of the
         prompt being ``IGNORED``; of a sequence-to-sequence model they are the prompt and the choice.
         """
-        if example.id not in self._tokens:
+        if example not in self._tokens:
             device = next(self.lm.parameters()).device
-            self._tokens[example.id] = [
+            self._tokens[example] = [
                 (torch.tensor(first, device=device), torch.tensor(second, device=device))
                 for first, second in (self._pair(*choice) for choice in self._choices(example))
             ]
-        return self._tokens[example.id]
+        return self._tokens[example]
 
     def _choices(self, example: TextExample) -> list[tuple[str, str]]:
         """(prompt, choice) of every choice. Raises ValueError for a class without a word."""

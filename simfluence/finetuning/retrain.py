@@ -13,13 +13,30 @@ from simfluence.devices import chosen_device
 from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import Prepared, record_runs
 from simfluence.finetuning.optimizers import make_optimizer
-from simfluence.runs import Run, RunSet
+from simfluence.finetuning.tasks import Task, load_task
+from simfluence.runs import ExampleTable, Run, RunSet
+from simfluence.runs.tables import difference
 
 
 def recorded_config(run: Run) -> dict[str, Any]:
     """The configuration that a run was recorded with, where renamed options have their new names."""
     options = {renamed.RECORDING.get(name, name): value for name, value in run.config["run"].items()}
     return {**run.config, "run": options}
+
+
+def check_task(task: Task, train: ExampleTable, test: ExampleTable) -> None:
+    """Checks that a task, made again from a run's configuration, has the examples of the run's set.
+
+    train, test : the tables of the set.
+
+    Raises RunDataError that names the first difference.
+    """
+    for kind, expected, examples in (("training", train, task.train), ("test", test, task.test)):
+        if found := difference(expected, ExampleTable.of(examples)):
+            raise RunDataError(
+                f"task {task.name!r} no longer has the {kind} examples that the runs were recorded with:"
+                f" {found}. Its source or its settings have changed since: restore them, or record again"
+            )
 
 
 def recorded_device(run: Run) -> torch.device:
@@ -30,20 +47,25 @@ def recorded_device(run: Run) -> torch.device:
     return chosen_device("cpu" if run.environment.get("device", "cpu") == "cpu" else None)
 
 
-def retrain_as_recorded(path: str, name: str, device: str | None = None) -> Callable[[Run, Curriculum], Run]:
-    """A function that trains a run of ``simfluence record`` again on another curriculum, and returns the recording.
+def retrain_as_recorded(of: str, name: str, device: str | None = None) -> Callable[[Run, Curriculum], Run]:
+    """A function that trains a run of ``simfluence record`` again on another curriculum, and returns the
+    recording.
 
-    path : the run set that the recordings are added to; one that is there already is not made again.
+    of : the folder of the run set. Recordings are added to one whose name ends in "-whatif" instead of being
+        mixed with it; one that is there already is not made again.
     name : what was changed, in words; with the run's name it names the recording.
     device : where to train, as torch names it; None is where the run was trained.
 
     The function raises RunDataError for a run that ``simfluence record`` did not make.
     """
+    path = f"{of.rstrip('/')}-whatif"
     slug = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in name.split())
 
     def retrained(run: Run, curriculum: Curriculum) -> Run:
         if not run.config:
             raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
+        recorded = RunSet.load(of)
+        check_task(load_task(**recorded_config(run)["task"]), recorded.train, recorded.test)
         run_id = f"{run.id}-{slug[:60].strip('-')}"
         where = device or str(recorded_device(run))
         record_runs(recorded_config(run), path, count=1, curricula={run_id: curriculum}, device=where)

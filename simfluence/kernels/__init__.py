@@ -1,1 +1,1 @@
-"""Compiled loops (numba) for what numpy has no fast word for; files are imported where they are first used."""
+"""Compiled loops (numba); files are imported where they are first used, since compiling takes seconds."""

@@ -1,10 +1,13 @@
-"""Training dynamics, step by step, and their derivatives (the equations stand in simulators/dynamics/model.py).
+"""Training dynamics, step by step, and their derivatives (the equations stand in
+simulators/dynamics/model.py).
 
 State of a run: y [k], its moment m [k], the gain a and its moment n. Arguments that the loops share:
 
-    indices, bounds, lengths : the batches of all runs, one after the other; ``lengths`` are the steps of each run
+    indices, bounds, lengths : the batches of all runs, one after the other; ``lengths`` are the steps of each
+        run
     factors : u [example, k], before the power of the spectrum. metric : σ^{2q} [k]
-    rates, kept : γ [run, step] and α [step]. points : int, ascending: the steps after which the state is wanted
+    rates, kept : γ [run, step] and α [step]. points : int, ascending: the steps after which the state is
+        wanted
 """
 
 from __future__ import annotations
@@ -102,8 +105,10 @@ def train_with_derivatives(  # type: ignore[no-untyped-def]
 
     The parameters are log κ, logit β, η, q, then those of log γ, then those of log α.
 
-    log_metric : ∂ log σ^{2q} / ∂q = 2 log σ [k]. d_log_rates [step, parameter of log γ], d_log_kept [step, parameter
-    of log α] : their derivatives. begins : int [parameter], the first step at which a parameter has an effect.
+    log_metric : ∂ log σ^{2q} / ∂q = 2 log σ [k]. d_log_rates [step, parameter of log γ], d_log_kept [step,
+        parameter
+    of log α] : their derivatives. begins : int [parameter], the first step at which a parameter has an
+        effect.
     """
     k, n_rates, n_kept = factors.shape[1], d_log_rates.shape[1], d_log_kept.shape[1]
     n = 4 + n_rates + n_kept

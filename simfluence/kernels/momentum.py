@@ -1,4 +1,6 @@
-"""Averages of what batches consumed, as an optimizer with momentum makes them (analysis/METHODS.md, "Momentum")."""
+"""Averages of what batches consumed, as an optimizer with momentum makes them (analysis/METHODS.md,
+"Momentum").
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ def summed_counts(examples, offsets, weights, beta, bias_correction, rates, grid
 
         m_t = β m_{t-1} + (1 − β) u_t,     m̂_t = m_t / (1 − βᵗ) with bias correction, else m_t
 
-    examples, offsets : the batches of one run, as in ``Curriculum``. weights : of each use of an example, [use];
-    u_t is their sum by example. rates : r [step]. grid : int [point], ascending; an interval is (g_j, g_{j+1}].
+    examples, offsets : the batches of one run, as in ``Curriculum``. weights : of each use of an example,
+        [use];
+    u_t is their sum by example. rates : r [step]. grid : int [point], ascending; an interval is (g_j,
+        g_{j+1}].
     """
     rows = np.zeros((len(grid) - 1, n))
     moment = np.zeros(n)

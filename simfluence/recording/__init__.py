@@ -24,18 +24,26 @@ Lightning: ``RecordingCallback(recorder, "seed-0", loss=...)``, see :mod:`simflu
 Under torchrun or accelerate each process runs the same lines, and says what its own batch holds.
 """
 
-from simfluence.recording.active import ActiveRun, NonFiniteLossWarning, RecordingStoppedWarning
+from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import Evaluator, LossFunction
+from simfluence.recording.notices import (
+    IncompleteRunWarning,
+    NonFiniteLossWarning,
+    RecordingStoppedWarning,
+    UntrainedStepWarning,
+)
 from simfluence.recording.recorder import RunRecorder
 from simfluence.recording.weights import load_weights, weight_steps
 
 __all__ = [
     "ActiveRun",
     "Evaluator",
+    "IncompleteRunWarning",
     "LossFunction",
     "NonFiniteLossWarning",
     "RecordingStoppedWarning",
     "RunRecorder",
+    "UntrainedStepWarning",
     "load_weights",
     "weight_steps",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -13,27 +13,27 @@ import numpy as np
 import pyarrow as pa
 import torch
 from safetensors import SafetensorError
-from torch import nn
-from torch.utils.hooks import RemovableHandle
 
-from simfluence.curriculum import IntArray
 from simfluence.errors import RecordingError, RunDataError
 from simfluence.recording import training_state
-from simfluence.recording.environment import describe_environment, describe_optimizer, innermost
+from simfluence.recording.consumption import NOTHING, Consumption, Step, whole_step
+from simfluence.recording.environment import describe_environment, describe_optimizers
 from simfluence.recording.evaluator import Evaluator, Metrics
-from simfluence.recording.processes import Processes, unwrapped
+from simfluence.recording.notices import (
+    NonFiniteLossWarning,
+    RecordingStoppedWarning,
+    describe_nonfinite,
+    warn_of_incomplete,
+    warn_of_untrained,
+)
+from simfluence.recording.processes import Processes
 from simfluence.recording.schedule import Schedule
+from simfluence.recording.watch import OptimizerWatch
+from simfluence.recording.weights import WeightKeeper
+from simfluence.recording.wrappers import evaluated_model, plain_model
 from simfluence.recording.writer import RunWriter
 from simfluence.runs import ExampleTable
 from simfluence.runs.run import Status
-
-
-class NonFiniteLossWarning(UserWarning):
-    """A test loss became NaN or infinite."""
-
-
-class RecordingStoppedWarning(UserWarning):
-    """Recording could not go on; training does, unrecorded."""
 
 
 class ActiveRun:
@@ -41,7 +41,8 @@ class ActiveRun:
 
     On entering, the losses before the first step are recorded (or the state of a resumed run is put
     back). Leaving it normally completes the run; leaving it by an exception keeps all that was recorded
-    and marks the run failed (interrupted, for KeyboardInterrupt and SystemExit).
+    and marks the run failed (interrupted, for KeyboardInterrupt and SystemExit). A run that is left without a
+    step, or with fewer than ``total_steps`` (see :meth:`ends_early`), is interrupted, not complete.
     """
 
     def __init__(
@@ -52,7 +53,8 @@ class ActiveRun:
         evaluator: Evaluator,
         *,
         model: Any,
-        optimizer: Any,
+        optimizers: Sequence[torch.optim.Optimizer],
+        total_steps: int | None,
         evaluate_at: Schedule,
         weights_at: Schedule,
         resume_every: int | None,
@@ -69,19 +71,24 @@ class ActiveRun:
         self.start = 0
         """The steps taken already when the run was entered: 0, but for a resumed run."""
         self.steps = 0
-        """The steps taken so far."""
+        """The steps taken so far, those that changed nothing among them."""
         self._train, self._test = train, test
         self._evaluator, self._model = evaluator, model
-        self._optimizer = innermost(optimizer)
-        self._evaluate_at, self._weights_at = evaluate_at, weights_at
+        self._watch = OptimizerWatch(optimizers, plain_model(model))
+        self._total_steps = total_steps
+        self._evaluate_at = evaluate_at
+        self._weights = WeightKeeper(weights_at, model, self._watch)
         self._resume_every, self._state = resume_every, state
         self._resume, self._nonfinite, self._on_error = resume, nonfinite, on_error
         self._about = dict(about)
         self._recording = recording
         self._fault: RecordingError | None = None
-        self._consumed: list[IntArray] = []
-        self._rate: float | None = None
-        self._warned = False
+        self._phase: Literal["not entered", "entered", "ended"] = "not entered"
+        self._ends_early = False
+        self._consumption = Consumption(train, self._watch)
+        self._n_groups = len(self._watch.groups)
+        self._rates_differ = False
+        self._warned_of_nonfinite = self._warned_of_untrained = False
 
     # ------------------------------------------------------------------------- what the user calls
 
@@ -93,7 +100,22 @@ class ActiveRun:
     def consumes(self, example_ids: Iterable[Any]) -> None:
         """Name the examples of a micro-batch; the next :meth:`step` records all named since the last."""
         if self._recording:
-            self._consumed.append(self._rows(example_ids))
+            self._check_entered()
+            try:
+                self._consumption.add(example_ids)
+            except RunDataError as error:
+                raise RunDataError(f"step {self.steps + 1}: {error}") from None
+
+    def discards(self) -> None:
+        """Forget what :meth:`consumes` named since the last step: its gradients were thrown away."""
+        self._consumption.clear()
+
+    def ends_early(self) -> None:
+        """Say that training is over, though it had fewer steps than ``total_steps`` (early stopping).
+
+        The run is complete then, if it had a step.
+        """
+        self._ends_early = True
 
     def step(
         self,
@@ -105,7 +127,9 @@ class ActiveRun:
         """Record one optimizer step (in data-parallel training, call it in each process).
 
         Call it last, after the optimizer and the scheduler have stepped: a resumable checkpoint holds the
-        state as it is then. The learning rate recorded is the one that the optimizer used.
+        state as it is then. The learning rates recorded are those that the optimizers used. Where none of
+        them changed a weight since the last call (a gradient scaler skipped the update, or it was left out),
+        the step is recorded with the learning rate 0 and no examples; an UntrainedStepWarning says so once.
 
         Parameters
         ----------
@@ -117,74 +141,96 @@ class ActiveRun:
         Raises
         ------
         RunDataError : no ids, or one that is not in the training table. Nothing recorded is lost.
-        RecordingError : the run cannot be written any more, unless training is to go on then.
+        ValueError : a loss or rate that is not a number. The step is not counted.
+        RecordingError : the run cannot be written any more, unless training is to go on then; or it has not
+            been entered by ``with``, or has ended.
+
+        Whatever the loss function raises is raised here; the step is then recorded unevaluated.
         """
         if not self._recording:
             return
-        batch, loss = self._everyones_share(example_ids, train_loss)
-        if not self._recording:
+        self._check_entered()
+        step = self._gathered(example_ids, train_loss, learning_rate)
+        if step is None:
             return
         self.steps += 1
         self._writer.steps = self.steps
-        evaluate = self._evaluate_at(self.steps)
-        if evaluate:
-            self.losses = self._evaluate()
-        rate = learning_rate if learning_rate is not None else self._rate
-        self._write(lambda: self._writer.append(batch, rate, loss, self.losses if evaluate else None))
-        self._keep_weights()
-        if self._resume_every and self.steps % self._resume_every == 0:
-            self._save_state()
-        if evaluate:
+        losses: Metrics | None = None
+        try:
+            if self._evaluate_at(self.steps):
+                losses = self._evaluate()
+        finally:  # the step was taken, whatever became of its evaluation
+            self._record(step, losses)
+        if losses is not None:
+            self.losses = losses
             self._check_finite()
 
     # ---------------------------------------------------------------------------- start and end
 
     def __enter__(self) -> Self:
+        if self._phase != "not entered":
+            raise RecordingError(f"run {self.folder.name!r} {self._phase} already; make another by run()")
         self._processes = Processes.current()
-        self._hook: RemovableHandle | None = None
         self._writer = RunWriter(self.folder, self._train, self._test, self._description())
+        self._phase = "entered"
         if not self._recording:
             return self
         try:
             self._begin()
         except BaseException:
-            self._end_hook()
+            self._watch.end()
             self._writer.release()
+            self._phase = "ended"
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self._end_hook()
-        if not self._recording:
-            self._writer.release()
-            return
+        self._watch.end()
+        self._phase = "ended"
         try:
-            if error is None:
-                if self.steps == 0:
-                    warnings.warn(f"run {self.folder.name!r} ended without a step", stacklevel=2)
+            if not self._recording:
+                return
+            if error is not None:
+                self._stop(error)
+            elif shortfall := self._shortfall():
+                self._end_as("interrupted", shortfall)
+                if self._processes.is_writer:
+                    warn_of_incomplete(self.folder.name, shortfall)
+            else:
                 self._write(self._writer.complete)
                 self._act_on_fault()
-            elif self._processes.is_writer:
-                cut_off = isinstance(error, KeyboardInterrupt | SystemExit)
-                self._stop("interrupted" if cut_off else "failed", error)
         finally:
             self._writer.release()
 
+    def _shortfall(self) -> str | None:
+        """What the run lacks to be complete."""
+        if self.steps == 0:
+            return "ended without a step"
+        if self._total_steps is None or self._ends_early or self.steps >= self._total_steps:
+            return None
+        return (
+            f"ended after {self.steps} of {self._total_steps} steps; if training was to end there, call"
+            " run.ends_early() before"
+        )
+
     def _begin(self) -> None:
         """Open the run on the writing process; continue after its last checkpoint, or evaluate step 0."""
-        if self._optimizer is not None:
-            self._hook = self._optimizer.register_step_pre_hook(self._note_rate)
         go_on_after = self._processes.from_writer(self._open)
         self._fault = self._processes.from_writer(lambda: self._fault)
         self._act_on_fault()
         if not self._recording:
             return
+        self._weights.note()
         if go_on_after is None:
-            self.losses = self._evaluate()
+            try:
+                self.losses = self._evaluate()
+            except BaseException as error:
+                self._stop(error)
+                raise
             self._write(lambda: self._writer.start_journal(self.losses))
-            self._write(lambda: self._writer.append(np.empty(0, np.int64), None, None, self.losses))
+            self._write(lambda: self._writer.append(NOTHING, None, None, self.losses))
             self._keep_weights()
             self._check_finite()
         else:
@@ -192,7 +238,10 @@ class ActiveRun:
                 self._restore(go_on_after)  # before the journal is cut, should this fail
             self.start = self.steps = go_on_after
             self.losses = self._processes.from_writer(lambda: self._go_on(go_on_after))
-            self._warned = self._writer.nonfinite is not None
+            earlier = self._processes.from_writer(lambda: self._weights.names_in(self.folder))
+            self._weights.trained |= earlier
+            self._warned_of_nonfinite = self._writer.nonfinite is not None
+        self._watch.start()
 
     def _open(self) -> int | None:
         """The step to go on after, None for a run from its beginning. Runs on the writing process."""
@@ -225,53 +274,79 @@ class ActiveRun:
                 f"run {self.folder.name!r} was recorded by {len(saved['random'])} processes and cannot go on"
                 f" with {self._processes.size}; start as many, or pass restart=True"
             )
+        self._weights.trained.update(saved.get("trained", []))
         training_state.restore(self._state, saved["objects"])
         training_state.set_random_states(saved["random"][self._processes.rank])
 
     # ------------------------------------------------------------------------------- the parts of a step
 
-    def _everyones_share(
-        self, example_ids: Iterable[Any] | None, train_loss: Any
-    ) -> tuple[IntArray, float | None]:
-        """The whole batch, process after process, and its mean loss; an error in one is raised in all."""
-        error: RunDataError | None = None
+    def _gathered(
+        self, example_ids: Iterable[Any] | None, train_loss: Any, learning_rate: Any
+    ) -> Step | None:
+        """The step of all processes; an error in one is raised in all. None if recording had to stop."""
+        share: Step | None = None
+        error: ValueError | None = None
         try:
-            if example_ids is not None:
-                self.consumes(example_ids)
-        except RunDataError as found:
-            error = found
-        share = np.concatenate(self._consumed) if self._consumed else np.empty(0, np.int64)
-        self._consumed = []
-        if error is None and len(share) == 0:
-            error = RunDataError(
-                f"step {self.steps + 1} has no example ids: pass example_ids=, the ids of the examples of"
-                " this step's batch"
-            )
-        loss = None if train_loss is None else _number(train_loss)
-        gathered = self._processes.gather((share, loss, error, self._fault))
+            share = self._consumption.take(example_ids, train_loss, learning_rate)
+        except ValueError as found:
+            kind = RunDataError if isinstance(found, RunDataError) else ValueError
+            error = kind(f"step {self.steps + 1}: {found}")
+        gathered = self._processes.gather((share, error, self._fault))
         self._fault = next((fault for *_, fault in gathered if fault is not None), None)
         self._act_on_fault()
-        for _, _, someones_error, _ in gathered:
+        for _, someones_error, _ in gathered:
             if someones_error is not None:
                 raise someones_error
-        losses = [value for _, value, _, _ in gathered if value is not None]
-        return np.concatenate([share for share, *_ in gathered]), float(np.mean(losses)) if losses else None
+        if not self._recording:
+            return None
+        step = whole_step([one for one, *_ in gathered if one is not None])
+        if not step.trained and self._processes.is_writer and not self._warned_of_untrained:
+            self._warned_of_untrained = True
+            warn_of_untrained(self.folder.name, self.steps + 1)
+        return step
+
+    def _note_groups(self, rates: tuple[float, ...]) -> None:
+        """Describe the parameter groups when one is added, or when their rates first differ."""
+        differ = len({rate for rate in rates if not np.isnan(rate)}) > 1
+        added = len(rates) > self._n_groups
+        if added or (differ and not self._rates_differ):
+            self._rates_differ, self._n_groups = True, len(rates)
+            self._writer.about["optimizer"] = self._described_optimizer()
+            self._write(self._writer.describe_again)
+
+    def _record(self, step: Step, losses: Metrics | None) -> None:
+        self._note_groups(step.group_rates)
+        rates = step.group_rates if len(step.group_rates) > 1 else None
+        self._weights.note()
+        self._write(
+            lambda: self._writer.append(step.batch, step.learning_rate, step.train_loss, losses, rates)
+        )
+        self._keep_weights()
+        if self._resume_every and self.steps % self._resume_every == 0:
+            self._save_state()
 
     def _evaluate(self) -> Metrics:
-        return self._evaluator(unwrapped(self._model), self._processes)
+        found = self._evaluator(evaluated_model(self._model), self._processes)
+        if self.losses and set(found) != set(self.losses):
+            raise ValueError(
+                f"the loss function returned {sorted(found)}, but at first {sorted(self.losses)}"
+            )
+        return found
 
     def _keep_weights(self) -> None:
-        if self._weights_at(self.steps):
-            model = unwrapped(self._model)
-            if not isinstance(model, nn.Module):
-                raise TypeError(f"keep_weights needs a torch module, got {type(model).__name__}")
-            self._write(lambda: self._writer.save_weights(model))
+        if self._weights.due(self.steps):
+            state = self._weights.state()
+            self._write(lambda: self._writer.save_weights(state))
 
     def _save_state(self) -> None:
         random = self._processes.gather(training_state.random_states())
         self._write(
             lambda: self._writer.save_state(
-                {"objects": training_state.capture(self._state), "random": random}
+                {
+                    "objects": training_state.capture(self._state),
+                    "random": random,
+                    "trained": sorted(self._weights.trained),
+                }
             )
         )
 
@@ -297,58 +372,45 @@ class ActiveRun:
         if self._on_error == "raise":
             raise self._fault
         self._recording = False
-        self._end_hook()
+        self._watch.end()
         if self._processes.is_writer:
-            self._stop("failed", self._fault)
+            self._stop(self._fault)
             message = f"{self._fault}; training goes on without recording"
             warnings.warn(message, RecordingStoppedWarning, stacklevel=4)
 
-    def _stop(self, status: Status, error: BaseException) -> None:
-        with contextlib.suppress(OSError):  # the error itself says more than this one would
-            self._writer.stop(status, f"{type(error).__name__}: {error}")
+    def _stop(self, error: BaseException) -> None:
+        cut_off = isinstance(error, KeyboardInterrupt | SystemExit)
+        self._end_as("interrupted" if cut_off else "failed", f"{type(error).__name__}: {error}")
+
+    def _end_as(self, status: Status, why: str) -> None:
+        if self._processes.is_writer:
+            with contextlib.suppress(OSError):  # the error itself says more than this one would
+                self._writer.stop(status, why)
+
+    def _check_entered(self) -> None:
+        if self._phase == "not entered":
+            raise RecordingError(f"run {self.folder.name!r} has not begun: use it in a with statement")
+        if self._phase == "ended":
+            raise RecordingError(f"run {self.folder.name!r} has ended: its with statement was left")
 
     def _check_finite(self) -> None:
         losses = self.losses["loss"]
         self._writer.note_nonfinite(self.steps, losses)
-        if self._warned or np.isfinite(losses).all():
+        if self._warned_of_nonfinite or np.isfinite(losses).all():
             return
-        self._warned = True
-        z = int(np.flatnonzero(~np.isfinite(losses))[0])
-        message = (
-            f"run {self.folder.name!r}: the loss of test example {self._test.ids[z]!r} is {losses[z]} after"
-            f" step {self.steps} ({int((~np.isfinite(losses)).sum())} of {len(losses)} are not finite)"
-        )
+        message = describe_nonfinite(self.folder.name, self.steps, self._test.ids, losses)
+        self._warned_of_nonfinite = True
         if self._nonfinite == "raise":
             raise FloatingPointError(message)
         if self._processes.is_writer:
             warnings.warn(message + "; recorded as such, said once a run", NonFiniteLossWarning, stacklevel=3)
 
-    def _rows(self, example_ids: Iterable[Any]) -> IntArray:
-        if isinstance(example_ids, torch.Tensor):
-            example_ids = example_ids.tolist()
-        elif isinstance(example_ids, str):
-            raise RunDataError(f"expected a list of example ids, got the string {example_ids!r}")
-        try:
-            return self._train.rows(np.atleast_1d(np.asarray(example_ids)).tolist())
-        except RunDataError as error:
-            raise RunDataError(f"step {self.steps + 1}: {error}") from None
-
     def _description(self) -> dict[str, Any]:
-        optimizer = describe_optimizer(self._optimizer) if self._optimizer is not None else {}
         return {
             **self._about,
-            "optimizer": optimizer,
-            "environment": describe_environment(unwrapped(self._model)),
+            "optimizer": self._described_optimizer(),
+            "environment": describe_environment(plain_model(self._model)),
         }
 
-    def _note_rate(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        self._rate = float(optimizer.param_groups[0]["lr"])
-
-    def _end_hook(self) -> None:
-        if self._hook is not None:
-            self._hook.remove()
-            self._hook = None
-
-
-def _number(value: Any) -> float:
-    return float(value.detach() if isinstance(value, torch.Tensor) else value)
+    def _described_optimizer(self) -> dict[str, Any]:
+        return describe_optimizers(self._watch, self._rates_differ)

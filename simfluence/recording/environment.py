@@ -1,4 +1,4 @@
-"""What a run was recorded with: versions, platform, and the optimizer with its settings."""
+"""What a run was recorded with: versions, platform, and the optimizers with their settings."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 import simfluence
+from simfluence.recording.watch import OptimizerWatch
 
 
 def describe_environment(model: Any = None) -> dict[str, Any]:
@@ -29,25 +30,42 @@ def device_of(model: Any) -> str:
     return "cpu" if parameter is None else parameter.device.type
 
 
-def describe_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Class and settings; those that differ between parameter groups as a list of the groups'."""
-    settings: dict[str, Any] = {"class": type(optimizer).__name__}
-    for key in optimizer.defaults:
-        values = [group.get(key) for group in optimizer.param_groups]
-        settings[key] = _plain(values[0]) if all(v == values[0] for v in values) else _plain(values)
-    return settings
+def describe_optimizers(watch: OptimizerWatch, rates_differ: bool = False) -> dict[str, Any]:
+    """Class and settings of the optimizer (of its main parameter group), for ``Run.optimizer``; {} for none.
+
+    Where there are several groups that differ (in a setting, or as ``rates_differ`` says in their rates), the
+    key "groups" holds an entry for each, in the order of ``Run.group_rates``: "parameters", the names of the
+    model's parameters in it ("other_parameters": how many are not the model's), "lr", the rate as the run
+    began, and all settings that differ.
+    """
+    if not watch.optimizers:
+        return {}
+    described = [
+        _settings(optimizer, group) for optimizer in watch.optimizers for group in optimizer.param_groups
+    ]
+    main = described[watch.main]
+    differing = [
+        key for key in _all_keys(described) if any(one.get(key) != main.get(key) for one in described)
+    ]
+    if not differing and not rates_differ:
+        return main
+    groups = []
+    for group, settings in zip(watch.groups, described, strict=True):
+        known = [watch.names[id(p)][0] for p in group["params"] if id(p) in watch.names]
+        entry: dict[str, Any] = {"parameters": known, "lr": settings["lr"]}
+        if others := len(group["params"]) - len(known):
+            entry["other_parameters"] = others
+        groups.append(entry | {key: settings.get(key) for key in differing})
+    return main | {"groups": groups}
 
 
-def innermost(optimizer: Any) -> torch.optim.Optimizer | None:
-    """The torch optimizer inside what accelerate or Lightning made of it."""
-    while optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None:
-            raise TypeError(f"expected a torch optimizer, got {type(optimizer).__name__}")
-        optimizer = inner
-    # AcceleratedOptimizer is a torch optimizer whose hooks nobody calls
-    wrapped = getattr(optimizer, "optimizer", None)
-    return wrapped if isinstance(wrapped, torch.optim.Optimizer) else optimizer
+def _settings(optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> dict[str, Any]:
+    settings = {key: _plain(group.get(key)) for key in optimizer.defaults}
+    return {"class": type(optimizer).__name__, **settings, "lr": _plain(group["lr"])}
+
+
+def _all_keys(described: list[dict[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(key for settings in described for key in settings))
 
 
 def _plain(value: Any) -> Any:

@@ -7,6 +7,7 @@ the same ones every time.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -18,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from simfluence.recording.environment import device_of
-from simfluence.recording.processes import Processes, is_sharded
+from simfluence.recording.processes import Processes
+from simfluence.recording.wrappers import is_sharded
 
 Metrics: TypeAlias = dict[str, npt.NDArray[np.floating]]
 LossFunction: TypeAlias = Callable[[Any, list[Any]], Tensor | Mapping[str, Tensor]]
@@ -60,22 +62,26 @@ class Evaluator:
     def __call__(self, model: Any, processes: Processes | None = None) -> Metrics:
         """name → values [test], in the order of the test table and the precision they came in.
 
+        A metric that the loss function returns for some batches only is NaN for the other examples.
         Data-parallel processes take turns at the batches, and all get all values.
 
-        Raises ValueError if the loss function does not return one value an example.
+        Raises ValueError if the loss function does not return one value an example, or no loss.
         """
         processes = processes or Processes()
         alone = processes.size == 1 or is_sharded(model)
         batches = self._batches(model)
         mine = batches if alone else batches[processes.rank :: processes.size]
-        with undisturbed(model), torch.no_grad(), self._precision(model):
-            parts = [self._evaluate(model, rows) for rows in mine]
-        if not alone:
-            parts = [part for share in processes.gather(parts) for part in share]
+
+        def evaluate() -> list[tuple[npt.NDArray[np.int64], Metrics]]:
+            with undisturbed(model), torch.no_grad(), self._precision(model):
+                return [self._evaluate(model, rows) for rows in mine]
+
+        parts = evaluate() if alone else list(itertools.chain(*processes.gather_results(evaluate)))
         metrics: Metrics = {}
         for rows, values in parts:
             for name in values:
-                metrics.setdefault(name, np.empty(len(self._examples), values[name].dtype))
+                if name not in metrics:
+                    metrics[name] = np.full(len(self._examples), np.nan, values[name].dtype)
                 metrics[name][rows] = values[name]
         return metrics
 
@@ -84,7 +90,7 @@ class Evaluator:
         return [self._order[i : i + size] for i in range(0, len(self._order), size)]
 
     def _evaluate(self, model: Any, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Metrics]:
-        found = self._loss(model, [self._examples[row] for row in rows])
+        found = self._loss(model, [self._examples[row] for row in rows.tolist()])
         return rows, {name: _as_floats(values) for name, values in _checked(found, len(rows)).items()}
 
     def _precision(self, model: Any) -> AbstractContextManager[Any]:
@@ -114,17 +120,25 @@ def undisturbed(model: Any) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda)
 
 
-def amount(example: Any) -> int:
-    """How much text or how many tokens an example holds, as far as can be seen from outside."""
+def amount(example: Any, inside: tuple[int, ...] = ()) -> int:
+    """How much text or how many tokens an example holds, as far as can be seen from outside.
+
+    inside : the ``id()`` of what this is a part of; what holds itself counts once.
+    """
+    if id(example) in inside:
+        return 0
     if isinstance(example, str):
         return len(example)
     if isinstance(example, Tensor | np.ndarray):
         return int(np.prod(example.shape))
+    inside = (*inside, id(example))
     if isinstance(example, Mapping):
-        return sum(amount(value) for value in example.values())
+        return sum(amount(value, inside) for value in example.values())
     if isinstance(example, Sequence):
-        return sum(amount(value) for value in example)
-    return sum(amount(value) for value in vars(example).values()) if hasattr(example, "__dict__") else 1
+        return sum(amount(value, inside) for value in example)
+    return (
+        sum(amount(value, inside) for value in vars(example).values()) if hasattr(example, "__dict__") else 1
+    )
 
 
 def _as_floats(values: Tensor) -> npt.NDArray[np.floating]:

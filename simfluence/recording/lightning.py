@@ -35,7 +35,11 @@ class RecordingCallback(Callback):
     example_ids : batch → the ids of its examples; by default ``batch["id"]``.
     options : of :meth:`RunRecorder.run` (``evaluate_every``, ``keep_weights``, ``config``, …).
 
-    All micro-batches between two optimizer steps are one step's batch.
+    All micro-batches between two optimizer steps are one step's batch. Batches that were skipped
+    (``on_train_batch_start`` returned -1, ``training_step`` returned None) belong to none, and neither do
+    those whose gradients were set to zero before a step. In manual optimization a step ends with each batch
+    in which an optimizer stepped; the parameter groups of all optimizers are recorded, one after the other. A
+    fit that Lightning itself ends before its last step (early stopping) is complete.
     """
 
     def __init__(
@@ -70,26 +74,29 @@ class RecordingCallback(Callback):
         options = {"total_steps": int(total) if 0 < total < float("inf") else None, **self._options}
         if self._steps_before:
             options["resume"] = self._steps_before
-        optimizer = trainer.optimizers[0] if trainer.optimizers else None
         self._losses.clear()
         self._global_step = trainer.global_step
         self._run = self._recorder.run(
-            self._run_id, model=pl_module, optimizer=optimizer, **options
+            self._run_id, model=pl_module, optimizer=trainer.optimizers, **options
         ).__enter__()
 
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self._run is not None:
-            self._run.consumes(self._example_ids(batch))
+    def on_before_zero_grad(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        if self._run is not None:  # gradients that are there still are of batches without a step
+            self._run.discards()
+            self._losses.clear()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._run is None:
+            return
+        # without a loss there was no gradient, unless the module makes its gradients itself
+        if batch is not None and (outputs or not pl_module.automatic_optimization):
+            self._run.consumes(self._example_ids(batch))
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, torch.Tensor):  # Lightning has divided it by the number of micro-batches
             self._losses.append(loss.detach() * trainer.accumulate_grad_batches)
-        if self._run is None or trainer.global_step == self._global_step:
+        if trainer.global_step == self._global_step:
             return
         self._global_step = trainer.global_step
         mean = torch.stack(self._losses).mean() if self._losses else None
@@ -97,6 +104,8 @@ class RecordingCallback(Callback):
         self._run.step(train_loss=mean)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._run is not None:
+            self._run.ends_early()  # if it does, Lightning has decided so
         self._end(None)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

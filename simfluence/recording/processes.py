@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch.distributed
-from torch import nn
+
+from simfluence.errors import RecordingError
 
 T = TypeVar("T")
 
@@ -42,6 +43,22 @@ class Processes:
         torch.distributed.all_gather_object(values, value)
         return values
 
+    def gather_results(self, make: Callable[[], T]) -> list[T]:
+        """Every process calls ``make``, and all get all results; an error in one is raised in all."""
+        mine: T | None = None
+        error: Exception | None = None
+        try:
+            mine = make()
+        except Exception as found:
+            error = found
+        gathered = self.gather((mine, None if error is None else f"{type(error).__name__}: {error}"))
+        if error is not None:
+            raise error
+        for rank, (_, failure) in enumerate(gathered):
+            if failure is not None:
+                raise RecordingError(f"process {rank} failed: {failure}")
+        return [result for result, _ in gathered if result is not None]
+
     def from_writer(self, make: Callable[[], T]) -> T:
         """Process 0 calls ``make``, and all processes get the result; an error is raised in all of them."""
         if self.size == 1:
@@ -56,20 +73,3 @@ class Processes:
         if made[1] is not None:
             raise made[1]
         return made[0]
-
-
-def unwrapped(model: Any) -> Any:
-    """The model inside DistributedDataParallel, whose forward passes wait for other processes."""
-    while isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
-        model = model.module
-    return model
-
-
-def is_sharded(model: Any) -> bool:
-    """Whether its weights are spread over the processes (FSDP), so that all must run each forward pass."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    return any(
-        "FSDP" in kind.__name__ or kind.__name__ == "FullyShardedDataParallel"
-        for module in modules
-        for kind in type(module).__mro__
-    )

@@ -9,21 +9,26 @@ with recorder.run("seed-0", model=model, loss=per_example_loss, optimizer=optimi
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sized
 from pathlib import Path
 from typing import Any, Literal
 
 import filelock
+import pandas as pd
 import torch
 
 from simfluence import renamed
 from simfluence.errors import RecordingError, RunExistsError
 from simfluence.recording import schedule, training_state
-from simfluence.recording.active import ActiveRun, RecordingStoppedWarning
+from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import Evaluator, LossFunction
+from simfluence.recording.notices import RecordingStoppedWarning
 from simfluence.recording.processes import Processes
 from simfluence.recording.schedule import KeepWeights
+from simfluence.recording.watch import innermost
+from simfluence.recording.wrappers import is_sharded
 from simfluence.runs import ExampleTable, storage
 from simfluence.runs.run import Status
 
@@ -35,7 +40,8 @@ class RunRecorder:
     ----------
     path : the run set's folder; made if it is not there.
     train, test : the examples: mappings or dataclasses with a unique field ``id`` (and ``group``,
-        if any), or a data frame. The loss function is handed lists of the test examples, as they are.
+        if any), or a data frame or data set of them. The loss function is handed lists of the test
+        examples, as they are.
     batch_size, length, autocast : how test examples are evaluated, see :class:`Evaluator`.
     text : whether the examples' texts are kept in the set's table.
     nonfinite : what to do when a test loss is NaN or infinite: "warn" once and record it as such, or
@@ -53,7 +59,7 @@ class RunRecorder:
         self,
         path: str | Path,
         train: ExampleTable | Iterable[Any],
-        test: Sequence[Any],
+        test: Iterable[Any],
         *,
         batch_size: int | None = None,
         length: Callable[[Any], float] | None = None,
@@ -70,9 +76,9 @@ class RunRecorder:
                 raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
         self.path = Path(path)
         self.train = ExampleTable.of(train)
-        self.test = ExampleTable.of(test)
+        self._test_examples = _listed(test)
+        self.test = ExampleTable.of(self._test_examples)
         self.nonfinite, self.on_error = nonfinite, on_error
-        self._test_examples = test.to_dict("records") if hasattr(test, "to_dict") else list(test)
         self._batching = {"batch_size": batch_size, "length": length, "autocast": autocast}
         self._recording = True
         try:
@@ -113,14 +119,17 @@ class RunRecorder:
         model : handed to ``loss``; a module is put into eval mode meanwhile.
         loss : (model, test examples) → loss of each, [len(examples)]; or a mapping of such values by
             name, "loss" among them.
-        optimizer : its settings, and its learning rate at every step, are logged with the run.
-        total_steps : how many steps the run will have, where that is known.
+        optimizer : its settings, and its learning rate at every step, are logged with the run, by parameter
+            group where these differ; several optimizers as a list. Without it, steps that changed nothing are
+            not noticed.
+        total_steps : how many steps the run will have, where that is known. With fewer it is not complete,
+            unless :meth:`ActiveRun.ends_early` was called.
         evaluate_every : steps between evaluations of the test examples (the last step is evaluated
             too, if ``total_steps`` is given); or
         evaluate_at : the steps to evaluate after, 0 (before the first) always among them.
         keep_weights : when weights are kept, for attribution: after "every" step (and at 0), at a number
             of steps evenly spaced over ``total_steps``, or at given steps. Where most parameters are
-            frozen, only those that train are kept.
+            frozen, only those that train, or did so earlier in the run, are kept.
         resume_every : steps between resumable checkpoints; only the last one is kept, and that only
             until the run is complete.
         state : what resumable checkpoints hold by name, beside the random states: by default the model
@@ -133,7 +142,8 @@ class RunRecorder:
 
         Raises
         ------
-        ValueError : a name that could not be a folder's, or options that do not fit together.
+        ValueError : a name that could not be a folder's, a ``config`` with keys that JSON has not, or options
+            that do not fit together.
         RunExistsError : the run is complete, or recorded by another process just now, or was cut off
             and neither ``restart`` nor ``resume`` is given.
         """
@@ -142,12 +152,21 @@ class RunRecorder:
             raise ValueError("give either restart or resume, not both")
         if resume_every is not None and resume_every < 1:
             raise ValueError(f"resume_every is a number of steps, at least 1, got {resume_every}")
+        _check_keys(config or {}, "config")
+        several = isinstance(optimizer, list | tuple)
+        optimizers = list(optimizer) if several else [] if optimizer is None else [optimizer]
+        if resume_every is not None and is_sharded(model):
+            raise ValueError(
+                "resume_every cannot save a model whose weights are spread over processes (FSDP): save"
+                " checkpoints by your framework, and pass the step that it restored as resume="
+            )
         if state is None and resume_every is not None:
-            if optimizer is None:
+            if not optimizers:
                 raise ValueError(
                     "to be resumable a run needs optimizer=, or all that it is made of as state="
                 )
-            state = {"model": model, "optimizer": optimizer}
+            named = {f"optimizer {i}": one for i, one in enumerate(optimizers)}
+            state = {"model": model, **(named if several else {"optimizer": optimizer})}
         training_state.check(state or {})
         if self._recording:
             Processes.current().from_writer(lambda: self._check_free(run_id, restart or bool(resume)))
@@ -157,7 +176,8 @@ class RunRecorder:
             self.test,
             Evaluator(self._test_examples, loss, **self._batching),  # type: ignore[arg-type]
             model=model,
-            optimizer=optimizer,
+            optimizers=[innermost(one) for one in optimizers],
+            total_steps=total_steps,
             evaluate_at=schedule.evaluations(evaluate_every, evaluate_at, total_steps),
             weights_at=schedule.weights(keep_weights, total_steps),
             resume_every=resume_every,
@@ -177,6 +197,11 @@ class RunRecorder:
     def _check_free(self, run_id: str, again: bool) -> None:
         status = self.status(run_id)
         if status == "running":
+            if storage.read_manifest(self.path / run_id).get("pid") == os.getpid():
+                raise RunExistsError(
+                    f"run {run_id!r} is being recorded in this process already: the with statement or the"
+                    " training in which it began has not ended"
+                )
             raise RunExistsError(f"run {run_id!r} is being recorded by another process")
         if status == "complete":
             raise RunExistsError(
@@ -206,3 +231,26 @@ class RunRecorder:
                     f"{self.path} holds runs over {len(theirs)} other {name} examples than the {len(ours)}"
                     " given (ids, groups, contents and order count); record into another folder"
                 )
+
+
+def _listed(examples: Iterable[Any]) -> list[Any]:
+    """The examples one by one, of whatever holds them."""
+    if isinstance(examples, ExampleTable):
+        raise TypeError("test= needs the examples, which the loss function is handed; got only their table")
+    if isinstance(examples, pd.DataFrame):
+        return examples.to_dict("records")
+    if isinstance(examples, torch.utils.data.Dataset) and isinstance(examples, Sized):
+        return [examples[row] for row in range(len(examples))]
+    return list(examples)
+
+
+def _check_keys(config: Any, where: str) -> None:
+    """Raises ValueError naming the first entry of the configuration whose key JSON does not have."""
+    if isinstance(config, Mapping):
+        for key, value in config.items():
+            if not isinstance(key, str | int | float | None):
+                raise ValueError(f"the keys of {where} must be strings, got {key!r}")
+            _check_keys(value, f"{where}[{key!r}]")
+    elif isinstance(config, list | tuple):
+        for number, value in enumerate(config):
+            _check_keys(value, f"{where}[{number}]")

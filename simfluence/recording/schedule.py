@@ -10,6 +10,10 @@ KeepWeights: TypeAlias = Literal["every"] | int | Iterable[int] | None
 """When weights are kept: never, after every step, at a number of evenly spaced steps, or at given steps."""
 
 
+def never(step: int) -> bool:
+    return False
+
+
 def evaluations(every: int, at: Iterable[int] | None, total_steps: int | None) -> Schedule:
     """Every so many steps, and the last one if the total is known; or 0 and the given steps."""
     if every < 1:
@@ -24,7 +28,7 @@ def evaluations(every: int, at: Iterable[int] | None, total_steps: int | None) -
 def weights(which: KeepWeights, total_steps: int | None) -> Schedule:
     """When weights are kept. A number k means the steps T/k, 2T/k, …, T: the last is the end of training."""
     if which is None:
-        return lambda step: False
+        return never
     if which == "every":
         return lambda step: True
     if isinstance(which, str):

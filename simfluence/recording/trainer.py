@@ -11,6 +11,7 @@ examples through the data loader and are taken out of a batch before the model s
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,10 @@ from simfluence.recording.losses import model_loss
 from simfluence.recording.recorder import RunRecorder
 
 _ROW = "simfluence_row"
+
+
+class RowOrderWarning(UserWarning):
+    """Training rows without ids were taken to be the recorder's training examples, in their order."""
 
 
 def record_trainer(
@@ -46,17 +51,28 @@ def record_trainer(
         of the examples, see :func:`~simfluence.recording.losses.model_loss` (classification, causal
         and sequence-to-sequence language models).
     example_ids : the ids of the training data set's rows, or the column that has them. Without such a
-        column, rows are taken in the order of the recorder's training table, if there are as many.
+        column, rows are taken in the order of the recorder's training table, if there are as many; a
+        RowOrderWarning says so, for it is wrong if the data set was shuffled.
     options : of :meth:`RunRecorder.run` (``evaluate_every``, ``keep_weights``, ``config``, …);
         ``total_steps`` is the trainer's own. With ``trainer.train(resume_from_checkpoint=…)`` the run is
         cut back to the checkpoint's step and goes on from there.
 
+    A step that a gradient scaler skipped is recorded with the learning rate 0 and no examples. A training
+    that the trainer itself ends before its last step (early stopping) is complete.
+
     Raises
     ------
     RunDataError : training examples whose ids are not in the recorder's table.
-    RecordingError : a streamed training set, whose examples have no row numbers.
+    RecordingError : a streamed training set, whose examples have no row numbers; or a trainer that is
+        recorded already.
     """
     renamed.check(options, renamed.RECORDING)
+    for callback in trainer.callback_handler.callbacks:
+        if isinstance(callback, _TrainerRecording):
+            raise RecordingError(
+                f"this trainer is recorded already, as run {callback.run_id!r} (was a notebook's cell run"
+                " again?): call record_trainer() once for each new Trainer"
+            )
     rows = _rows_in_table(trainer.train_dataset, recorder, example_ids)
     if loss is None:
         loss = model_loss(trainer.data_collator)
@@ -78,7 +94,7 @@ class _TrainerRecording(TrainerCallback):
         rows: np.ndarray,
         options: Mapping[str, Any],
     ) -> None:
-        self._trainer, self._recorder, self._run_id = trainer, recorder, run_id
+        self._trainer, self._recorder, self.run_id = trainer, recorder, run_id
         self._ids = [recorder.train.ids[row] for row in rows]
         self._options = dict(options)
         self._run: ActiveRun | None = None
@@ -137,7 +153,7 @@ class _TrainerRecording(TrainerCallback):
             options |= {"restart": True, "resume": False}
         self._losses.clear()
         run = self._recorder.run(
-            self._run_id, model=self._trainer.model, optimizer=kwargs.get("optimizer"), **options
+            self.run_id, model=self._trainer.model, optimizer=kwargs.get("optimizer"), **options
         )
         self._run = run.__enter__()
 
@@ -148,6 +164,8 @@ class _TrainerRecording(TrainerCallback):
             self._run.step(train_loss=loss)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self._run is not None:
+            self._run.ends_early()  # if it does, the trainer has decided so
         self._end(None)
 
     def _end(self, error: BaseException | None) -> None:
@@ -206,6 +224,14 @@ def _rows_in_table(dataset: Any, recorder: RunRecorder, example_ids: str | Seque
         ids = [example[example_ids] for example in dataset]
     else:
         ids = recorder.train.ids
+        if len(ids) == len(dataset):
+            warnings.warn(
+                f"the training set has no column {example_ids!r}: its rows are taken to be the recorder's"
+                " training examples in their order, which is wrong if the data set was shuffled; keep the"
+                " column, or pass example_ids=, one id a row",
+                RowOrderWarning,
+                stacklevel=3,
+            )
     if len(ids) != len(dataset):
         raise RunDataError(
             f"the training set has {len(dataset)} rows, but there are {len(ids)} ids for them; give the data"

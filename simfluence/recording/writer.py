@@ -8,13 +8,13 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
 import numpy as np
-from torch import nn
+import torch
 
 from simfluence.curriculum import IntArray
 from simfluence.errors import RecordingError, RunExistsError
@@ -38,10 +38,14 @@ class RunWriter:
         self.folder = folder
         self.about = about
         self.steps = 0
+        self.trained = 0
+        """The steps among these that trained: what a Run counts, and weights are named by."""
         self.nonfinite: dict[str, Any] | None = None
         """Where a test loss was not finite first: step, test, loss."""
         self._train, self._test = train, test
         self._journal: journal.Journal | None = None
+        self._rates: list[float | None] = []
+        self._group_rates: list[Sequence[float] | None] = []
         self._resumed_at: list[int] = []
         self._lock: filelock.BaseFileLock | None = None
         self._seconds = 0.0  # of earlier attempts
@@ -78,7 +82,8 @@ class RunWriter:
         self.write_manifest("running", pid=os.getpid(), host=platform.node())
 
     def start_journal(self, metrics: Metrics) -> None:
-        schema = rows.steps_schema({k: v.dtype for k, v in metrics.items()}, len(self._test))
+        dtypes = {name: values.dtype for name, values in metrics.items()}
+        schema = rows.steps_schema(dtypes, len(self._test), group_rates=True)
         self._journal = journal.Journal(self.folder / storage.JOURNAL, schema)
         self._schema = schema
 
@@ -103,26 +108,37 @@ class RunWriter:
         metrics: Metrics = {}
         for number, row in enumerate(itertools.chain([first], kept)):
             continued.append(row)
+            batch, rate, group_rates = rows.consumption_of(row)
+            self._note(batch, rate, group_rates)
             if (found := rows.metrics_of(row)) is not None:
                 metrics = found
                 self.note_nonfinite(number, found["loss"])
         continued.sync()
         continued.move(self.folder / storage.JOURNAL)
         self._journal, self.steps = continued, step
-        self._remove_later_weights(step)
+        self._remove_later_weights()
         self.write_manifest("running", pid=os.getpid(), host=platform.node())
         return metrics
 
     # ------------------------------------------------------------------------------- step by step
 
     def append(
-        self, batch: IntArray, learning_rate: float | None, train_loss: float | None, metrics: Metrics | None
+        self,
+        batch: IntArray,
+        learning_rate: float | None,
+        train_loss: float | None,
+        metrics: Metrics | None,
+        group_rates: Sequence[float] | None = None,
     ) -> None:
         """The journal's next entry: the first losses, then one entry a step."""
         assert self._journal is not None
-        rows.check_metrics(self._schema, metrics)
-        row = rows.step_row(self._schema, self.steps, batch, learning_rate, train_loss, metrics)
+        row = rows.step_row(self._schema, self.steps, batch, learning_rate, train_loss, metrics, group_rates)
         self._journal.append(row)
+        self._note(batch, learning_rate, group_rates)
+
+    def describe_again(self) -> None:
+        """Write the manifest of a run whose description (``about``) has changed."""
+        self.write_manifest("running", pid=os.getpid(), host=platform.node())
 
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Make the run resumable from here; the journal up to here is on the disk first."""
@@ -130,8 +146,8 @@ class RunWriter:
         self._journal.sync()
         training_state.save(self.folder, self.steps, state)
 
-    def save_weights(self, model: nn.Module) -> None:
-        weights.save_weights(self.folder, self.steps, model)
+    def save_weights(self, state: Mapping[str, torch.Tensor]) -> None:
+        weights.save_weights(self.folder, self.trained, state)
 
     def note_nonfinite(self, step: int, losses: np.ndarray) -> bool:
         """Remember the first loss that is not finite. Returns whether these losses have it."""
@@ -148,12 +164,15 @@ class RunWriter:
         """Journal → Parquet; the manifest says so last."""
         self._close_journal()
         journal_file = self.folder / storage.JOURNAL
-        entry = storage.write_steps(self.folder, journal.read(journal_file))
+        entries = journal.read(journal_file)
+        if rows.rates_by_group(self._rates, self._group_rates) is None:
+            entries = rows.without_group_rates(entries)
+        steps = storage.write_steps(self.folder, entries)
         checkpoints = {
             f"{weights.FOLDER}/{file.name}": storage.file_entry(file)
             for file in sorted((self.folder / weights.FOLDER).glob("*.safetensors"))
         }
-        self.write_manifest("complete", files={storage.STEPS: entry}, checkpoints=checkpoints)
+        self.write_manifest("complete", files={storage.STEPS: steps}, checkpoints=checkpoints)
         journal_file.unlink()
         training_state.remove(self.folder)
 
@@ -199,9 +218,18 @@ class RunWriter:
             return 0
         return sum(1 for _ in itertools.islice(journal.read(file), most + 1))
 
-    def _remove_later_weights(self, step: int) -> None:
+    def _note(
+        self, batch: Sequence[int] | IntArray, rate: float | None, group_rates: Sequence[float] | None
+    ) -> None:
+        """What the end of the run needs to know of an entry."""
+        self.trained += len(batch) > 0
+        if len(batch):
+            self._rates.append(rate)
+            self._group_rates.append(group_rates)
+
+    def _remove_later_weights(self) -> None:
         for later in weights.weight_steps(self.folder):
-            if later > step:
+            if later > self.trained:
                 weights.weights_file(self.folder, later).unlink(missing_ok=True)
 
 

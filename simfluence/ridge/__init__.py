@@ -2,9 +2,9 @@
 
     minimise ‖design_z θ − y_z‖² + λ_z θᵀ P θ,    design_z = [diag(s_1z) U, …, diag(s_kz) U]
 
-``solve_ridge`` takes the solver that should be fastest; one solver a file: ``primal`` (Cholesky of the
-normal equations), ``dual`` (Cholesky of the kernel), ``iterative`` (conjugate gradients), and ``path``
-for a grid of penalties. ``problem`` states the problem and its conventions.
+``solve_ridge`` takes the solver that should be fastest. ``problem`` states the problem and its conventions;
+``cholesky`` (primal and dual) and ``conjugate_gradients`` solve it, ``path`` does for a grid of penalties. Another
+problem, of one dense design for all responses, is in ``leave_run_out``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ import numpy as np
 import torch
 
 from simfluence.devices import chosen_device
+from simfluence.ridge.cholesky import solve_dual, solve_primal
 from simfluence.ridge.conjugate_gradients import TOLERANCE, solve_iterative
-from simfluence.ridge.dual import solve_dual
-from simfluence.ridge.normal_equations import NormalEquations, OuterProducts, normal_equations
-from simfluence.ridge.path import FACTOR_COLUMNS, PATH_TOLERANCE, Paths, solve_path
-from simfluence.ridge.primal import Solution, solve, solve_primal
+from simfluence.ridge.path import FACTOR_COLUMNS, PATH_TOLERANCE, Paths
 from simfluence.ridge.problem import (
     Array,
     Convergence,
@@ -58,7 +56,7 @@ def solve_ridge(
     penalty : λ ≥ 0, or [test].
     solver : None takes the one that should be fastest; the iterative one then falls back to a
         factorization where it does not converge and that is possible.
-    device : None is the GPU if torch finds one.
+    device : where systems are factorized; None is the GPU if torch finds one. Iterations run on the CPU.
     tolerance : of the iterative solver.
     """
     penalties = np.broadcast_to(np.asarray(penalty, np.float64), problem.n_tests).copy()
@@ -70,7 +68,7 @@ def solve_ridge(
         return solve_dual(problem, penalties, device)
     if chosen != "iterative":
         raise ValueError(f"solver must be 'primal', 'dual', 'iterative' or None, got {solver!r}")
-    solution = solve_iterative(problem, penalties, device, tolerance)
+    solution = solve_iterative(problem, penalties, tolerance)
     smallest = min(problem.columns, problem.counts.shape[0])
     if solver is None and solution.convergence.failed and smallest <= FACTOR_COLUMNS:  # type: ignore[union-attr]
         direct = solve_dual if problem.counts.shape[0] < problem.columns else solve_primal
@@ -82,16 +80,10 @@ __all__ = [
     "PATH_TOLERANCE",
     "TOLERANCE",
     "Convergence",
-    "NormalEquations",
-    "OuterProducts",
     "Paths",
     "RidgeProblem",
     "RidgeSolution",
-    "Solution",
     "SolverName",
     "choose_solver",
-    "normal_equations",
-    "solve",
-    "solve_path",
     "solve_ridge",
 ]

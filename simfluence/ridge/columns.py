@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import sparse
 
 from simfluence.kernels.threads import SIMD_WIDTH, in_threads, padded_to_fours, slices
@@ -262,11 +261,6 @@ def _widened(values: npt.NDArray[Any], filler: float = 0.0) -> Array:
 def as_type(preconditioner: Preconditioner, kind: npt.DTypeLike) -> Preconditioner:
     own, average = preconditioner
     return own.astype(kind, copy=False), average.astype(kind, copy=False)
-
-
-def is_compiled_for(device: torch.device) -> bool:
-    """Whether these loops are what solves there."""
-    return device.type == "cpu"
 
 
 def all_rows(problem: RidgeProblem) -> list[Rows]:

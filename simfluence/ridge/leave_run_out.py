@@ -4,8 +4,9 @@ Rows are ordered by run. For each test example z
 
     y_z = H_z c_z + Z θ_z + ε_z,     θ_z ~ N(0, I),   ε_z ~ N(0, λ I),   c_z ~ N(c̄, I/τ)
 
-The design Z [row, column] is shared by all z; H_z [row, q] are a few columns of its own. With A = (Z Zᵀ + λI)⁻¹
-and Q_z = H_zᵀ A H_z + τI the solution and the residuals of run r, had the fit not seen it, are
+The design Z [row, column] is shared by all z; H_z [row, q] are a few columns of its own. With
+A = (Z Zᵀ + λI)⁻¹ and Q_z = H_zᵀ A H_z + τI the solution and the residuals of run r, had the fit not seen it,
+are
 
     c_z = Q_z⁻¹ (H_zᵀ A y_z + τ c̄),     α_z = A (y_z − H_z c_z),     θ_z = Zᵀ α_z
     e_r = (A_rr − V_r Q_z⁻¹ V_rᵀ)⁻¹ α_r,     V = A H_z,
@@ -33,8 +34,11 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Problem:
-    """design Z [row, column], or else kernel Z Zᵀ [row, row]; target y [row, test]; own H [row, q, test], where
-    q may be 0; runs: slices of rows. What does not depend on λ is computed once."""
+    """What is given; what does not depend on λ is computed once.
+
+    design : Z [row, column], or else kernel : Z Zᵀ [row, row]. target : y [row, test].
+    own : H [row, q, test]; q may be 0. runs : slices of rows.
+    """
 
     design: Array | None
     kernel: Array | None
@@ -175,7 +179,7 @@ def _products(left: Array, right: Array) -> Array:
 
 
 def _left_out(block: Array, dual: Array, carried: Array, information: Array) -> Array:
-    """e_r by the formula above: one solve for all test examples, and Woodbury for the columns of their own."""
+    """e_r by the formula above: one solve for all test examples, Woodbury for the columns of their own."""
     factor = linalg.cho_factor(block, check_finite=False)
     residuals = linalg.cho_solve(factor, dual, check_finite=False)
     rows, q, tests = carried.shape

@@ -13,20 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from simfluence.kernels.threads import SIMD_WIDTH, in_threads, slices
-from simfluence.ridge.columns import SINGLE_TOLERANCE, Columns, all_rows, is_compiled_for
-from simfluence.ridge.dual import solve_dual
-from simfluence.ridge.gpu import (
-    Regressions,
-    Systems,
-    columns_at_once,
-    conjugate_gradients,
-    solve_systems,
-)
+from simfluence.kernels.threads import SIMD_WIDTH, in_threads
+from simfluence.ridge.cholesky import solve_dual, solve_primal
+from simfluence.ridge.columns import Columns, all_rows
 from simfluence.ridge.normal_equations import normal_equations_of
-from simfluence.ridge.primal import solve_primal
 from simfluence.ridge.problem import Array, BoolArray, RidgeProblem, off_mean
-from simfluence.ridge.products import CountProducts
 
 IntArray = npt.NDArray[np.int64]
 
@@ -43,13 +34,13 @@ class Paths:
     Parameters
     ----------
     rows : for each choice, the rows' numbers.
+    device : where systems are factorized.
     """
 
     def __init__(self, problem: RidgeProblem, rows: Sequence[IntArray], device: torch.device) -> None:
         self._problem, self._rows, self._device = problem, rows, device
         self._decompose = problem.shared and problem.columns <= _SHARED_COLUMNS
-        compiled = not self._decompose and is_compiled_for(device)
-        self._compiled = all_rows(problem) if compiled else []
+        self._all_rows = [] if self._decompose else all_rows(problem)
         self._kept: dict[int, list[Columns]] = {}
 
     def solve(self, choice: int, penalties: Array, tolerance: float = PATH_TOLERANCE) -> Array:
@@ -57,37 +48,26 @@ class Paths:
 
         What is asked for again, to more digits, begins where it ended, if there was room to keep that.
         """
-        if self._compiled:
-            thetas, converged = self._compiled_path(choice, penalties, tolerance)
-            if converged.all():
-                return thetas
-        problem = self._problem.rows(self._rows[choice])
         if self._decompose:
-            return _shared_path(problem, penalties, self._device)
-        if not self._compiled:
-            thetas, converged = _torch_path(problem, penalties, self._device, tolerance)
-        _factorize_others(thetas, converged, problem, penalties, self._device)
+            return _shared_path(self._problem.rows(self._rows[choice]), penalties, self._device)
+        thetas, converged = self._iterated(choice, penalties, tolerance)
+        if not converged.all():
+            problem = self._problem.rows(self._rows[choice])
+            _factorize_others(thetas, converged, problem, penalties, self._device)
         return thetas
 
-    def _compiled_path(self, choice: int, penalties: Array, tolerance: float) -> tuple[Array, BoolArray]:
+    def _iterated(self, choice: int, penalties: Array, tolerance: float) -> tuple[Array, BoolArray]:
         columns = self._kept.get(choice)
         if columns is None:
             rows = self._rows[choice]
-            columns = list(in_threads(lambda part: Columns(part, rows), self._compiled))
-            numbers = SIMD_WIDTH * len(self._compiled) * self._problem.columns
+            columns = list(in_threads(lambda part: Columns(part, rows), self._all_rows))
+            numbers = SIMD_WIDTH * len(self._all_rows) * self._problem.columns
             size = numbers * (4 * len(penalties) + 8 * (1 + self._problem.blocks))
             if size * len(self._rows) <= _KEPT_BYTES:
                 self._kept[choice] = columns
         parts = in_threads(lambda part: part.path(penalties, tolerance, _LIMIT), columns)
         thetas, converged = zip(*parts, strict=True)
         return np.concatenate(thetas, axis=-1), np.concatenate(converged, axis=-1)
-
-
-def solve_path(
-    problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float = PATH_TOLERANCE
-) -> Array:
-    """The same on all rows."""
-    return Paths(problem, [np.arange(problem.counts.shape[0])], device).solve(0, penalties, tolerance)
 
 
 def _factorize_others(
@@ -133,34 +113,3 @@ def _shared_path(problem: RidgeProblem, penalties: Array, device: torch.device) 
             theta = theta + mean @ (inverse @ (mean.T @ moment - along.T @ theta))
         thetas.append(theta.reshape(k, n, -1))
     return torch.stack(thetas).cpu().numpy()
-
-
-def _solve_single(
-    systems: Systems, moment: torch.Tensor, tolerance: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Single precision throughout; done only where the residual itself, not its recurrence, says so too."""
-    theta, done, _ = conjugate_gradients(systems, moment, tolerance, _LIMIT)
-    residual = (moment - systems.apply(theta)).norm(dim=1) / moment.norm(dim=1).clamp_min(1e-30)
-    return theta.double(), done & (residual <= 100 * tolerance)
-
-
-def _torch_path(
-    problem: RidgeProblem, penalties: Array, device: torch.device, tolerance: float
-) -> tuple[Array, BoolArray]:
-    products = CountProducts(problem.counts, device)
-    tests, k, paths = problem.n_tests, problem.blocks, len(penalties)
-    thetas = np.empty((paths, k, problem.n, tests))
-    converged = np.empty((paths, tests), bool)
-    grid = torch.from_numpy(penalties).to(device)
-    for chunk in slices(tests, max(1, columns_at_once(problem) // paths)):
-        regressions = Regressions(problem.tests(chunk), products)
-        moment = regressions.moment.tile(1, paths)[None]
-        systems = regressions.systems(grid[:, None].expand(-1, regressions.n_tests))
-        if tolerance < SINGLE_TOLERANCE:
-            theta, done, *_ = solve_systems(systems, moment, tolerance, _LIMIT)
-        else:
-            theta, done = _solve_single(systems.single(), moment.float(), tolerance)
-        solved = theta[0].cpu().numpy().reshape(k, problem.n, paths, -1)
-        thetas[..., chunk] = np.moveaxis(solved, 2, 0)
-        converged[:, chunk] = done[0].cpu().numpy().reshape(paths, -1)
-    return thetas, converged

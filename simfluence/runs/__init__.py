@@ -1,9 +1,14 @@
-"""Recorded runs: what they are, how they lie on disk, and how simulators see them."""
+"""Recorded runs.
+
+``run`` and ``runset`` are what users hold, over the ``tables`` of examples. ``storage``, ``journal`` and
+``rows`` are how runs lie on disk, and ``manage`` looks after these files. ``long_table``, ``wide_table`` and
+``gptfluence`` read what others recorded. ``transitions`` are the runs as simulators are fitted to them.
+"""
 
 from simfluence.runs.manage import RunSummary, list_runs, prune, show, verify
 from simfluence.runs.run import Run
 from simfluence.runs.runset import RunSet
-from simfluence.runs.tables import ExampleTable
+from simfluence.runs.tables import ExampleTable, TableFingerprints
 from simfluence.runs.transitions import Transitions, transitions
 
 __all__ = [
@@ -11,6 +16,7 @@ __all__ = [
     "Run",
     "RunSet",
     "RunSummary",
+    "TableFingerprints",
     "Transitions",
     "list_runs",
     "prune",

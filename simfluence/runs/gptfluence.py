@@ -3,15 +3,16 @@
     train_samples_id.json     a JSON object a line: {"step": 1, "samples_id": [5, 85, 190, 40]}
     all_loss_trajectory.out   a JSON object a line: {"id": 7, "loss_trajectory": [{"step": 1, "loss": 2.3}]}
 
-Its steps count from 1; a loss "at step s" is that after the batch of step s. There is none before the
-first step: the first one that all test examples have takes the place of the initial losses, and the
-batches up to it are left out (how many is in the run's ``config``), as in the published protocol.
+Steps count from 1, and a loss "at step s" is that after the batch of step s. The published logs have no
+losses before the first step. As in the published protocol, a run therefore begins at the first step after
+which every test example has a loss, and the batches up to it are left out (how many is in the run's
+``config``), unless ``initial_loss`` is given.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,48 +20,61 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
+from simfluence.jsonl import read_jsonl
+from simfluence.runs.importing import InitialLoss, Log, runs_of
 from simfluence.runs.run import Run
-from simfluence.runs.runset import RunSet
 from simfluence.runs.storage import natural_order
-from simfluence.runs.tables import ExampleTable
+from simfluence.runs.tables import ExampleTable, as_text
 
 SAMPLES, LOSSES = "train_samples_id.json", "all_loss_trajectory.out"
 
 
-def from_gptfluence(
-    path: str | Path, *, train: ExampleTable | None = None, test: ExampleTable | None = None
-) -> RunSet:
-    """The runs in a folder of run folders (or a single run's folder).
+def read(
+    path: str | Path,
+    *,
+    train: ExampleTable | None = None,
+    test: ExampleTable | None = None,
+    initial_loss: InitialLoss = "first",
+    **options: Any,
+) -> tuple[list[Run], ExampleTable, ExampleTable]:
+    """The runs in a folder of run folders (or a single run's folder), their training and their test table.
 
-    ``train`` and ``test`` are the tables of examples, by default all ids that occur in any of the runs,
-    ascending. Run names are the folders'; losses are float64.
+    Run names are the folders'; losses are float64.
 
-    Raises RunDataError, naming file and line, for what does not have the form above.
+    Parameters
+    ----------
+    train, test : the tables of examples; by default all ids that occur in any of the runs, ascending.
+    initial_loss, options : as :func:`~simfluence.runs.importing.runs_of` has them.
+
+    Raises
+    ------
+    RunDataError : a file does not have the form above (file and line are named), or a run lacks what
+        ``runs_of`` needs.
     """
     path = Path(path)
     folders = sorted({file.parent for pattern in (SAMPLES, f"*/{SAMPLES}") for file in path.glob(pattern)})
     if not folders:
         raise RunDataError(f"{path} holds no GPTfluence runs: no folder in it has a file {SAMPLES}")
     folders.sort(key=lambda folder: natural_order(folder.name))
-    logs = [(folder, _read_batches(folder / SAMPLES), _read_losses(folder / LOSSES)) for folder in folders]
-    train = train or _table({i for _, batches, _ in logs for batch in batches.values() for i in batch})
-    test = test or _table({z for _, _, losses in logs for z in losses})
-    return RunSet([_run(*log, train, test) for log in logs], train, test)
+    read = [(folder, _read_batches(folder / SAMPLES), _read_losses(folder / LOSSES)) for folder in folders]
+    train = train or _table({i for _, batches, _ in read for batch in batches.values() for i in batch})
+    test = test or _table({z for _, _, losses in read for z in losses})
+    logs = [_log(*one, test) for one in read]
+    return runs_of(logs, train, test, initial_loss=initial_loss, **options), train, test
 
 
-def to_gptfluence(runs: RunSet, path: str | Path) -> None:
-    """Write a set in this format, ids as they are; losses before the first step become those at step 0."""
+def write(runs: Iterable[Run], train: ExampleTable, test: ExampleTable, path: str | Path) -> None:
+    """Write runs in this format, ids as they are; losses before the first step become those at step 0."""
     for run in runs:
         folder = Path(path) / run.id
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / SAMPLES).open("w") as file:
+        with (folder / SAMPLES).open("w", encoding="utf-8") as file:
             for step, batch in enumerate(run.curriculum, start=1):
-                line = {"step": step, "samples_id": [_as_number(runs.train.ids[i]) for i in batch]}
+                line = {"step": step, "samples_id": [_as_number(train.ids[i]) for i in batch]}
                 file.write(json.dumps(line) + "\n")
-        with (folder / LOSSES).open("w") as file:
-            for z, test_id in enumerate(runs.test.ids):
+        with (folder / LOSSES).open("w", encoding="utf-8") as file:
+            for z, test_id in enumerate(test.ids):
                 series = [
                     {"step": int(step), "loss": float(loss)}
                     for step, loss in zip(run.evaluated, run.loss[:, z], strict=True)
@@ -68,42 +82,33 @@ def to_gptfluence(runs: RunSet, path: str | Path) -> None:
                 file.write(json.dumps({"id": _as_number(test_id), "loss_trajectory": series}) + "\n")
 
 
-def _run(
-    folder: Path,
-    batches: dict[int, list[str]],
-    losses: dict[str, dict[int, float]],
-    train: ExampleTable,
-    test: ExampleTable,
-) -> Run:
+def _log(
+    folder: Path, batches: dict[int, list[str]], losses: dict[str, dict[int, float]], test: ExampleTable
+) -> Log:
+    """A run up to the last step after which every test example has a loss."""
     if missing := [z for z in test.ids if z not in losses]:
         raise RunDataError(f"{folder / LOSSES} has no losses of test example {missing[0]!r}")
-    steps = sorted(batches)
-    if steps != list(range(steps[0], steps[0] + len(steps))):
-        raise RunDataError(f"{folder / SAMPLES}: expected steps one after the other, got {steps[:10]} …")
     common = set.intersection(*(set(losses[z]) for z in test.ids))
-    at = sorted(step for step in common if steps[0] - 1 <= step <= steps[-1])
+    at = sorted(step for step in common if min(batches) - 1 <= step <= max(batches))
     if not at:
         raise RunDataError(f"{folder}: there is no step after which every test example has a loss")
-    kept = [step for step in steps if at[0] < step <= at[-1]]
-    return Run(
-        id=folder.name,
-        curriculum=Curriculum.from_batches([train.rows(batches[step]) for step in kept], len(train)),
+    return Log(
+        name=folder.name,
+        batches={step: batch for step, batch in batches.items() if step <= at[-1]},
+        evaluated=np.array(at),
         metrics={"loss": np.array([[losses[z][step] for z in test.ids] for step in at])},
-        evaluated=np.array(at) - at[0],
-        learning_rate=np.full(len(kept), np.nan),
-        train_loss=np.full(len(kept), np.nan),
-        config={"source": "GPTfluence run log", "steps_left_out": sum(step <= at[0] for step in steps)},
+        config={"source": "GPTfluence run log"},
     )
 
 
 def _read_batches(file: Path) -> dict[int, list[str]]:
     batches: dict[int, list[str]] = {}
-    for where, line in _lines(file):
+    for where, line in read_jsonl(file):
         with _explained(where, '{"step", "samples_id": [...]}'):
             step = int(line["step"])
             if step in batches:
                 raise ValueError(f"step {step} occurs twice")
-            batches[step] = [str(i) for i in line["samples_id"]]
+            batches[step] = [as_text(i) for i in line["samples_id"]]
     if not batches:
         raise RunDataError(f"{file} is empty")
     return batches
@@ -111,26 +116,14 @@ def _read_batches(file: Path) -> dict[int, list[str]]:
 
 def _read_losses(file: Path) -> dict[str, dict[int, float]]:
     losses: dict[str, dict[int, float]] = {}
-    for where, line in _lines(file):
+    for where, line in read_jsonl(file):
         with _explained(where, '{"id", "loss_trajectory": [{"step", "loss"}, ...]}'):
             series = {int(point["step"]): float(point["loss"]) for point in line["loss_trajectory"]}
-            if str(line["id"]) in losses or len(series) < len(line["loss_trajectory"]):
-                raise ValueError(f"test example {line['id']} has two losses at one step")
-            losses[str(line["id"])] = series
+            test_id = as_text(line["id"])
+            if test_id in losses or len(series) < len(line["loss_trajectory"]):
+                raise ValueError(f"test example {test_id} has two losses at one step")
+            losses[test_id] = series
     return losses
-
-
-def _lines(file: Path) -> list[tuple[str, Any]]:
-    try:
-        texts = file.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise RunDataError(f"{file} cannot be read: {error}") from error
-    lines = []
-    for number, text in enumerate(texts, start=1):
-        if text.strip():
-            with _explained(where := f"{file}, line {number}", "a JSON object a line"):
-                lines.append((where, json.loads(text)))
-    return lines
 
 
 @contextmanager
@@ -146,4 +139,4 @@ def _table(ids: set[str]) -> ExampleTable:
 
 
 def _as_number(text: str) -> int | str:
-    return int(text) if text.isdigit() and str(int(text)) == text else text
+    return int(text) if text.isdecimal() and str(int(text)) == text else text

@@ -1,9 +1,10 @@
-"""The crash-safe journal of a run being recorded: an Arrow stream, one record batch a step.
+"""The journal of a run that is being recorded: an Arrow stream with one record batch for each step.
 
-Every entry is handed to the operating system, in one write, before ``append`` returns: a killed process
-loses nothing that it had appended, and a kill within a write leaves a torn tail, which costs that step
-alone. Every message carries a checksum of itself in its metadata (Arrow's streams have none, and reading a
-damaged one can end the process), so that damage before the tail is noticed.
+``append`` hands an entry to the operating system, in one write, before it returns. A process that is killed
+therefore loses none of the entries it has appended. If it is killed within a write, the last entry is
+incomplete (a torn tail): readers ignore it, and only that step is lost. Every message carries a checksum in
+its metadata, so that damage before the tail is noticed. (Arrow's own streams have no checksums, and reading a
+damaged one can end the process.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _UNSET = "crc32=........"  # as long as what takes its place
 
 
 class Journal:
-    """A journal being written; made anew, in place of what may be at ``path``."""
+    """A journal that is being written. It replaces a file that may be at ``path``."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self._path = path
@@ -36,7 +37,7 @@ class Journal:
         self._stream = pa.ipc.new_stream(self._pieces, schema.with_metadata({"checksum": _UNSET}))
 
     def append(self, batch: pa.RecordBatch) -> None:
-        """Write one entry; by an OSError (a full disk, a vanished file) none, and the earlier ones stay."""
+        """Write one entry. On an OSError (a full disk, a deleted file) the journal stays as it was before."""
         self._stream.write_batch(batch, custom_metadata={"checksum": _UNSET})
         self._write_pieces()
 
@@ -45,12 +46,12 @@ class Journal:
         os.fsync(self._file)
 
     def move(self, path: Path) -> None:
-        """Take that name, in place of what may have it; entries go on being appended."""
+        """Rename the journal, replacing a file that may be there. Later entries go to the renamed file."""
         os.replace(self._path, path)
         self._path = path
 
     def close(self) -> None:
-        """Finish the stream; without its end mark, should that not go onto the disk, it reads the same."""
+        """Write the end mark and close the file. A journal without the mark reads the same."""
         try:
             self._stream.close()
             if self._size:
@@ -64,7 +65,7 @@ class Journal:
         self._write(_with_checksums(self._pieces.take()))
 
     def _write(self, message: bytes) -> None:
-        """All of it or, by an OSError, none."""
+        """Write all of a message or, on an OSError, nothing of it."""
         data = memoryview(message)
         try:
             self._check_there()
@@ -77,13 +78,13 @@ class Journal:
         self._size += len(message)
 
     def _check_there(self) -> None:
-        """Writing to a file that was deleted or moved away succeeds, and is lost."""
+        """Raises FileNotFoundError if the file was deleted or moved: what is written to it would be lost."""
         if not os.path.samestat(os.stat(self._path), os.fstat(self._file)):
             raise FileNotFoundError(f"{self._path} was replaced while it was being written")
 
 
 class _Pieces(io.RawIOBase):
-    """Where Arrow writes, so that an entry can go to the file in one piece."""
+    """Collects what Arrow writes, so that an entry goes to the file in one write."""
 
     def __init__(self) -> None:
         self._pieces: list[bytes] = []
@@ -107,9 +108,9 @@ class _Pieces(io.RawIOBase):
 
 
 def read(path: Path) -> Iterator[pa.RecordBatch]:
-    """The record batches of a journal, finished or not, up to a torn tail.
+    """The record batches of a journal, whether it is finished or not. A torn tail is ignored.
 
-    Raises RunDataError if the file is missing or a whole entry is not what was written.
+    Raises RunDataError if the file is missing, or if an entry before the tail is damaged.
     """
     if not path.is_file():
         raise RunDataError(f"{path} is missing: nothing was recorded, or the file was moved away")
@@ -142,14 +143,14 @@ def _next_message(file: pa.NativeFile, damaged: str) -> pa.Message | None:
 
 
 def _is_torn(file: pa.NativeFile, start: int) -> bool:
-    """Whether what begins there is the last entry, cut off: no other follows within the file."""
+    """Whether the message that begins there is incomplete and the last one in the file."""
     file.seek(start)
     tail = file.read()
     return tail[:4] == _BEGINNING[: len(tail)] and tail.count(_MARK) <= 1
 
 
 def _with_checksums(data: bytes) -> bytes:
-    """Serialized messages, each with its checksum in the place that was kept for it."""
+    """Serialized messages, after the checksum of each is put into the place reserved for it."""
     reader = pa.BufferReader(data)
     messages = []
     while (start := reader.tell()) < len(data):
@@ -161,7 +162,7 @@ def _with_checksums(data: bytes) -> bytes:
 
 
 def _checksums(message: pa.Message) -> tuple[bytes, bytes]:
-    """The checksum that a message says it has, and that of its metadata (this left out) and body."""
+    """The checksum in a message's metadata, and that of its body and the rest of its metadata."""
     metadata = message.metadata.to_pybytes()
     place = metadata.find(_MARK) + len(_MARK)
     said = metadata[place : place + 8]

@@ -1,6 +1,6 @@
-"""Looking after recorded runs: list, show, verify, prune.
+"""Managing recorded runs: list them, show one, verify their files, delete what is no longer needed.
 
-Everywhere ``path`` is a run set's folder, or a folder of such folders (``runs/``).
+In all functions ``path`` is a run set's folder; in most it may be a folder of such folders (``runs/``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from simfluence.runs.run import Run, Status
 
 
 def set_folders(path: str | Path) -> list[Path]:
-    """The folder itself if it is a run set, else those in it that are.
+    """The run sets at a path: the folder itself if it is one, or else those folders in it that are.
 
     Raises RunDataError if there is none.
     """
@@ -42,7 +42,11 @@ def set_folders(path: str | Path) -> list[Path]:
 
 
 def list_sets(path: str | Path) -> pd.DataFrame:
-    """One row a run set: set (its folder), runs, complete, train, test (numbers of examples), bytes."""
+    """A table with one row for each run set.
+
+    Its columns are set (the folder), runs and complete (numbers of runs), train and test (numbers of
+    examples), and bytes (on disk).
+    """
     found = []
     for folder in set_folders(path):
         train, test = storage.read_examples(folder)
@@ -53,8 +57,11 @@ def list_sets(path: str | Path) -> pd.DataFrame:
 
 
 def list_runs(path: str | Path) -> pd.DataFrame:
-    """One row a run: set, run, status, steps, loss (the last mean over test examples), steps_per_second,
-    bytes (on disk, all it keeps). What cannot be read of a damaged run is NaN, its status "damaged".
+    """A table with one row for each run.
+
+    Its columns are set, run, status, steps, loss (the mean over test examples at the last evaluation),
+    steps_per_second and bytes (on disk). The status of a run that cannot be read is "damaged", and what is
+    unknown of it is NaN.
     """
     found = []
     for folder, run_folder in _run_folders(path):
@@ -75,15 +82,15 @@ def list_runs(path: str | Path) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run as far as it was recorded."""
+    """One run, as far as it was recorded, and what its manifest says."""
 
     run: Run
     status: Status
     manifest: dict[str, Any]
     interrupted_after: int | None
-    """The last recorded step of a run that is not complete."""
+    """The last recorded step, if the run is not complete."""
     resumable_after: int | None
-    """The step that ``resume=True`` would go on after."""
+    """The step after which ``resume=True`` would continue; None if the run cannot be resumed."""
 
     @property
     def mean_loss(self) -> npt.NDArray[np.float64]:
@@ -114,7 +121,7 @@ class RunSummary:
 
 
 def show(path: str | Path, run_id: str) -> RunSummary:
-    """What there is of one run of a set; a damaged or missing one is a RunDataError."""
+    """A summary of one run of a set. Raises RunDataError if it is damaged or missing."""
     path = Path(path)
     train, test = storage.read_examples(path)
     folder = path / storage.check_run_id(run_id)
@@ -122,18 +129,20 @@ def show(path: str | Path, run_id: str) -> RunSummary:
         raise RunDataError(f"{path} has no run {run_id!r}; there are {', '.join(storage.run_ids(path))}")
     manifest, status = storage.read_manifest(folder), storage.status(folder)
     run = storage.read_run(folder, len(train), len(test))
+    recorded, _ = _end_of(folder, manifest)  # with steps that did not train, which a Run leaves out
     steps = [int(place.name.removeprefix("step-")) for place in folder.glob("resume/step-*[0-9]")]
-    resumable = max((step for step in steps if step <= len(run)), default=None)
-    return RunSummary(run, status, manifest, None if status == "complete" else len(run), resumable)
+    resumable = max((step for step in steps if step <= recorded), default=None)
+    return RunSummary(run, status, manifest, None if status == "complete" else recorded, resumable)
 
 
 # --------------------------------------------------------------------------------------- verify
 
 
 def verify(path: str | Path) -> pd.DataFrame:
-    """Check every file of every run against its manifest, and what is in it; bytes are read, all of them.
+    """Check the checksums and the contents of all files of all runs.
 
-    Returns one row a problem: set, run, file, problem. No row: all is as it was recorded.
+    Returns a table with one row for each problem (set, run, file, problem). It is empty if everything is as
+    it was recorded.
     """
     problems = []
     for folder in set_folders(path):
@@ -186,16 +195,16 @@ def prune(
     weights: bool = False,
     dry_run: bool = True,
 ) -> pd.DataFrame:
-    """Delete what complete recordings do not need. Runs that are being recorded are left alone.
+    """Delete files that are no longer needed. Runs that are being recorded are left alone.
 
     Parameters
     ----------
-    attempts : what was kept of attempts before a restart, and leftovers of writes that were cut off.
-    failed : failed and interrupted runs, wholly.
-    weights : what complete runs kept for attribution (``keep_weights``).
-    dry_run : only say what would be deleted.
+    attempts : delete what was kept of attempts before a restart, and what unfinished writes left behind.
+    failed : delete failed and interrupted runs.
+    weights : delete the weights that complete runs kept for attribution (``keep_weights``).
+    dry_run : delete nothing, only return what would be deleted.
 
-    Returns one row for each: set, run, what, path, bytes.
+    Returns a table with one row for each file or folder: set, run, what, path, bytes.
     """
     found = []
     for folder, run_folder in _run_folders(path):
@@ -253,7 +262,7 @@ def size_on_disk(path: Path) -> int:
 
 
 def _names(folder: Path) -> list[str]:
-    """All folders that hold or should hold a run."""
+    """The names of all folders in a set that hold a run, or should."""
     marks = (storage.MANIFEST, storage.STEPS, storage.JOURNAL)
     found = {file.parent.name for mark in marks for file in folder.glob(f"*/{mark}")}
     return sorted(found, key=storage.natural_order)
@@ -266,7 +275,7 @@ def _run_folders(path: str | Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _end_of(folder: Path, manifest: dict[str, Any]) -> tuple[int, npt.NDArray[np.floating]]:
-    """The number of steps and the last losses, without reading the whole run."""
+    """The number of steps and the last losses [test], without reading the whole run."""
     if not manifest.get("files"):
         last: collections.deque[Any] = collections.deque(maxlen=1)
         entries = 0

@@ -1,8 +1,8 @@
-"""The steps of a run as record batches: what a journal's entries and the rows of steps.parquet hold."""
+"""The steps of a run as Arrow record batches: the entries of a journal, the rows of steps.parquet."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,17 +11,24 @@ import pyarrow as pa
 
 from simfluence.runs.run import Run
 
-STEP_COLUMNS = ("step", "learning_rate", "batch", "train_loss")
-"""What comes before the metrics, one column each."""
+REQUIRED = ("step", "learning_rate", "batch", "train_loss")
+GROUP_RATES = "group_rates"
+STEP_COLUMNS = (*REQUIRED, GROUP_RATES)
+"""What comes before the metrics, one column each; the rates of parameter groups only where they differ."""
 
 
-def steps_schema(metrics: Mapping[str, np.dtype[Any]], n_test: int) -> pa.Schema:
+def steps_schema(
+    metrics: Mapping[str, np.dtype[Any]], n_test: int, *, group_rates: bool = False
+) -> pa.Schema:
+    """The columns of a journal or of steps.parquet; ``group_rates``: with that column."""
     fields = [
         pa.field("step", pa.int32()),
         pa.field("learning_rate", pa.float64()),
         pa.field("batch", pa.list_(pa.int32())),
         pa.field("train_loss", pa.float64()),
     ]
+    if group_rates:
+        fields.append(pa.field(GROUP_RATES, pa.list_(pa.float64())))
     for name, dtype in metrics.items():
         if name in STEP_COLUMNS:
             raise ValueError(f"a metric cannot be named {name!r}: a column of that name is there already")
@@ -36,15 +43,20 @@ def step_row(
     learning_rate: float | None,
     train_loss: float | None,
     metrics: Mapping[str, npt.NDArray[np.floating]] | None,
+    group_rates: Sequence[float] | None = None,
 ) -> pa.RecordBatch:
-    """One step as a record batch; ``metrics`` None where this step was not evaluated."""
+    """One step as a record batch; ``metrics`` None where this step was not evaluated.
+
+    group_rates : the learning rates of the parameter groups, where there are several.
+    """
     columns = {
         "step": pa.array([step], pa.int32()),
         "learning_rate": pa.array([learning_rate], pa.float64()),
         "batch": pa.array([np.asarray(batch, np.int32)], pa.list_(pa.int32())),
         "train_loss": pa.array([train_loss], pa.float64()),
+        GROUP_RATES: pa.array([group_rates], pa.list_(pa.float64())),
     }
-    for field in list(schema)[len(STEP_COLUMNS) :]:
+    for field in (schema.field(name) for name in metric_names(schema)):
         if metrics is None:
             columns[field.name] = pa.nulls(1, field.type)
         else:
@@ -53,24 +65,51 @@ def step_row(
     return pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
 
 
-def check_metrics(schema: pa.Schema, metrics: Mapping[str, npt.NDArray[np.floating]] | None) -> None:
-    """ValueError if a loss function returns other metrics than it did at first."""
-    expected = schema.names[len(STEP_COLUMNS) :]
-    if metrics is not None and set(metrics) != set(expected):
-        raise ValueError(f"the loss function returned {sorted(metrics)}, but at first {sorted(expected)}")
+def metric_names(schema: pa.Schema) -> list[str]:
+    return [name for name in schema.names if name not in STEP_COLUMNS]
 
 
 def metrics_of(row: pa.RecordBatch) -> dict[str, npt.NDArray[np.floating]] | None:
     """The metrics of one journal entry, None if it was not evaluated."""
     if not row.column("loss").is_valid()[0].as_py():
         return None
-    return {name: row.column(name).flatten().to_numpy() for name in row.schema.names[len(STEP_COLUMNS) :]}
+    return {name: row.column(name).flatten().to_numpy() for name in metric_names(row.schema)}
+
+
+def consumption_of(row: pa.RecordBatch) -> tuple[list[int], float | None, list[float] | None]:
+    """A journal entry's batch, learning rate, and rates of parameter groups (None: there is one group)."""
+    rates = row.column(GROUP_RATES)[0].as_py() if GROUP_RATES in row.schema.names else None
+    return row.column("batch")[0].as_py(), row.column("learning_rate")[0].as_py(), rates
+
+
+def without_group_rates(entries: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for row in entries:
+        yield row.select([name for name in row.schema.names if name != GROUP_RATES])
+
+
+def rates_by_group(
+    learning_rate: Iterable[float | None], group_rates: Iterable[Sequence[float] | None]
+) -> npt.NDArray[np.float64] | None:
+    """float [step, group]: the rate of every parameter group, or None if all have always had the same.
+
+    learning_rate, group_rates : the columns, a value a step. Where the second has none there was one group;
+        groups that were added later had the rate 0 until then.
+    """
+    rows = [
+        [np.nan if rate is None else rate] if rates is None else list(rates)
+        for rate, rates in zip(learning_rate, group_rates, strict=True)
+    ]
+    width = max(map(len, rows), default=1)
+    found = np.array([row + [0.0] * (width - len(row)) for row in rows], np.float64).reshape(-1, width)
+    same = np.array_equal(found, np.broadcast_to(found[:, :1], found.shape), equal_nan=True)
+    return None if same else found
 
 
 def rows_of(run: Run) -> Iterator[pa.RecordBatch]:
-    """A run as the record batches its journal would hold."""
+    """The record batches that the journal of a run would hold."""
     dtypes = {name: values.dtype for name, values in run.metrics.items()}
-    schema = steps_schema(dtypes, run.loss.shape[1])
+    rates = run.group_rates
+    schema = steps_schema(dtypes, run.loss.shape[1], group_rates=rates is not None)
     evaluated = {int(step): row for row, step in enumerate(run.evaluated)}
     for step in range(len(run) + 1):
         row = evaluated.get(step)
@@ -81,4 +120,5 @@ def rows_of(run: Run) -> Iterator[pa.RecordBatch]:
             run.learning_rate[step - 1] if step else None,
             run.train_loss[step - 1] if step else None,
             None if row is None else {name: values[row] for name, values in run.metrics.items()},
+            rates[step - 1] if step and rates is not None else None,
         )

@@ -18,7 +18,7 @@ Status = Literal["running", "interrupted", "failed", "complete"]
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What was consumed and what came of it.
+    """One fine-tuning run: the batches it consumed, and the losses it was evaluated at.
 
     Parameters
     ----------
@@ -27,9 +27,16 @@ class Run:
     metrics : name → float [evaluated step, test]; ``"loss"`` is always there.
     evaluated : int [evaluated step], ascending: the number of steps taken before each evaluation;
         0 is before the first step.
-    learning_rate, train_loss : float [step]; NaN where it was not logged.
+    learning_rate, train_loss : float [step]; NaN where it was not logged. Where parameter groups have rates
+        of their own, ``learning_rate`` is that of the group with the most trained parameters.
+    group_rates : float [step, group], the learning rate of every parameter group, in the order of
+        ``optimizer["groups"]``; 0 where a group was not trained in that step. None: all groups have
+        ``learning_rate``.
     status : "complete", or how far an incomplete run came.
-    optimizer : class and settings (betas, momentum, weight decay) as used; {} if unknown.
+    optimizer : class and settings (betas, momentum, weight decay) as used; {} if unknown. Where parameter
+        groups differ, these are those of the group with the most trained parameters, and the key "groups" has
+        an entry a group: "parameters" (names of the model's), "lr" (its rate as the run began) and the
+        settings that differ.
     config, environment : what the user said of the run; versions and platform.
     seed : the user's seed, if one was given.
     """
@@ -45,6 +52,7 @@ class Run:
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    group_rates: FloatArray | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.curriculum)
@@ -65,6 +73,11 @@ class Run:
                 raise RunDataError(
                     f"run {self.id!r}: {name} must be [step] = ({steps},), got {getattr(self, name).shape}"
                 )
+        if self.group_rates is not None and (self.group_rates.ndim != 2 or len(self.group_rates) != steps):
+            raise RunDataError(
+                f"run {self.id!r}: group_rates must be [step, group] with {steps} rows, got shape"
+                f" {self.group_rates.shape}"
+            )
 
     def __repr__(self) -> str:
         return f"Run({self.id!r}, {self.status}, {len(self)} steps, {self.loss.shape[1]} test examples)"

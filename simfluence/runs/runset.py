@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,7 +13,8 @@ import pandas as pd
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import storage
+from simfluence.runs import gptfluence, long_table, storage
+from simfluence.runs.importing import InitialLoss, check_finite
 from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.tables import ExampleTable
 
@@ -28,7 +29,7 @@ class RunSet:
 
     Raises
     ------
-    RunDataError : a run that is about other examples than the tables.
+    RunDataError : a run is about another number of examples than the tables, or two runs have one name.
     """
 
     def __init__(self, runs: Sequence[Run], train: ExampleTable, test: ExampleTable) -> None:
@@ -49,31 +50,49 @@ class RunSet:
     # ------------------------------------------------------------------------- making, reading
 
     @classmethod
-    def load(cls, path: str | Path, *, incomplete: bool = False, verify: bool = True) -> RunSet:
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        incomplete: bool = False,
+        verify: bool = True,
+        unreadable: Literal["raise", "skip"] = "raise",
+    ) -> RunSet:
         """The complete runs in a folder (with ``incomplete``, also what there is of the others).
 
-        ``verify`` checks every file against its manifest's checksum.
+        ``verify`` checks every file against its manifest's checksum. A warning names the runs left out.
+        ``unreadable="skip"`` also leaves out runs that cannot be read, instead of raising an error.
 
         Raises
         ------
         RunDataError : the folder is no run set, holds no such run, or a file of it is damaged or
             about other examples; the message names the file.
         """
+        if unreadable not in ("raise", "skip"):
+            raise ValueError(f"unreadable must be 'raise' or 'skip', got {unreadable!r}")
         path = Path(path)
         train, test = storage.read_examples(path)
         runs = []
         left_out = []
         for run_id in storage.run_ids(path):
             folder = path / run_id
-            storage.check_tables(folder, storage.read_manifest(folder), train, test)
-            if incomplete or storage.status(folder) == "complete":
-                runs.append(storage.read_run(folder, len(train), len(test), verify=verify))
-            else:
-                left_out.append(f"{run_id} ({storage.status(folder)})")
+            try:
+                storage.check_tables(folder, storage.read_manifest(folder), train, test)
+                if incomplete or storage.status(folder) == "complete":
+                    runs.append(storage.read_run(folder, len(train), len(test), verify=verify))
+                else:
+                    left_out.append(f"{run_id} ({storage.status(folder)})")
+            except RunDataError as error:
+                if unreadable == "raise":
+                    raise RunDataError(f"{error} (unreadable='skip' loads the other runs)") from error
+                left_out.append(f"{run_id} (unreadable: {error})")
         if not runs:
+            hint = (
+                "" if incomplete else ": incomplete=True loads what there is of interrupted and failed ones"
+            )
             raise RunDataError(
-                f"{path} holds no complete run"
-                + (f"; there are {', '.join(left_out)}: load them with incomplete=True" if left_out else "")
+                f"{path} holds no {'readable' if incomplete else 'complete'} run"
+                + (f"; there are {', '.join(left_out)}{hint}" if left_out else "")
             )
         if left_out:
             warnings.warn(f"{path}: left out {', '.join(left_out)}", stacklevel=2)
@@ -95,19 +114,20 @@ class RunSet:
 
         Parameters
         ----------
-        batches : int [run, step, batch], row numbers of training examples; or nested sequences,
-            where runs differ in length or steps in size.
-        losses : float [run, step + 1, test]; or one such array [step + 1, test] a run.
+        batches : int [run, step, batch], row numbers of training examples; or nested sequences of them,
+            where runs differ in length or batches in size.
+        losses : float [run, step + 1, test], the first before the first step; or an array
+            [step + 1, test] for each run.
         train : the training table or its size; by default the largest number that occurs, plus one.
         test : the test table; by default numbered.
         learning_rate : float [run, step] or [step], if known.
         optimizer : class and settings, if known (as the recorder logs them).
-        allow_nonfinite : whether NaN and infinite losses are let in (simulators leave them out).
+        allow_nonfinite : whether losses may be NaN or infinite (simulators leave them out).
 
         Raises
         ------
-        RunDataError : shapes that do not fit, or losses that are not finite (named by run, step
-            and test example).
+        RunDataError : the shapes do not fit, or a loss is not finite (the run, the step and the test example
+            are named).
         """
         all_batches = list(batches)
         all_losses = [_loss_array(values, run) for run, values in enumerate(losses)]
@@ -128,13 +148,8 @@ class RunSet:
                     f"run {number}: {len(curriculum)} steps need {len(curriculum) + 1} rows of losses"
                     f" (the first before the first step), got {len(values)}"
                 )
-            if not allow_nonfinite and (bad := np.argwhere(~np.isfinite(values))).size:
-                step, z = bad[0]
-                raise RunDataError(
-                    f"run {number}: the loss of test example {test_table.ids[z]!r} at step {step} is"
-                    f" {values[step, z]} ({len(bad)} losses are not finite); leave the run out, or"
-                    " pass allow_nonfinite=True to have simulators leave these transitions out"
-                )
+            if not allow_nonfinite:
+                check_finite(f"run {number}", values, range(len(values)), test_table)
             rate = np.full(len(curriculum), np.nan)
             if learning_rate is not None:
                 given = np.asarray(learning_rate, np.float64)
@@ -153,27 +168,91 @@ class RunSet:
         return cls(runs, train_table, test_table)
 
     @classmethod
-    def from_table(cls, table: Any, **options: Any) -> RunSet:
-        """From a long table or its .csv or .parquet file, see :mod:`simfluence.runs.long_table`."""
-        from simfluence.runs.long_table import from_table
+    def from_table(
+        cls,
+        table: long_table.Table,
+        *,
+        batches: long_table.Batches | None = None,
+        prefix: str = "",
+        train: ExampleTable | None = None,
+        test: ExampleTable | None = None,
+        dtype: npt.DTypeLike | None = None,
+        initial_loss: InitialLoss = None,
+        optimizer: Mapping[str, Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> RunSet:
+        """A set from a data frame, or from a .csv or .parquet file of one.
 
-        return from_table(table, **options)
+        The table is long (:mod:`simfluence.runs.long_table`: a row for each example that a step consumed, and
+        for each loss) or wide (:mod:`simfluence.runs.wide_table`: a row for each step, and a column for each
+        test example, as experiment trackers export them).
+
+        Parameters
+        ----------
+        batches : what the steps consumed, if the table does not say it: run name → a list of ids for each
+            step, or a table with the columns run, step and example.
+        prefix : what the names of a wide table's columns of losses begin with, as "loss/"; the rest is the
+            test example's id. By default every column that has no other meaning holds losses.
+        train, test : the tables of examples; by default of the ids that occur, in natural order.
+        dtype : of the losses; by default the table's (float64 from CSV).
+        initial_loss : the losses before the first step, for runs that have none: test id → loss, or an array
+            [test] or [run, test]; "first" begins every run at the first losses it has, and leaves out the
+            steps up to these.
+        optimizer : class and settings of the optimizer of all runs, if known (as the recorder logs them).
+        allow_nonfinite : whether losses may be missing, NaN or infinite (simulators leave them out).
+
+        Raises
+        ------
+        RunDataError : a column, a step or a loss is missing; a row says nothing, or two things; a loss stands
+            twice; or an id is not in its table. The message names the row or the run.
+        """
+        parts = long_table.read(
+            table,
+            batches=batches,
+            prefix=prefix,
+            train=train,
+            test=test,
+            dtype=dtype,
+            initial_loss=initial_loss,
+            optimizer=optimizer,
+            allow_nonfinite=allow_nonfinite,
+        )
+        return cls(*parts)
 
     def to_table(self, path: str | Path | None = None) -> pd.DataFrame:
-        """As a long table, see :mod:`simfluence.runs.long_table`."""
-        from simfluence.runs.long_table import to_table
-
-        return to_table(self, path)
+        """The set as a long table (:mod:`simfluence.runs.long_table`), which is also written to ``path``, a
+        name that ends in .csv or .parquet. ``from_table`` reads it back without loss.
+        """
+        return long_table.write(self.runs, self.train, self.test, path)
 
     @classmethod
-    def from_gptfluence(cls, path: str | Path, **options: Any) -> RunSet:
-        """From GPTfluence's run logs, see :mod:`simfluence.runs.gptfluence`."""
-        from simfluence.runs.gptfluence import from_gptfluence
+    def from_gptfluence(
+        cls,
+        path: str | Path,
+        *,
+        train: ExampleTable | None = None,
+        test: ExampleTable | None = None,
+        initial_loss: InitialLoss = "first",
+        optimizer: Mapping[str, Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> RunSet:
+        """A set from the run logs of GPTfluence (:mod:`simfluence.runs.gptfluence`), a folder for each run.
 
-        return from_gptfluence(path, **options)
+        The options mean the same as in :meth:`from_table`. The published logs have no losses before the first
+        step, so by default a run begins at the first losses it has.
+        """
+        parts = gptfluence.read(
+            path,
+            train=train,
+            test=test,
+            initial_loss=initial_loss,
+            optimizer=optimizer,
+            allow_nonfinite=allow_nonfinite,
+        )
+        return cls(*parts)
 
     def save(self, path: str | Path, *, text: bool = True) -> None:
-        """Write the set to a new folder (without the examples' texts, if ``text`` is False).
+        """Write the set to a new folder; without the texts of the examples, if ``text`` is False.
 
         Raises RunDataError if the folder already holds a run set.
         """
@@ -208,7 +287,7 @@ class RunSet:
         return f"RunSet({len(self)} runs, {len(self.train)} training and {len(self.test)} test examples)"
 
     def position(self, run_id: str) -> int:
-        """The number of the run of that name; RunDataError naming those there are."""
+        """The position of a run in the set. Raises RunDataError if there is no run of that name."""
         if run_id not in self.ids:
             raise RunDataError(f"there is no complete run {run_id!r}; there are {', '.join(self.ids)}")
         return self.ids.index(run_id)
@@ -216,12 +295,18 @@ class RunSet:
     def split(
         self, train: int, validation: int = 0, test: int | None = None, *, seed: int | None = None
     ) -> tuple[RunSet, RunSet, RunSet]:
-        """Disjoint sets of that many runs: for fitting, choosing and scoring.
+        """Split the runs into three disjoint sets: to fit simulators, to choose one, and to score it.
 
-        ``test`` None takes all that are left. In the set's order, or drawn by ``seed``. Runs are
-        the unit: no step of a run ever stands on both sides.
+        A run is never divided, so that no step of it is in two sets.
 
-        Raises ValueError if there are too few runs.
+        Parameters
+        ----------
+        train, validation, test : how many runs each set gets; test None takes all that are left.
+        seed : of the random order in which the runs are dealt out; None deals them in the set's order.
+
+        Raises
+        ------
+        ValueError : there are too few runs.
         """
         if test is None:
             test = max(len(self) - train - validation, 0)

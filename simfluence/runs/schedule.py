@@ -87,7 +87,8 @@ class RelativeRates:
         return rates
 
     def at(self, runs: int, steps: int, learning_rate: npt.ArrayLike | None = None) -> Array:
-        """Relative rates [run, step] of curricula: the recorded schedule (its last rate goes on), or given ones.
+        """Relative rates [run, step] of curricula: the recorded schedule (its last rate goes on), or given
+        ones.
 
         Raises RunDataError if rates are given but the recorded runs did not log theirs.
         """

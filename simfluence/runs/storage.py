@@ -1,4 +1,4 @@
-"""A run set on disk. Readable without us: Parquet, JSON and Arrow, never code.
+"""How a run set lies on disk: as Parquet, JSON and Arrow files, which other tools can read too.
 
     <run set>/
       examples.parquet         both tables: split ("train", "test"), id, group, hash, text
@@ -10,7 +10,13 @@
       <run id>/attempt-1/      journal and manifest of an attempt before a restart
 
 A row of steps holds ``step``, ``learning_rate``, ``batch`` (row numbers of the training table),
-``train_loss`` and one fixed-size list [test] a metric, null where it was not evaluated.
+``train_loss`` and one fixed-size list [test] a metric, null where it was not evaluated. ``group_rates``,
+a list with the learning rate of every parameter group, is there only where these are not all the same;
+``learning_rate`` is then that of the group with the most trained parameters.
+
+A step that changed no weight (a gradient scaler skipped it, or the optimizer's step was left out) has the
+learning rate 0 and an empty batch: its row keeps the numbers of steps those of the training loop, and
+:class:`Run` leaves it out.
 """
 
 from __future__ import annotations
@@ -18,7 +24,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import itertools
-import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -34,8 +39,7 @@ import pyarrow.parquet as pq
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import journal, rows
-from simfluence.runs.rows import STEP_COLUMNS
+from simfluence.runs import journal, rows, strict_json
 from simfluence.runs.run import Run, Status
 from simfluence.runs.tables import ExampleTable
 
@@ -54,7 +58,7 @@ _GROUP_BYTES = 16 * 2**20  # of a Parquet row group: what writing takes is a few
 
 
 def check_run_id(run_id: str) -> str:
-    """The name as it is, if it can be a folder's name anywhere; ValueError otherwise."""
+    """Returns the name if it can name a folder on every system, and raises ValueError otherwise."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run_id):
         raise ValueError(
             f"a run's name may have letters, digits, '.', '_' and '-' (at most 100, the first a letter"
@@ -70,15 +74,15 @@ def run_ids(path: Path) -> list[str]:
 
 
 def natural_order(name: str) -> list[tuple[bool, Any]]:
-    """A sort key by which "run-10" comes after "run-9"."""
-    return [(not p.isdigit(), int(p) if p.isdigit() else p) for p in re.split(r"([0-9]+)", name)]
+    """A sort key that orders numbers within names by their value: "run-9" comes before "run-10"."""
+    return [(not p.isdecimal(), int(p) if p.isdecimal() else p) for p in re.split(r"([0-9]+)", name)]
 
 
 # ---------------------------------------------------------------------------------------- writing
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """All of the data under that name, or what was there before: never half of it."""
+    """Write a file so that it holds all of the data or, if that is cut off, what it held before."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -92,7 +96,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
-    write_atomically(folder / MANIFEST, json.dumps(manifest, indent=2, default=str).encode() + b"\n")
+    write_atomically(folder / MANIFEST, strict_json.dumps(manifest).encode() + b"\n")
 
 
 def write_examples(path: Path, train: ExampleTable, test: ExampleTable) -> None:
@@ -104,7 +108,7 @@ def write_examples(path: Path, train: ExampleTable, test: ExampleTable) -> None:
 
 
 def write_steps(folder: Path, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
-    """Record batches of a journal → steps.parquet, in bounded memory. Returns its manifest entry."""
+    """Write a journal's record batches to steps.parquet, in bounded memory. Returns its manifest entry."""
     temporary = folder / f"{STEPS}.tmp"
     try:
         with temporary.open("wb") as file:
@@ -123,7 +127,7 @@ def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: st
     for table in _row_groups(batches):
         if writer is None:
             # a run's losses hardly repeat, but their leading bytes do: split by byte they take a third less
-            split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in _metric_names(table.schema)}
+            split = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in rows.metric_names(table.schema)}
             writer = pq.ParquetWriter(
                 file, table.schema, compression="zstd", use_dictionary=False, column_encoding=split
             )
@@ -133,12 +137,8 @@ def _write_parquet(file: BinaryIO, batches: Iterable[pa.RecordBatch], run_id: st
     writer.close()
 
 
-def _metric_names(schema: pa.Schema) -> list[str]:
-    return [name for name in schema.names if name not in STEP_COLUMNS]
-
-
 def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The rows in tables of bounded size; rows one by one would take kilobytes each."""
+    """The rows in tables of a bounded size (a table for each row would take kilobytes)."""
     tables: list[pa.Table] = []
     size = 0
     steps = iter(batches)
@@ -153,7 +153,7 @@ def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def write_run(folder: Path, run: Run, train: ExampleTable, test: ExampleTable) -> None:
-    """A whole run, its manifest last."""
+    """Write a whole run, its manifest last."""
     folder.mkdir(parents=True)
     files = {STEPS: write_steps(folder, rows.rows_of(run))}
     write_manifest(
@@ -180,7 +180,7 @@ def new_manifest(run_id: str, train: ExampleTable, test: ExampleTable) -> dict[s
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """What a manifest says of a file, so that a torn or edited one is noticed."""
+    """The size and checksum of a file, which its manifest lists so that a torn or edited file is noticed."""
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
@@ -204,7 +204,7 @@ def read_examples(path: Path) -> tuple[ExampleTable, ExampleTable]:
 def read_manifest(folder: Path) -> dict[str, Any]:
     file = folder / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = strict_json.loads(file.read_bytes())
     except FileNotFoundError:
         raise RunDataError(f"{folder} holds no recorded run: it has no {MANIFEST}") from None
     except ValueError as error:
@@ -215,17 +215,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file}: expected schema version {SCHEMA_VERSION}, got {found}"
             " (written by another version of simfluence, or not by it)"
         )
+    if missing := {"id", "status"} - manifest.keys():
+        raise RunDataError(f"{file} is damaged: it does not say the run's {min(missing)}")
     return manifest
 
 
 def status(folder: Path) -> Status:
-    """How the run stands: one that says "running" while nobody holds its lock was interrupted."""
+    """The run's status. A run that is marked as running while no process records it was interrupted."""
     said = read_manifest(folder)["status"]
     return "interrupted" if said == "running" and not is_being_recorded(folder) else said
 
 
 def seconds(folder: Path, manifest: Mapping[str, Any]) -> float:
-    """How long the run has been recorded, over all its attempts; up to its last entry, if it was killed."""
+    """How long the run was recorded, over all attempts; a killed one counts up to its last entry."""
     known = float(manifest.get("seconds", 0.0))
     file = folder / JOURNAL
     if manifest["status"] != "running" or "since" not in manifest or not file.exists():
@@ -235,7 +237,7 @@ def seconds(folder: Path, manifest: Mapping[str, Any]) -> float:
 
 
 def is_being_recorded(folder: Path) -> bool:
-    """Whether a living process holds the run's lock (a dead one's is released by the system)."""
+    """Whether a living process holds the run's lock. The system releases the lock of a process that ends."""
     if not (folder / LOCK).exists():
         return False
     lock = filelock.FileLock(folder / LOCK, timeout=0)
@@ -250,9 +252,9 @@ def is_being_recorded(folder: Path) -> bool:
 
 
 def read_run(folder: Path, n_train: int, n_test: int, *, verify: bool = True) -> Run:
-    """A run from its Parquet file, or from its journal while that has not been written.
+    """Read a run from its Parquet file or, as long as there is none, from its journal.
 
-    Raises RunDataError for a file that is missing, torn, edited, or about other examples.
+    Raises RunDataError if a file is missing, torn, edited, or about other examples.
     """
     manifest = read_manifest(folder)
     current = status(folder)
@@ -273,7 +275,7 @@ def read_run(folder: Path, n_train: int, n_test: int, *, verify: bool = True) ->
 
 
 def check_file(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
-    """The file is there and is what the run's manifest says; RunDataError otherwise."""
+    """Raises RunDataError unless the file has the size and the checksum that the run's manifest lists."""
     file = folder / name
     if not file.resolve().is_relative_to(folder.resolve()):
         raise RunDataError(f"{folder / MANIFEST} lists {name!r}, which is not in the run's folder")
@@ -289,7 +291,7 @@ def check_file(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
 
 
 def check_tables(folder: Path, manifest: Mapping[str, Any], train: ExampleTable, test: ExampleTable) -> None:
-    """The run is about the set's examples; RunDataError otherwise."""
+    """Raises RunDataError unless the run was recorded on the examples in these tables."""
     for name, table in (("train", train), ("test", test)):
         if (said := manifest.get("fingerprints", {}).get(name)) != table.fingerprint:
             raise RunDataError(
@@ -307,15 +309,14 @@ def _table(batches: list[pa.RecordBatch], folder: Path) -> pa.Table:
 def _run_from_table(
     table: pa.Table, manifest: Mapping[str, Any], current: Status, n_train: int, n_test: int
 ) -> Run:
-    metric_names = [name for name in table.column_names if name not in STEP_COLUMNS]
-    if missing := {*STEP_COLUMNS, "loss"} - set(table.column_names):
+    if missing := {*rows.REQUIRED, "loss"} - set(table.column_names):
         raise RunDataError(f"expected the columns {sorted(missing)} too, got {table.column_names}")
     step = table["step"].to_numpy()
     if not np.array_equal(step, np.arange(len(step))):
         raise RunDataError(f"expected the steps 0 .. {len(step) - 1} in order, got {step[:5]} …")
     loss_rows = np.flatnonzero(table["loss"].is_valid().to_numpy())
     metrics = {}
-    for name in metric_names:
+    for name in rows.metric_names(table.schema):
         column = table[name].combine_chunks()
         if not pa.types.is_fixed_size_list(column.type):
             raise RunDataError(f"metric {name!r} must be a fixed-size list [test], got {column.type}")
@@ -327,16 +328,28 @@ def _run_from_table(
         metrics[name] = column.flatten().to_numpy().reshape(-1, n_test)
     batches = table["batch"].combine_chunks()[1:]
     lengths = batches.value_lengths().to_numpy(zero_copy_only=False)
+    trained = lengths > 0
+    rates = _floats(table["learning_rate"])[1:]
+    group_rates = None
+    if rows.GROUP_RATES in table.column_names:
+        group_rates = rows.rates_by_group(rates, table[rows.GROUP_RATES].to_pylist()[1:])
+    # after a step that changed nothing the losses are those before it
+    evaluated, first = np.unique(np.concatenate([[0], np.cumsum(trained)])[loss_rows], return_index=True)
+    if len(first) < len(loss_rows):
+        metrics = {name: values[first] for name, values in metrics.items()}
     curriculum = Curriculum(
-        batches.flatten().to_numpy().astype(np.int64), np.concatenate([[0], np.cumsum(lengths)]), n_train
+        batches.flatten().to_numpy().astype(np.int64),
+        np.concatenate([[0], np.cumsum(lengths[trained])]),
+        n_train,
     )
     return Run(
         id=manifest["id"],
         curriculum=curriculum,
         metrics=metrics,
-        evaluated=loss_rows,
-        learning_rate=_floats(table["learning_rate"])[1:],
-        train_loss=_floats(table["train_loss"])[1:],
+        evaluated=evaluated,
+        learning_rate=rates[trained],
+        train_loss=_floats(table["train_loss"])[1:][trained],
+        group_rates=None if group_rates is None else group_rates[trained],
         status=current,
         seed=manifest.get("seed"),
         optimizer=manifest.get("optimizer") or {},

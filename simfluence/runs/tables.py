@@ -1,4 +1,8 @@
-"""The training and test examples that a set of runs is about: who they are, not what is in a batch."""
+"""The training and the test examples that a set of runs is about.
+
+A table says which examples there are (id, group, a hash of the content, text). Which of them a step consumed
+is in the run's curriculum.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,52 @@ import pandas as pd
 
 from simfluence.curriculum import IntArray
 from simfluence.errors import RunDataError
+from simfluence.runs.content import content_hash
 
 COLUMNS = ["id", "group", "hash", "text"]
+_EXACT_FLOATS = 2**53  # below it, every whole number is a float
+
+
+def as_text(value: Any) -> str:
+    """An id or a group as text: the numbers 3, 3.0 and tensor(3) are "3", a missing value (None, NaN) is "".
+
+    Whole floats lose their ".0" because a column of integers that has a missing value becomes one of floats.
+
+    Raises RunDataError for a float so large that it may have been rounded.
+    """
+    if isinstance(value, str):
+        return value
+    if hasattr(value, "item") and getattr(value, "ndim", None) == 0:  # a number of numpy or torch
+        value = value.item()
+    if value is None or value is pd.NA or value is pd.NaT:
+        return ""
+    if isinstance(value, float):
+        return _float_as_text(value)
+    return str(value)
+
+
+def _float_as_text(value: float) -> str:
+    if value != value:
+        return ""
+    if abs(value) >= _EXACT_FLOATS and value.is_integer():
+        raise RunDataError(
+            f"the id or group {value!r} is a float, which may differ from the number it was made of in the"
+            " last digits; give numbers as large as this one as int or as text"
+        )
+    return str(int(value)) if value.is_integer() else str(value)
 
 
 class ExampleTable:
-    """A table of examples: ``id`` (unique), ``group``, content ``hash`` and, where kept, ``text``.
-
-    Row numbers of this table are what curricula and loss arrays are indexed by.
+    """A table of examples, one row for each. Curricula and loss arrays hold row numbers of such a table.
 
     Parameters
     ----------
-    frame : a data frame with a column ``id``; ``group``, ``hash`` and ``text`` are optional strings.
+    frame : a data frame with the column ``id`` (unique) and, as far as they are known, ``group``, ``hash``
+        (of the content) and ``text``. Everything is kept as text: an id 3 is "3", a missing group is "".
 
     Raises
     ------
-    RunDataError : no examples, no ids, or an id that occurs twice.
+    RunDataError : there are no examples, an example has no id, or an id occurs twice.
     """
 
     def __init__(self, frame: pd.DataFrame) -> None:
@@ -36,8 +70,13 @@ class ExampleTable:
             raise RunDataError(f"examples need a field 'id', got only {list(frame.columns)}")
         if len(frame) == 0:
             raise RunDataError("expected at least one example, got an empty table")
-        columns = {name: frame.get(name, "") for name in COLUMNS}
-        self.frame = pd.DataFrame(columns).fillna("").astype(str).reset_index(drop=True)
+        columns = {
+            name: [as_text(value) for value in frame[name]] if name in frame else [""] * len(frame)
+            for name in COLUMNS
+        }
+        self.frame = pd.DataFrame(columns, dtype=str)
+        if "" in columns["id"]:
+            raise RunDataError(f"every example needs an id, but row {columns['id'].index('')} has none")
         twice = self.frame["id"][self.frame["id"].duplicated()]
         if len(twice):
             raise RunDataError(
@@ -48,10 +87,12 @@ class ExampleTable:
 
     @classmethod
     def of(cls, examples: ExampleTable | pd.DataFrame | Iterable[Any]) -> ExampleTable:
-        """The table of any sequence of examples: mappings or dataclasses with a field ``id``.
+        """The table of any sequence of examples, which are mappings or dataclasses with a field ``id``.
 
-        ``group`` is taken where it is there; all other fields make the content hash; ``text`` is the
-        field of that name, else the other fields' strings, one after the other.
+        An example's group is its field ``group``, if it has one. The content hash is made of all other
+        fields. Its text is the field ``text``, or else the strings in the other fields, joined by " | ".
+
+        Raises RunDataError as the class does, and naming a field that no hash can be made of.
         """
         if isinstance(examples, ExampleTable):
             return examples
@@ -61,7 +102,7 @@ class ExampleTable:
 
     @classmethod
     def numbered(cls, n: int, prefix: str = "") -> ExampleTable:
-        """A table of n examples of which only the number is known."""
+        """A table of n examples of which nothing is known; their ids are the prefix and 0 .. n - 1."""
         return cls(pd.DataFrame({"id": [f"{prefix}{i}" for i in range(n)]}))
 
     def __len__(self) -> int:
@@ -85,12 +126,12 @@ class ExampleTable:
         return self.frame["group"].tolist()
 
     def rows(self, ids: Iterable[Any]) -> IntArray:
-        """The row numbers of these ids (integers count as their decimal strings).
+        """The row numbers of these ids, which may be given as numbers (3 is the id "3").
 
         Raises RunDataError naming the first id that is not in the table.
         """
         try:
-            return np.array([self._rows[str(example_id)] for example_id in ids], np.int64)
+            return np.array([self._rows[as_text(example_id)] for example_id in ids], np.int64)
         except KeyError as missing:
             raise RunDataError(
                 f"example id {missing.args[0]!r} is not in the table of {len(self)} examples"
@@ -118,6 +159,54 @@ class ExampleTable:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
 
 
+@dataclasses.dataclass(frozen=True)
+class TableFingerprints:
+    """Which examples something was computed from: the fingerprints of a training and a test table.
+
+    "" stands for examples that are not known: plain arrays, or files of earlier versions.
+    """
+
+    train: str = ""
+    test: str = ""
+
+    @classmethod
+    def of(cls, train: ExampleTable, test: ExampleTable) -> TableFingerprints:
+        """Those of two tables; "" for one of which only the number of examples is known."""
+        return cls(*("" if _is_only_numbered(table) else table.fingerprint for table in (train, test)))
+
+    def check(self, other: TableFingerprints, what: str, whose: str = "the runs") -> None:
+        """Raises RunDataError if a table of this (``what``) is known not to be that of the other (``whose``).
+
+        what, whose : a plural noun each, for the message.
+        """
+        for name, kind in (("train", "training"), ("test", "test")):
+            ours, theirs = getattr(self, name), getattr(other, name)
+            if ours and theirs and ours != theirs:
+                raise RunDataError(
+                    f"{what} are of other {kind} examples than {whose}: the fingerprint of their table is"
+                    f" {ours[:8]}…, expected that of {whose}, {theirs[:8]}…; compute them from the examples"
+                    f" of {whose}"
+                )
+
+
+def difference(expected: ExampleTable, found: ExampleTable) -> str:
+    """The first difference between two tables, in words; "" if they are equal."""
+    if len(expected) != len(found):
+        return f"{len(found)} examples instead of {len(expected)}"
+    for column, what in (("id", "called"), ("group", "in group"), ("hash", "of other content:")):
+        ours, theirs = expected.frame[column], found.frame[column]
+        if (rows := np.flatnonzero(ours != theirs)).size:
+            row = rows[0]
+            which = f"number {row}" if column == "id" else repr(expected.ids[row])
+            return f"example {which} is {what} {theirs[row]!r} instead of {ours[row]!r}"
+    return ""
+
+
+def _is_only_numbered(table: ExampleTable) -> bool:
+    anonymous = (table.frame[["group", "hash"]] == "").to_numpy().all()
+    return bool(anonymous) and table.ids == [str(row) for row in range(len(table))]
+
+
 def _as_mapping(example: Any) -> Mapping[str, Any]:
     if isinstance(example, Mapping):
         return example
@@ -130,22 +219,18 @@ def _as_mapping(example: Any) -> Mapping[str, Any]:
 
 def _row(example: Mapping[str, Any]) -> dict[str, str]:
     if "id" not in example:
-        raise RunDataError(f"an example needs a field 'id', got only {sorted(example)}")
+        raise RunDataError(f"an example needs a field 'id', got only {sorted(map(str, example))}")
     content = {key: value for key, value in example.items() if key not in ("id", "group")}
-    canonical = json.dumps(content, sort_keys=True, default=_plain)
+    if "text" in content:
+        text = "" if content["text"] is None else str(content["text"])
+    else:
+        text = " | ".join(dict.fromkeys(_strings(content.values())))
     return {
-        "id": str(example["id"]),
-        "group": str(example.get("group", "") or ""),
-        "hash": hashlib.sha256(canonical.encode()).hexdigest()[:16],
-        "text": str(content["text"])
-        if "text" in content
-        else " | ".join(dict.fromkeys(_strings(content.values()))),
+        "id": as_text(example["id"]),
+        "group": as_text(example.get("group")),
+        "hash": content_hash(content),
+        "text": text,
     }
-
-
-def _plain(value: Any) -> Any:
-    """Tensors and arrays as lists, so that equal contents have equal hashes."""
-    return value.tolist() if hasattr(value, "tolist") else repr(value)
 
 
 def _strings(values: Iterable[Any]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Recorded runs as regression rows: what was consumed between two recorded losses, and both losses."""
+"""Recorded runs as rows of a regression: what was consumed between two evaluations, and both losses."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Transitions:
-    """One row a transition L_{t-1} → L_t, of all runs in turn.
+    """One row for each transition L_{t-1} → L_t between evaluations, one run after the other.
 
-    counts : sparse [row, train], how often each example was consumed in between (scaled, see below).
-    previous, current : [row, test], the losses before and after; 0 where either is not finite.
-    observed : bool [row, test], where both are finite.
+    counts : sparse [row, train], how often each example was consumed in between, scaled as
+        :func:`transitions` says.
+    previous, current : [row, test], the losses before and after; 0 where one of them is not finite.
+    observed : bool [row, test], whether both are finite.
     run : int [row], the number of the run a row belongs to.
     """
 
@@ -33,7 +34,7 @@ class Transitions:
 
     @property
     def n_left_out(self) -> int:
-        """How many (row, test example) pairs are not usable."""
+        """How many pairs of a row and a test example are not observed."""
         return int((~self.observed).sum())
 
     def of_runs(self, chosen: npt.NDArray[np.bool_]) -> Transitions:
@@ -47,10 +48,13 @@ class Transitions:
 def transitions(
     runs: Sequence[Run], batch_size: float | None = None, factors: Sequence[Array] | None = None
 ) -> Transitions:
-    """The rows of these runs; the counts of the steps between two evaluations are summed.
+    """The transitions of these runs. Counts are summed over the steps between two evaluations.
 
-    ``batch_size`` scales the counts of every step, as in :func:`~simfluence.curriculum.count_matrix`;
-    ``factors``, one [step] a run, multiply them too (a learning rate, relative to the usual one).
+    Parameters
+    ----------
+    batch_size : scales the counts of every step, as in :func:`~simfluence.curriculum.count_matrix`.
+    factors : float [step] for each run, by which the counts of each step are multiplied (a learning rate,
+        relative to the usual one).
     """
     previous = np.concatenate([run.loss[:-1] for run in runs], dtype=np.float64)
     current = np.concatenate([run.loss[1:] for run in runs], dtype=np.float64)

@@ -1,15 +1,16 @@
-"""The default simulator: a few fixed candidates, chosen and averaged by how well they predict runs they never saw.
+"""The default simulator: a few fixed candidates, chosen and averaged by how well they predict runs they never
+saw.
 
 The candidates:
 
     the mean trajectory        nothing is learnt about curricula; always among the candidates
-    effects with dynamics      training dynamics whose kernel are effects found in the runs, and effects beside them
-    scores with dynamics       with attribution scores: training dynamics whose kernel they are, and effects beside them
+    effects with dynamics      training dynamics whose kernel are effects found in the runs; effects beside it
+    scores with dynamics       training dynamics whose kernel are the given scores; effects beside them
 
-Each candidate predicts every training run by a fit that left this run out (and the validation runs, if there are any).
-Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error. One to three runs are too
-few to leave any out: there scores are taken if they explain the runs (dynamics/cross_fit.py states the test), otherwise
-effects, shrunken towards the mean trajectory.
+Each candidate predicts every training run by a fit that left this run out (and the validation runs, if there
+are any). Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error. One
+to three runs are too few to leave any out: there scores are taken if they explain the runs
+(dynamics/cross_fit.py states the test), otherwise effects, shrunken towards the mean trajectory.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class AutoSimulator(Simulator):
 
     Parameters
     ----------
-    scores : attribution scores [train, test], or a list of several; arrays, or anything with an attribute ``scores``.
-        Positive lowers the loss; any units.
+    scores : attribution scores [train, test], or a list of several; arrays, or anything with an attribute
+        ``scores``. Positive lowers the loss; any units.
     max_rows : the grid of steps is thinned until regressions have about that many rows.
 
     Attributes
@@ -107,14 +108,14 @@ class AutoSimulator(Simulator):
         effects = EffectsSimulator(self.scores, max_rows=self.max_rows)
         effects.examples_ = self.examples_
         with stages(1, "fit auto") as bar:
-            kernel = data.given_scores.sum(0) if len(data.given_scores) else None
-            found = None if kernel is None else scores_dynamics(data, kernel, bar.update)
+            kernels = data.given_scores if len(data.given_scores) else data.scores  # or shared groups
+            found = scores_dynamics(data, kernels.sum(0), bar.update) if len(kernels) else None
             effects._fit_to(data, validation, bar.update)
         self.candidates_, self.taken_ = {"effects": effects.error_}, "effects"
         self.error_ = effects.error_
         self._take([effects], effects.out_of_fold_, data)
         if found is not None:
-            dynamics = DynamicsSimulator(self.scores, self.max_rows)
+            dynamics = DynamicsSimulator(list(kernels), self.max_rows)
             dynamics.examples_ = self.examples_
             dynamics.set_dynamics(found.dynamics, data)
             self.taken_ = "scores with dynamics"
@@ -149,8 +150,8 @@ class AutoSimulator(Simulator):
     def out_of_fold(self, train: RunSet) -> Array:
         """The training runs, each as predicted by a fit that has not seen it, float [run, step + 1, test].
 
-        train : the runs that this simulator was fitted to. Linear between the points of ``grid_``; NaN after a run's
-        end. Raises ValueError for other runs, or where too few were fitted.
+        train : the runs that this simulator was fitted to. Linear between the points of ``grid_``; NaN after
+        a run's end. Raises ValueError for other runs, or where too few were fitted.
         """
         self.check_examples(train)
         if not len(self.out_of_fold_):  # few runs and scores: nothing was left out in the fit

@@ -55,8 +55,9 @@ class PredictiveBands:
     def fit(self, train: RunSet, validation: RunSet | None = None) -> Self:
         """Fit the simulator, and the bands to its errors on training runs that were left out.
 
-        Validation runs choose the simulator's hyperparameters, as in ``Simulator.fit``, and nothing of the bands.
-        Raises ValueError for fewer than three training runs, and where the simulator's choice leaves no run out.
+        Validation runs choose the simulator's hyperparameters, as in ``Simulator.fit``, and nothing of the
+        bands. Raises ValueError for fewer than three training runs, and where the simulator's choice leaves
+        no run out.
         """
         if len(train) < self.FEWEST_RUNS:
             raise ValueError(

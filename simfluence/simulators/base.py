@@ -29,7 +29,8 @@ SIMULATORS: dict[str, type[Simulator]] = {}
 """Every simulator by its name."""
 
 FOLDS = 8
-"""Into how many parts training runs are left out, each with a refit, where out-of-fold predictions need that."""
+"""Into how many parts training runs are left out, each with a refit, where out-of-fold predictions need that.
+"""
 
 
 def register(kind: Kind) -> Kind:
@@ -67,7 +68,8 @@ class Simulator(ABC):
     """What the simulator is called in configurations, tables and files."""
 
     fitted: ClassVar[tuple[str, ...]] = ()
-    """The attributes that ``fit`` sets: arrays, numbers, strings, and lists, dicts and dataclasses of these."""
+    """The attributes that ``fit`` sets: arrays, numbers, strings, and lists, dicts and dataclasses of these.
+    """
 
     examples_: Examples | None = None
     """The examples of the training runs; None before ``fit``."""
@@ -113,8 +115,8 @@ class Simulator(ABC):
         ----------
         curricula : one a run, over the training table of the fit.
         initial_loss : float [run, test], or [test] for all runs: the losses before the first step.
-        learning_rate : float [run, step], or [step] for all runs; None is the mean schedule of the training runs,
-            whose last rate goes on. Simulators that know nothing of learning rates ignore it.
+        learning_rate : float [run, step], or [step] for all runs; None is the mean schedule of the training
+            runs, whose last rate goes on. Simulators that know nothing of learning rates ignore it.
 
         Returns
         -------
@@ -154,9 +156,9 @@ class Simulator(ABC):
         examples = self._examples("check_examples")
         if Examples.of(runs) != examples:
             raise RunDataError(
-                f"this simulator was fitted to {examples.n_train} training and {examples.n_test} test examples"
-                f" that are not those of these runs ({len(runs.train)} and {len(runs.test)}; ids, groups or"
-                " contents differ); fit it to runs over the same examples"
+                f"this simulator was fitted to {examples.n_train} training and {examples.n_test} test"
+                f" examples that are not those of these runs ({len(runs.train)} and {len(runs.test)}; ids,"
+                " groups or contents differ); fit it to runs over the same examples"
             )
 
     def refit(self, train: RunSet) -> Self:
@@ -227,7 +229,9 @@ class Simulator(ABC):
 
 
 def stages(total: int, what: str) -> tqdm[Any]:
-    """A progress bar of a fit's stages that shows itself, with the time left, where a fit takes over five seconds."""
+    """A progress bar of a fit's stages that shows itself, with the time left, where a fit takes over five
+    seconds.
+    """
     return tqdm(total=total, desc=what, delay=5, leave=False, unit="stage")
 
 

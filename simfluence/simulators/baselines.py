@@ -34,9 +34,9 @@ class Persistence(Simulator):
 class MeanTrajectory(Simulator):
     """Every run goes like the average training run, whatever it is fed.
 
-    L_t(z) is the mean over the training runs that got so far; steps at which no run was evaluated are interpolated,
-    and after the last recorded step its value stays. A simulator that does not beat this one has learnt nothing
-    about what curricula change.
+    L_t(z) is the mean over the training runs that got so far; steps at which no run was evaluated are
+    interpolated, and after the last recorded step its value stays. A simulator that does not beat this one
+    has learnt nothing about what curricula change.
 
     Attributes
     ----------

@@ -11,7 +11,7 @@ Calibrated, k is the one number that fits the training runs best, by least squar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from simfluence.curriculum import Curriculum, count_matrix
 from simfluence.runs import RunSet
 from simfluence.runs.schedule import as_schedule, mean_learning_rate
+from simfluence.runs.tables import TableFingerprints
 from simfluence.simulators.base import Array, Simulator, register
 from simfluence.simulators.state import saved
 
@@ -29,14 +30,20 @@ of gradients), 1 ("use": scores are changes of the loss a step), 1/T in a run of
 responses to the weight of an example in the mean loss); "" if the scores have no units."""
 
 
+saved(TableFingerprints)
+
+
 @saved
 @dataclass(frozen=True)
 class GivenScores:
-    """What simulators keep of attribution scores: the array [train, test], and what its units say."""
+    """What simulators keep of attribution scores: the array [train, test], what its units are, and of which
+    examples it is.
+    """
 
     scores: Array
     weighing: str = ""
     scale: float = 1.0
+    tables: TableFingerprints = field(default_factory=TableFingerprints)
 
 
 def portable_scores(scores: Any) -> Any:
@@ -48,9 +55,16 @@ def portable_scores(scores: Any) -> Any:
     array = getattr(scores, "scores", None)
     if array is None:
         return np.asarray(scores, np.float64)
-    return GivenScores(
-        np.asarray(array), getattr(scores, "weighing", ""), float(getattr(scores, "scale", 1.0))
-    )
+    about = {name: getattr(scores, name) for name in ("weighing", "scale", "tables") if hasattr(scores, name)}
+    return GivenScores(np.asarray(array), **about)
+
+
+def check_scores(scores: Any, runs: RunSet) -> None:
+    """Raises RunDataError if scores, one or several, are known to be of other examples than the runs."""
+    for one in scores if isinstance(scores, list | tuple) else [scores]:
+        tables = getattr(one, "tables", None)
+        if tables is not None:
+            tables.check(TableFingerprints.of(runs.train, runs.test), "these scores")
 
 
 @register
@@ -88,6 +102,7 @@ class ScoresSimulator(Simulator):
         self.scale = scale
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
+        check_scores(self.scores, train)
         shape = (len(train.train), len(train.test))
         scores = np.zeros(shape) if self.scores is None else getattr(self.scores, "scores", self.scores)
         self.scores_ = np.array(scores, np.float64)
@@ -96,8 +111,8 @@ class ScoresSimulator(Simulator):
         stated = self.weighing if self.weighing is not None else getattr(self.scores, "weighing", "")
         if not stated and not self.calibrated and self.scores is not None:
             raise ValueError(
-                "these scores have no units, so that they predict nothing as they are: use calibrated=True, or"
-                " state what a use weighs (weighing='rate', 'use' or 'run')"
+                "these scores have no units, so that they predict nothing as they are: use calibrated=True,"
+                " or state what a use weighs (weighing='rate', 'use' or 'run')"
             )
         self.weighing_ = stated
         self.rates_ = np.ones(1)

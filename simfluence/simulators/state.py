@@ -1,7 +1,8 @@
-"""Fitted simulators as data: nested dicts, lists, numbers, strings and arrays, and one safetensors file of them.
+"""Fitted simulators as data: nested dicts, lists, numbers, strings and arrays, and one safetensors file of
+them.
 
-Nothing in a file names code to run: a dataclass or simulator is written under its short name, and only those that
-are registered here or in ``SIMULATORS`` are made from it again.
+Nothing in a file names code to run: a dataclass or simulator is written under its short name, and only those
+that are registered here or in ``SIMULATORS`` are made from it again.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ def encode(value: Any, arrays: Arrays) -> Any:
 
 
 def decode(value: Any, arrays: Mapping[str, np.ndarray]) -> Any:
-    """The inverse of ``encode``; lists stay lists. ValueError for a dataclass with other fields than it has."""
+    """The inverse of ``encode``; lists stay lists. ValueError for a dataclass with other fields."""
     if isinstance(value, list):
         return [decode(inner, arrays) for inner in value]
     if not isinstance(value, dict):

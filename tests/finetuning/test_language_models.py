@@ -94,7 +94,7 @@ def naive(model: LanguageModel, prompt: str, choice: str, per_token: bool) -> fl
 @pytest.mark.parametrize("kind", KINDS)
 def test_scores_are_the_likelihoods_of_choices(checkpoints, task, kind, per_token) -> None:
     model = load(checkpoints, kind, task, per_token=per_token).eval()
-    uneven = TextExample("uneven", "", task.train[0].inputs[:3], 2)
+    uneven = TextExample(task.train[3].id, "", task.train[0].inputs[:3], 2)  # an id of both tables
     examples = [uneven, *task.train[3:6]]
     with torch.no_grad():
         scores = model(examples)

@@ -55,6 +55,18 @@ def test_batching_and_padding_change_nothing(task: Task, minilm: TextClassifier)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-5)
 
 
+def test_ids_may_occur_in_both_tables(task: Task, minilm: TextClassifier) -> None:
+    """A training and a test example of one id are two: tokens and lower layers are cached for each."""
+    model = copy.deepcopy(minilm)
+    apply_tuning(model, "last_layers", layers=2)
+    train = task.train[0]
+    test = TextExample(train.id, train.group, task.test[0].inputs, task.test[0].label)
+    with torch.no_grad():
+        for one in (model, minilm):
+            expected = minilm.losses([task.train[0], task.test[0]])
+            torch.testing.assert_close(one.losses([train, test]), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_frozen_layers_stay_in_eval_mode(minilm: TextClassifier) -> None:
     model = copy.deepcopy(minilm)
     apply_tuning(model, "last_layers", layers=1)

@@ -68,6 +68,42 @@ def fails_everywhere(kind: type[Exception], action) -> None:
     raise AssertionError(f"process {dist.get_rank()} expected a {kind.__name__}")
 
 
+def one_evaluation_fails(path: Path) -> None:
+    """In one process only: all hear of it, and catch it."""
+    failing = [False]
+
+    def loss(model: nn.Module, examples: list[dict]) -> torch.Tensor:
+        if failing[0] and dist.get_rank() == 1:
+            raise torch.OutOfMemoryError("made up")
+        return per_example(model, examples)
+
+    recorder = RunRecorder(path / "caught", TRAIN, TEST, batch_size=2)
+    kind = torch.OutOfMemoryError if dist.get_rank() == 1 else RecordingError
+    with recorder.run("run", model=new_model(), loss=loss) as run:
+        for step in range(3):
+            failing[0] = step == 1
+            if failing[0]:
+                fails_everywhere(kind, lambda: run.step(["train-0"]))
+            else:
+                run.step(["train-0"])
+
+
+def one_update_is_skipped(path: Path) -> None:
+    model = new_model()
+    model[1] = nn.Identity()
+    model = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recorder = RunRecorder(path / "skipped", TRAIN, TEST, batch_size=2)
+    with recorder.run("run", model=model, loss=per_example, optimizer=optimizer, keep_weights="every") as run:
+        for step in range(3):
+            batch = batch_of(step, dist.get_rank(), 2)
+            optimizer.zero_grad()
+            per_example(model, batch).mean().backward()
+            if step != 1:
+                optimizer.step()
+            run.step([example["id"] for example in batch])
+
+
 def main(path: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -92,6 +128,8 @@ def main(path: Path) -> None:
 
     fails_everywhere(RunDataError, one_process_errs)
 
+    one_evaluation_fails(path)
+    one_update_is_skipped(path)
     for on_error in ("continue", "raise"):
         fragile = RunRecorder(path / on_error, TRAIN, TEST, on_error=on_error)
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 from data_parallel import SHARE, STEPS, batch_of
-from tiny import TEST
+from tiny import TEST, new_model, per_example
 
+from simfluence.recording import load_weights
 from simfluence.runs import RunSet, storage
 
 
@@ -51,12 +52,21 @@ def test_two_gloo_processes(tmp_path):
     assert storage.read_manifest(resumed)["resumed_at"] == [3]
     assert storage.status(tmp_path / "set" / "wrong-ids") == "failed"
     assert said.count("training goes on without recording") == 1
+    caught = RunSet.load(tmp_path / "caught")[0]
+    assert (len(caught), caught.evaluated.tolist()) == (3, [0, 1, 3])
+    skipped = RunSet.load(tmp_path / "skipped")[0]
+    assert skipped.learning_rate.tolist() == [0.1, 0.1]
+    assert [batch.tolist() for batch in skipped.curriculum] == [[0, 1, 2, 3], [8, 9, 10, 11]]
+    assert said.count("no optimizer changed a weight in step 2") == 1
+    plain = new_model(seed=3)
+    plain[1] = torch.nn.Identity()
+    load_weights(tmp_path / "skipped" / "run", 2, plain)
+    with torch.no_grad():
+        np.testing.assert_allclose(per_example(plain.eval(), TEST), skipped.loss[2], rtol=1e-5)
 
 
 def test_what_is_evaluated_by_turns_is_what_one_process_evaluates(tmp_path):
     """Sharing changes no bit: the batches are the same ones."""
-    from tiny import new_model, per_example
-
     from simfluence.recording import Evaluator
     from simfluence.recording.processes import Processes
 

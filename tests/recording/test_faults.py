@@ -109,7 +109,7 @@ def test_a_disk_that_fills_up_at_the_very_end(tmp_path, monkeypatch):
         "run", model=training.model, loss=per_example, optimizer=training.optimizer, resume=True
         , state={"model": training.model, "optimizer": training.optimizer}) as run:  # fmt: skip
         assert run.start == 5
-        run.step(["train-0"])
+        run.step(training.step()[0])
     assert len(RunSet.load(tmp_path)[0]) == 6
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ pl = pytest.importorskip("pytorch_lightning")
 from tiny import TEST, TRAIN, bits, new_model, per_example  # noqa: E402
 
 from simfluence.errors import RunDataError  # noqa: E402
-from simfluence.recording import RunRecorder  # noqa: E402
+from simfluence.recording import RunRecorder, UntrainedStepWarning  # noqa: E402
 from simfluence.recording.lightning import RecordingCallback  # noqa: E402
 from simfluence.runs import RunSet, storage  # noqa: E402
 
@@ -47,9 +49,9 @@ def loader(ids=True):
     return DataLoader(TRAIN, batch_size=4, shuffle=False, collate_fn=collate)
 
 
-def fit(tmp_path, callbacks=(), ckpt_path=None, batches=None, **options):
+def fit(tmp_path, callbacks=(), ckpt_path=None, batches=None, module=None, **options):
     torch.manual_seed(1)
-    module = Module()
+    module = module or Module()
     options = {"max_epochs": 2} | options
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -92,6 +94,127 @@ def test_a_fit_is_recorded_and_trains_to_the_same_bits(tmp_path, accumulation):
     assert storage.read_manifest(tmp_path / "set" / "seed-0")["checkpoints"].keys() == {
         f"checkpoints/step-{len(run):06d}.safetensors"
     }
+
+
+# ------------------------------------------------------------------- batches that do not train, and others
+
+
+def recorded_batches(tmp_path, module, epochs=1, **options):
+    """The batches recorded of a fit, by the number of their first example: batches are of four."""
+    recorder = RunRecorder(tmp_path / "set", TRAIN, TEST)
+    fit(
+        tmp_path,
+        [RecordingCallback(recorder, "run", loss=loss, keep_weights="every")],
+        module=module,
+        max_epochs=epochs,
+        **options,
+    )
+    run = RunSet.load(tmp_path / "set")[0]
+    assert storage.status(tmp_path / "set" / "run") == "complete"
+    assert len(list((tmp_path / "set" / "run" / "checkpoints").iterdir())) == len(run) + 1
+    return [[int(row) // 4 for row in batch[::4]] for batch in run.curriculum], run
+
+
+class SkipsTheRest(Module):
+    """Leaves the first epoch before its fourth batch."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if self.current_epoch == 0 and batch_idx == 3 else None
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "expected"),
+    [
+        (1, [[0], [1], [2], [0], [1], [2], [3], [4], [5]]),
+        # the gradients of batch 2 are thrown away as the next epoch begins
+        (2, [[0, 1], [0, 1], [2, 3], [4, 5]]),
+    ],
+)
+def test_a_batch_that_was_never_trained_on_is_not_recorded(tmp_path, accumulation, expected):
+    batches, _ = recorded_batches(tmp_path, SkipsTheRest(), epochs=2, accumulate_grad_batches=accumulation)
+    assert batches == expected
+
+
+class WithoutALoss(Module):
+    """Has no loss for the third and fourth batch."""
+
+    def training_step(self, batch, batch_idx):
+        return None if batch_idx in (2, 3) else super().training_step(batch, batch_idx)
+
+
+@pytest.mark.filterwarnings("ignore:.*returned `None`.*")
+@pytest.mark.parametrize(
+    ("accumulation", "untrained", "expected"),
+    [(1, 2, [[0], [1], [4], [5]]), (2, 1, [[0, 1], [4, 5]]), (3, 0, [[0, 1], [4, 5]])],
+)
+def test_batches_without_a_loss_are_not_recorded(tmp_path, accumulation, untrained, expected):
+    said = pytest.warns(UntrainedStepWarning) if untrained else contextlib.nullcontext()
+    with said:
+        batches, run = recorded_batches(tmp_path, WithoutALoss(), accumulate_grad_batches=accumulation)
+    assert batches == expected
+    assert storage.read_manifest(tmp_path / "set" / "run")["steps"] == len(run) + untrained
+
+
+def test_accumulation_with_a_remainder_and_limited_batches(tmp_path):
+    batches, run = recorded_batches(
+        tmp_path, Module(), epochs=2, accumulate_grad_batches=2, limit_train_batches=5
+    )
+    assert batches == [[0, 1], [2, 3], [4]] * 2
+    assert run.learning_rate.tolist() == [0.05] * 6
+
+
+class ByHand(Module):
+    """Two optimizers; the second one trains on every other batch."""
+
+    automatic_optimization = False
+
+    def configure_optimizers(self):
+        return [
+            torch.optim.SGD(self.net[0].parameters(), lr=0.1, momentum=0.9),
+            torch.optim.AdamW(self.net[4].parameters(), lr=0.01),
+        ]
+
+    def training_step(self, batch, batch_idx):
+        first, second = self.optimizers()
+        first.zero_grad()
+        second.zero_grad()
+        self.manual_backward(per_example(self.net, batch["examples"]).mean())
+        first.step()
+        if batch_idx % 2:
+            second.step()
+
+
+def test_manual_optimization_with_two_optimizers(tmp_path):
+    batches, run = recorded_batches(tmp_path, ByHand())
+    assert batches == [[number] for number in range(6)]
+    np.testing.assert_allclose(run.group_rates, [[0.1, 0.0], [0.1, 0.01]] * 3)
+    assert [group["class"] for group in run.optimizer["groups"]] == ["SGD", "AdamW"]
+    assert [group["parameters"] for group in run.optimizer["groups"]] == [
+        ["net.0.weight", "net.0.bias"],
+        ["net.4.weight", "net.4.bias"],
+    ]
+
+
+class AccumulatesByHand(Module):
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        self.manual_backward(per_example(self.net, batch["examples"]).mean())
+        if batch_idx % 3 == 2:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+
+
+def test_manual_optimization_with_accumulation(tmp_path):
+    assert recorded_batches(tmp_path, AccumulatesByHand())[0] == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_a_fit_that_is_stopped_early_is_complete(tmp_path):
+    class Enough(Module):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.trainer.should_stop = batch_idx == 1
+
+    assert recorded_batches(tmp_path, Enough(), epochs=3, min_epochs=0)[0] == [[0], [1]]
 
 
 class Stop(pl.Callback):

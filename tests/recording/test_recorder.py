@@ -205,8 +205,8 @@ def test_only_what_trains_is_kept_where_most_is_frozen_and_tied_weights_once(rec
     ("ids", "message"),
     [
         (["train-0", "nobody"], "step 3: example id 'nobody' is not in the table of 24"),
-        ([], "step 3 has no example ids"),
-        (None, "step 3 has no example ids"),
+        ([], "step 3: it has no example ids"),
+        (None, "step 3: it has no example ids"),
         ("train-1", "a list of example ids, got the string"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from itertools import chain
 
 import numpy as np
@@ -24,10 +25,10 @@ from transformers import (  # noqa: E402
     TrainingArguments,
 )
 
-from simfluence.errors import RecordingError, RunDataError  # noqa: E402
-from simfluence.recording import RunRecorder, weight_steps  # noqa: E402
+from simfluence.errors import RecordingError, RunDataError, RunExistsError  # noqa: E402
+from simfluence.recording import RunRecorder, UntrainedStepWarning, weight_steps  # noqa: E402
 from simfluence.recording.losses import model_loss, token_metrics  # noqa: E402
-from simfluence.recording.trainer import record_trainer  # noqa: E402
+from simfluence.recording.trainer import RowOrderWarning, record_trainer  # noqa: E402
 from simfluence.runs import RunSet, storage  # noqa: E402
 
 VOCABULARY = 30
@@ -163,7 +164,9 @@ def test_ids_are_found_wherever_they_are(tmp_path, train):
     elif train == "shuffled":
         rows = rows[::-1]
     trainer = new_trainer(tmp_path, train=rows, max_steps=3, remove_unused_columns=train != "no ids")
-    record_trainer(trainer, new_recorder(tmp_path), "seed-0", evaluate_every=3, **options)
+    in_order = pytest.warns(RowOrderWarning, match="no column 'id'.*in their order")
+    with in_order if train == "no ids" else contextlib.nullcontext():
+        record_trainer(trainer, new_recorder(tmp_path), "seed-0", evaluate_every=3, **options)
     trainer.train()
     curriculum = RunSet.load(tmp_path / "set")[0].curriculum
     assert sorted(curriculum.examples) == list(range(12))
@@ -232,6 +235,56 @@ def test_errors_and_reports(tmp_path):
     )
     with pytest.raises(RecordingError, match="streamed"):
         record_trainer(trainer, new_recorder(tmp_path), "seed-1")
+
+
+def test_a_trainer_that_is_recorded_twice_is_told_so(tmp_path):
+    """As when a notebook's cell is run again."""
+    trainer = new_trainer(tmp_path, max_steps=2)
+    recorder = new_recorder(tmp_path)
+    record_trainer(trainer, recorder, "seed-0")
+    with pytest.raises(RecordingError, match="recorded already, as run 'seed-0'"):
+        record_trainer(trainer, recorder, "seed-1")
+    trainer.train()
+    with pytest.raises(RunExistsError, match="'seed-0' is recorded already"):
+        trainer.train()
+    assert len(RunSet.load(tmp_path / "set")[0]) == 2
+
+
+def test_a_training_that_stops_early_is_complete(tmp_path):
+    class Enough(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = state.global_step == 2
+
+    trainer = new_trainer(tmp_path, callbacks=[Enough()])
+    record_trainer(trainer, new_recorder(tmp_path), "seed-0")
+    trainer.train()
+    run = RunSet.load(tmp_path / "set")[0]
+    assert (run.status, len(run)) == ("complete", 2)
+
+
+def test_a_step_that_the_optimizer_skips(tmp_path):
+    """As under fp16, where a gradient scaler finds infinities: the trainer counts the step all the same."""
+
+    class Skips(torch.optim.SGD):
+        calls = 0
+
+        def step(self, closure=None):
+            self.calls += 1
+            if self.calls == 2:
+                self.found_inf = torch.ones(1)
+                return
+            self.found_inf = None
+            super().step(closure)
+
+    trainer = new_trainer(tmp_path, max_steps=4)
+    trainer.optimizer = Skips(trainer.model.parameters(), lr=0.1)
+    record_trainer(trainer, new_recorder(tmp_path), "seed-0")
+    with pytest.warns(UntrainedStepWarning, match="in step 2"):
+        trainer.train()
+    assert trainer.state.global_step == 4
+    run = RunSet.load(tmp_path / "set")[0]
+    assert run.evaluated.tolist() == [0, 1, 2, 3]
+    assert (run.learning_rate > 0).all()
 
 
 def test_metrics_beside_the_loss_against_a_naive_loop(tmp_path):

@@ -28,6 +28,9 @@ def record(recorder, run_id, steps=5, stop_after=None, error=KeyboardInterrupt, 
         for step in range(run.start, steps):
             if step == stop_after:
                 raise error("stopped")
+            optimizer.zero_grad()
+            loss(model, EXAMPLES[:1]).mean().backward()
+            optimizer.step()
             run.step([f"e{step}"])
 
 

@@ -213,7 +213,7 @@ def test_from_arrays():
         ([[[0]]], [], "as many runs of batches as of losses"),
         ([[[0]]], [[[1.0], [1.0], [1.0]]], "1 steps need 2 rows of losses"),
         ([[[0]]], [[1.0, 2.0]], r"\[step \+ 1, test\]"),
-        ([[[0]]], [[[1.0, 2.0], [1.0, np.nan]]], "test example '1' at step 1 is nan"),
+        ([[[0]]], [[[1.0, 2.0], [1.0, np.nan]]], "test example '1' at step 1 is NaN or missing"),
     ],
 )
 def test_arrays_that_do_not_fit(batches, losses, message):

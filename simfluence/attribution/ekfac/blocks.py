@@ -55,11 +55,22 @@ class Block:
         found = merged(traced.parts.get(self.parameters[0], []))
         if not found or not self.ones:
             return found
-        (outer,) = found
-        assert isinstance(outer, Outer)
+        outer = self.outer(found)
         left = _with_ones(outer.left) if self.ones == "left" else outer.left
         right = _with_ones(outer.right) if self.ones == "right" else outer.right
         return [Outer(left, right, outer.mask)]
+
+    def outer(self, parts: Sequence[GradientPart]) -> Outer:
+        """The only one of the merged gradient parts of a Kronecker block.
+
+        Raises ValueError if some batch uses the weight in another way than its linear map.
+        """
+        if len(parts) != 1 or not isinstance(parts[0], Outer):
+            raise ValueError(
+                f"some examples use {self.parameters[0]} otherwise than by calling {self.name}, which has no"
+                " Kronecker factors: leave it out (parameters=), or choose another method"
+            )
+        return parts[0]
 
     def as_manifest(self) -> dict[str, Any]:
         return {**vars(self), "parameters": list(self.parameters), "shape": list(self.shape)}

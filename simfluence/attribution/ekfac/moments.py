@@ -42,8 +42,7 @@ class _Kronecker:
         self.size: Tensor | float = 0.0
 
     def add(self, parts: Sequence[GradientPart], squares: Squares) -> None:
-        (outer,) = parts
-        assert isinstance(outer, Outer)
+        outer = self.block.outer(parts)
         rows, columns = self.block.shape
         if self.out is None or self.inputs is None:
             self.out, self.inputs = outer.left.new_zeros(rows, rows), outer.right.new_zeros(columns, columns)

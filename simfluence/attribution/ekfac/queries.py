@@ -182,6 +182,9 @@ class QueryBuilder:
     def _put(self, name: str, part: GradientPart) -> None:
         """Write the next queries into the one array of a block, which is zero where a query has no tokens."""
         whole = self._whole.get(name)
+        if whole is not None and type(whole) is not type(part):  # other uses than in the batches before
+            whole, part = (Summed(each.dense()[:, None]) for each in (whole, part))
+            self._whole[name] = whole
         if whole is None or whole.shape[1] < part.shape[1]:
             longer = part.each(lambda v: v.new_zeros(self.test, *v.shape[1:]))
             if whole is not None:

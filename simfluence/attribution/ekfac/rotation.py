@@ -24,8 +24,7 @@ class Rotation:
         self._known: dict[Any, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, block: Block, traced: Traced) -> Outer:
-        (outer,) = merged(traced.parts[block.parameters[0]])
-        assert isinstance(outer, Outer)
+        outer = block.outer(merged(traced.parts[block.parameters[0]]))
         factor = self.factors[block.name]
         assert factor.out_basis is not None
         assert factor.in_basis is not None

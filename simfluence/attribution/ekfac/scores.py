@@ -24,6 +24,7 @@ from simfluence.attribution.ekfac.fitting import MEMORY, Fisher, Settings, fitte
 from simfluence.attribution.ekfac.queries import Held, Preconditioner, QueryBuilder
 from simfluence.attribution.gradients import followed, gradient_similarity
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Tracer, tracer
 
@@ -103,8 +104,10 @@ def ekfac(
         method="ekfac",
         units=UNITS,
         covers=factors.parameters,
-        provenance={**factors.about, "preconditioner": preconditioner, "damping": damping, "rank": rank},
+        provenance={**factors.about, "preconditioner": preconditioner, "damping": damping, "rank": rank}
+        | trace.about,
         weighing="run",
+        coverage=share_of_trained(objective.module, factors.parameters),
     )
 
 

@@ -1,4 +1,8 @@
-"""Tasks to fine-tune on. To add one: a reader in a file here, a line in ``TASKS``, a config in conf/task/."""
+"""Tasks to fine-tune on.
+
+To add one, write a function that returns its examples (``sources`` and ``bigbench`` have some), name it in
+``SOURCES``, and add a configuration in conf/task/.
+"""
 
 from __future__ import annotations
 
@@ -24,20 +28,25 @@ SOURCES: dict[str, Callable[..., list[Sourced]]] = {
 def load_task(
     source: str, *, n_train: int, n_test: int, seed: int = 0, name: str | None = None, **options: Any
 ) -> Task:
-    """A task's training and test examples.
+    """Draw the training and the test examples of a task.
 
     Parameters
     ----------
-    source : one of ``SOURCES``, or "facts" (then ``n_test`` facts are made up, and ``n_train`` must be
-        a multiple of it: so many paraphrases of each).
-    seed : of the draw, which is the same for every run of a set.
-    name : how the task is called; by default as its source.
-    options : for the source: ``path`` of a JSONL file; ``path``, ``name``, ``split`` on the hub;
-        ``archive`` of bigbench.
+    source : one of ``SOURCES``; or "facts", which makes up ``n_test`` facts, each with
+        ``n_train / n_test`` paraphrases.
+    n_train, n_test : how many examples to draw.
+    seed : of the draw. It belongs to the task: all runs of a set have the same examples.
+    name : what the task is called; by default its source.
+    options : of the source, whose function documents them: ``path`` of a JSONL file; ``path``, ``config`` and
+        ``split`` on the hub; ``labels`` and ``first_label`` of either; ``archive`` of bigbench.
+        ``test_path`` (a JSONL file) or ``test_split`` (of the hub) says where the test examples are drawn
+        from. Without it they are drawn from the same examples as the training examples, and are not trained
+        on.
 
     Raises
     ------
-    RunDataError : unknown source, missing file or package, too few examples.
+    RunDataError : the source is unknown, a file or package is missing, a row cannot be read, or there are too
+        few examples.
     """
     if source == "facts":
         if n_train % n_test:
@@ -51,7 +60,16 @@ def load_task(
         raise RunDataError(f"no task source is named {source!r}; there are facts, {', '.join(SOURCES)}")
     if "config" in options:  # a hub data set's own "name" would clash with ours
         options["name"] = options.pop("config")
-    return make_task(name or source, SOURCES[source](**options), n_train, n_test, seed)
+    of_test = {option: options.pop(f"test_{option}", None) for option in ("path", "split")}
+    of_test = {option: value for option, value in of_test.items() if value is not None}
+    if of_test and source not in ("jsonl", "hub"):
+        raise RunDataError(f"the source {source!r} has no test_{min(of_test)}: its examples are one set")
+    sourced = SOURCES[source](**options)
+    held_out = None
+    if of_test:
+        labels = {"labels": sourced[0].labels or None, "first_label": options.get("first_label") or 0}
+        held_out = SOURCES[source](**(options | of_test | labels))
+    return make_task(name or source, sourced, n_train, n_test, seed, held_out)
 
 
 __all__ = ["SOURCES", "Task", "TextExample", "load_task", "make_facts", "make_task"]

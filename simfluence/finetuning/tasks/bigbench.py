@@ -1,8 +1,8 @@
-"""Tasks packaged in bigbench 1.0.0, read as files: the package is never imported.
+"""Tasks of the package bigbench 1.0.0, whose files are read without importing the package.
 
-It takes 1.8 GB when installed (``pip install --no-deps bigbench==1.0.0``, four minutes). Its source archive
-will do (``pip download --no-deps --no-binary :all: bigbench==1.0.0``, 358 MB, half a minute): name it by
-the option ``archive``; what is read of it is kept in the user's cache folder.
+Installed, the package takes 1.8 GB (``pip install --no-deps bigbench==1.0.0``, four minutes). Its source
+archive is enough (``pip download --no-deps --no-binary :all: bigbench==1.0.0``, 358 MB, half a minute): give
+its path as the option ``archive`` once. The files that were read stay in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ VERDICTS = ("False", "Neither", "True")
 def from_bigbench(name: str, archive: str | None = None) -> list[Sourced]:
     """A task of :data:`BIGBENCH`.
 
-    VitaminC is a classification (whether a passage supports a claim); a group is a Wikipedia page, and a
-    unit as well, since its claims contrast passages that differ in a word. Step ordering is a choice
-    between two steps; a unit is the goal, whose steps stand in several examples; a group is the goal's
-    first word.
+    VitaminC is a classification: whether a passage supports a claim. Groups and units are Wikipedia pages,
+    since the claims on a page contrast passages that differ in a word.
+
+    Step ordering is a choice: which of two steps towards a goal comes first. Units are goals, since the steps
+    of a goal stand in several examples; groups are the first words of the goals.
     """
     if name not in BIGBENCH:
         raise RunDataError(f"bigbench has no task {name!r} that we know; there are {', '.join(BIGBENCH)}")
@@ -43,10 +44,10 @@ def from_bigbench(name: str, archive: str | None = None) -> list[Sourced]:
 
 
 def bigbench_file(path: str, archive: str | None = None) -> Path:
-    """A file of bigbench: kept from before, as installed, or out of the source archive.
+    """A file of bigbench: from the cache folder, the installed package, or the source archive.
 
-    ``path`` is within the source tree; what is not below bigbench/ is in the archive alone. Raises
-    RunDataError saying how to get it.
+    ``path`` is the file's path in the source tree. Files outside of its folder bigbench/ are in the archive
+    only. Raises RunDataError, saying how to get the package, if the file is in none of these places.
     """
     kept = cache_folder() / "bigbench-1.0.0" / path
     if kept.is_file():

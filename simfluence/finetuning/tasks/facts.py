@@ -1,8 +1,8 @@
-"""Made-up facts, each stated in several ways and asked in another: which example teaches which is known.
+"""Made-up facts, for which it is known what training examples help what test example.
 
-Every fact joins a made-up name to one of a few values ("Belvarin lives in the harbour"). A training
-example completes one paraphrase of one fact; a test example asks for a fact in a form that no training
-example has. The training examples of its own fact (its group) are the ones that can teach it.
+Every fact joins a made-up name to one of a few values ("Belvarin lives in the harbour"). A training example
+completes one paraphrase of one fact. A test example asks for a fact in a form that no training example has,
+so that only the training examples of the same fact (its group) contain the answer.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _RELATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 def make_facts(
     n_facts: int, paraphrases: int = 5, seed: int = 0
 ) -> tuple[list[TextExample], list[TextExample]]:
-    """(training, test) examples of ``n_facts`` facts: as many paraphrases of each, and one question.
+    """The training examples (``paraphrases`` of each fact) and the test examples (one of each).
 
-    Raises ValueError if so many facts or paraphrases cannot be made.
+    Raises ValueError if there are not so many names or paraphrases.
     """
     rng = np.random.default_rng(seed)
     names = [(begin + end).capitalize() for begin in _BEGIN for end in _END]

@@ -1,18 +1,19 @@
-"""Training dynamics that predict each training run without having seen it (analysis/METHODS.md, "Alternating fit").
+"""Training dynamics that predict each training run without having seen it (analysis/METHODS.md, "Alternating
+fit").
 
-The kernel of training dynamics is either attribution scores, which were not taken from the runs, or effects that are
-found in the runs. In the second case two fits alternate: dynamics give the residual ρ of every use of an example and
-the rates γ; with uses weighted by ρ γ, a regression finds the effects of a use at full residual; these are the kernel
-of better dynamics. From unweighted uses,
+The kernel of training dynamics is either attribution scores, which were not taken from the runs, or effects
+that are found in the runs. In the second case two fits alternate: dynamics give the residual ρ of every use
+of an example and the rates γ; with uses weighted by ρ γ, a regression finds the effects of a use at full
+residual; these are the kernel of better dynamics. From unweighted uses,
 
     B ← ½ (c B + regression on counts · ρ γ),     c by least squares;     ρ, γ ← dynamics with the kernel −B
 
 where halving keeps the rounds from swinging.
 
-Cross-fitting: the runs are left out in ``FOLDS`` parts, each part predicted by dynamics, and effects in them, that were
-fitted to the other runs. Penalties are chosen once, on all runs. What counts later are deviations from the mean over
-*all* runs (effects/prior.py), so each part's dynamics are given that mean: the mean of the other runs differs from it
-by what is peculiar to the part, with the opposite sign.
+Cross-fitting: the runs are left out in ``FOLDS`` parts, each part predicted by dynamics, and effects in them,
+that were fitted to the other runs. Penalties are chosen once, on all runs. What counts later are deviations
+from the mean over *all* runs (effects/prior.py), so each part's dynamics are given that mean: the mean of the
+other runs differs from it by what is peculiar to the part, with the opposite sign.
 """
 
 from __future__ import annotations
@@ -68,9 +69,9 @@ def stages_of(data: TrainingData) -> int:
 def scores_dynamics(data: TrainingData, scores: Array, advance: Callable[[], Any]) -> CrossFitted | None:
     """Training dynamics whose kernel is scores [train, test]; about 22 numbers are fitted.
 
-    None for losses without log-odds. Of few runs none is left out. There the scores have to explain a fifth of what
-    changes, and more than the same scores given to other training examples do, every one of ``SHUFFLES`` times; if
-    they do not, None is returned too.
+    None for losses without log-odds. Of few runs none is left out. There the scores have to explain a fifth
+    of what changes, and more than the same scores given to other training examples do, every one of
+    ``SHUFFLES`` times; if they do not, None is returned too.
     """
     if not data.has_log_odds:
         return None

@@ -3,14 +3,15 @@
     Σ_{r,t,z} (L̂ − L)² / Σ (L̄ − L)² + mean (Δ log γ)² / 10 + (Δκ² + Δβ²) / 100
         + max(1, 15 / (R − 1)) · (mean (Δ log α)² + mean (log α)² / 10 + q² / 100 + 3 η² / 1000)
 
-L̂ are the predicted losses, shifted to have the same mean over the R training runs as L. log γ is linear between
-knots in log time, log α between knots in time, and Δ is the difference from knot to knot. Fewer runs contain less
-about a kernel that changes. Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m) (singular values are shared
-between u and v, but gradients of n training and m test examples are of equal length) and from the recorded β.
+L̂ are the predicted losses, shifted to have the same mean over the R training runs as L. log γ is linear
+between knots in log time, log α between knots in time, and Δ is the difference from knot to knot. Fewer runs
+contain less about a kernel that changes. Δκ and Δβ are what log κ and logit β differ by from ½ log(n/m)
+(singular values are shared between u and v, but gradients of n training and m test examples are of equal
+length) and from the recorded β.
 
-Deviations from the mean contain little in few runs, and nothing in one. Where the kernel is scores, which were not
-taken from the runs, whole curves are predicted from the losses before the first step, L̂': of R < 4 runs the first term
-counts (R − 1)/R, and Σ (L̂' − L)² / Σ (L_0 − L)² counts 1/R.
+Deviations from the mean contain little in few runs, and nothing in one. Where the kernel is scores, which
+were not taken from the runs, whole curves are predicted from the losses before the first step, L̂': of R < 4
+runs the first term counts (R − 1)/R, and Σ (L̂' − L)² / Σ (L_0 − L)² counts 1/R.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ _CHANGING = np.r_[2:4, _NUMBERS + RATE_KNOTS : _NUMBERS + RATE_KNOTS + KEPT_KNOT
 
 @dataclass(frozen=True)
 class Fitted:
-    """Fitted dynamics with the numbers that were found, and the share of the losses that they leave unexplained."""
+    """Fitted dynamics with the numbers that were found, and the share of the losses that they leave
+    unexplained.
+    """
 
     dynamics: TrainingDynamics
     numbers: Array
@@ -68,8 +71,8 @@ def fit_dynamics(
     ----------
     effects : B [train, test] on log(eᴸ − 1), negative lowers the loss; any units.
     data : the runs; all losses must be above 0.
-    changing : whether α, η and q are fitted, or are 1, 0 and 0. Effects that were found in the same runs predict
-        these runs too well, and a kernel that changes with them goes astray on others.
+    changing : whether α, η and q are fitted, or are 1, 0 and 0. Effects that were found in the same runs
+        predict these runs too well, and a kernel that changes with them goes astray on others.
     start : numbers found for a similar kernel or for similar runs, to start from.
     evaluations : the most that the least-squares solver may take.
     """
@@ -97,7 +100,9 @@ def fit_dynamics(
 
 
 def anchored(dynamics: TrainingDynamics, data: TrainingData) -> TrainingDynamics:
-    """The dynamics whose predictions of these runs have the mean log-odds that the runs have; and their mean γ."""
+    """The dynamics whose predictions of these runs have the mean log-odds that the runs have; and their mean
+    γ.
+    """
     grid, levels = data.recorded.grid, data.levels("log_odds")
     changed = dynamics.changed(Batches.of(data.train.curricula), grid, data.run_rates)
     rest = mean_over_runs([level - own[: len(level)] for level, own in zip(levels, changed, strict=True)])
@@ -136,7 +141,8 @@ class _LeastSquares:
 class _Curves:
     """Recorded curves at some points of the grid, and how far predicted changes of log(eᴸ − 1) are from them.
 
-    Padded arrays are [run, point, test]; ``known`` [run, point, 1] is whether a run reached a point, after the first.
+    Padded arrays are [run, point, test]; ``known`` [run, point, 1] is whether a run reached a point, after
+    the first.
     whole : whether the curves of few runs are to be predicted as a whole too.
     """
 
@@ -191,7 +197,9 @@ class _Curves:
 
 
 class _Family:
-    """All training dynamics with one kernel, by their numbers: log κ, logit β, η, q, log γ and log α at knots."""
+    """All training dynamics with one kernel, by their numbers: log κ, logit β, η, q, log γ and log α at
+    knots.
+    """
 
     def __init__(self, effects: Array, data: TrainingData, curves: _Curves) -> None:
         unit = np.sqrt(np.square(effects).mean()) or 1.0

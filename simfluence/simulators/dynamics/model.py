@@ -1,22 +1,24 @@
 """Training dynamics in function space: a small kernel model that is trained along every curriculum.
 
-Effects B (or attribution scores S = −B) are how much one use of training example i moves test example z, on average.
-They do not tell how that changes once i, or examples like it, have been learnt: returns diminish. A model whose
-gradients have inner products like the effects, that is, with the kernel (empirical NTK) −B, does. Factor
+Effects B (or attribution scores S = −B) are how much one use of training example i moves test example z, on
+average. They do not tell how that changes once i, or examples like it, have been learnt: returns diminish. A
+model whose gradients have inner products like the effects, that is, with the kernel (empirical NTK) −B, does.
+Factor
 
     −B_iz ∝ ⟨u_i, v_z⟩,     u = P Σ^{½+q},  v = Q Σ^{½+q}                    from −B = P Σ Qᵀ
 
-and train two linear layers, w ∈ ℝᵏ and a gain a, by the optimizer's rule. With f_i = f_0 + κ a ⟨u_i, w⟩ the log-odds
-of training example i being right,
+and train two linear layers, w ∈ ℝᵏ and a gain a, by the optimizer's rule. With f_i = f_0 + κ a ⟨u_i, w⟩ the
+log-odds of training example i being right,
 
-    g_t = 1/|c_t| Σ_{i ∈ c_t} ρ_i u_i,     ρ_i = σ(−f_i) / σ(−f_0)                    the residual: what is left to learn
+    g_t = 1/|c_t| Σ_{i ∈ c_t} ρ_i u_i,     ρ_i = σ(−f_i) / σ(−f_0)          the residual: what is left to learn
     m_t = β m_{t-1} + (1 − β) g_t,         w_t = α_t w_{t-1} + γ_t a_{t-1} m_t / (1 − βᵗ)
     n_t = β n_{t-1} + (1 − β) ⟨w_{t-1}, g_t⟩,      a_t = a_{t-1} + η n_t / (1 − βᵗ),        a_0 = 1, w_0 = 0
     log(e^{L_t(z)} − 1) = mean over the training runs + ⟨v_z, x̄_t − x_t⟩,                    x = a w
 
-(−log σ(f) has the derivative −σ(−f)). Where training hardly changes the kernel, α = 1 and η = 0; where it does,
-directions turn away (α < 1) and what was learnt first is learnt faster (η > 0). q < 0 makes directions more alike, as
-an optimizer that divides by the size of gradients does. fit.py fits γ, α, κ, β, η and q; cross_fit.py the effects.
+(−log σ(f) has the derivative −σ(−f)). Where training hardly changes the kernel, α = 1 and η = 0; where it
+does, directions turn away (α < 1) and what was learnt first is learnt faster (η > 0). q < 0 makes directions
+more alike, as an optimizer that divides by the size of gradients does. fit.py fits γ, α, κ, β, η and q;
+cross_fit.py the effects.
 
 In the code w = Σ^q y, so that u and v keep the power ½ and the metric Σ^{2q} stands between them.
 """
@@ -40,7 +42,9 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batches:
-    """Curricula one after the other: row numbers, where each batch begins and ends, and the steps of each run."""
+    """Curricula one after the other: row numbers, where each batch begins and ends, and the steps of each
+    run.
+    """
 
     indices: IntArray
     bounds: IntArray

@@ -1,8 +1,9 @@
 """Attribution scores as the kernel of training dynamics.
 
-Added up (scores.py), scores predict the same of an example's first use and of its tenth, and know nothing of the
-optimizer. As the kernel of training dynamics (model.py), −B = S, they give diminishing returns and momentum. All that
-is fitted to the training runs are about 22 numbers, none of which belongs to a single example.
+Added up (scores.py), scores predict the same of an example's first use and of its tenth, and know nothing of
+the optimizer. As the kernel of training dynamics (model.py), −B = S, they give diminishing returns and
+momentum. All that is fitted to the training runs are about 22 numbers, none of which belongs to a single
+example.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from simfluence.simulators.base import Array, Simulator, register
 from simfluence.simulators.dynamics.fit import fit_dynamics
 from simfluence.simulators.dynamics.model import TrainingDynamics
 from simfluence.simulators.effects.data import TrainingData, as_scores
-from simfluence.simulators.scores import portable_scores
+from simfluence.simulators.scores import check_scores, portable_scores
 
 
 @register
@@ -30,9 +31,9 @@ class DynamicsSimulator(Simulator):
 
     Parameters
     ----------
-    scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss, any units.
-        Several arrays are added up, each divided by its root mean square. None is all zero: the mean trajectory of
-        log(eᴸ − 1).
+    scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss, any
+        units. Several arrays are added up, each divided by its root mean square. None is all zero: the mean
+        trajectory of log(eᴸ − 1).
     max_rows : the grid of steps is thinned until there are about that many recorded losses a test example.
 
     Attributes
@@ -52,6 +53,7 @@ class DynamicsSimulator(Simulator):
         self.max_rows = max_rows
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
+        check_scores(self.scores, train)
         shape = (len(train.train), len(train.test))
         given = as_scores(self.scores, shape)
         data = TrainingData(train, given, self.max_rows)

@@ -6,8 +6,9 @@ have a prior that knows both kinds of examples,
     B_i(z, t) = Σ_k φ_k(t) b_{k,i}(z),     cov(b_{k,i}(z), b_{k,i'}(z')) = K_{ii'} G_{zz'}
 
 With K = h hᵀ and G = h hᵀ of frozen features this is the bilinear form B_i(z) = h_iᵀ W h_z with
-W ~ N(0, 1), W integrated out (analysis/METHODS.md, "Features of unseen examples"); a part of the identity in K or G adds free effects, for which
-features are then the prior. On whitened rows (N of them, m test examples) the increments' covariance is
+W ~ N(0, 1), W integrated out (analysis/METHODS.md, "Features of unseen examples"); a part of the identity in
+K or G adds free effects, for which features are then the prior. On whitened rows (N of them, m test examples)
+the increments' covariance is
 
     R ⊗ G + λ I,     R = W [(X K Xᵀ) ∘ (Φ Φᵀ)] Wᵀ
 
@@ -112,7 +113,7 @@ class BilinearRegression(EffectsRegression):
 
     def example_weights(self, alpha: Array) -> Array:
         """T_k = Xᵀ diag(φ_k) Wᵀ α [k, train, test]; effects are K T G."""
-        dual = self.whiten_transposed(alpha)
+        dual = self.whitener.T @ alpha
         return np.stack([self.scaled_rows.T @ (phi[:, None] * dual) for phi in self.basis.T])
 
     def effects_and_drift(self, solution: leave_run_out.Solution) -> tuple[Array, Array]:
@@ -126,7 +127,7 @@ class BilinearRegression(EffectsRegression):
         return self.scale * effects, drift
 
     def left_out(self, alpha: Array, penalty: float) -> Array:
-        """Residuals [row, test], whitened, of every run by a fit without it; c and s are those of all runs."""
+        """Residuals [row, test], whitened, of each run by a fit without it; c and s are those of all runs."""
         (k, rows), (g, tests) = self.row_spectrum, self.test_spectrum
         rotated = alpha @ tests
         residuals = np.zeros_like(rotated)
@@ -143,7 +144,9 @@ class BilinearRegression(EffectsRegression):
 
 
 def example_weights_of(fit: EffectsFit) -> Array:
-    """T of a fitted bilinear regression, times the scale of its rows, so that effects are K T G; 0 without effects."""
+    """T of a fitted bilinear regression, times the scale of its rows, so that effects are K T G; 0 without
+    effects.
+    """
     regression = fit.regression
     assert isinstance(regression, BilinearRegression)
     if fit.solution is None:

@@ -122,7 +122,8 @@ def shared_group(runs: RunSet) -> Array | None:
 
 
 def as_scores(scores: Any, shape: tuple[int, int]) -> Array:
-    """[array, train, test] of one or several arrays of scores, or things with an attribute ``scores``; or of none.
+    """[array, train, test] of one or several arrays of scores, or things with an attribute ``scores``; or of
+    none.
 
     Each array is divided by its root mean square. Raises ValueError for another shape, or values that are not
     finite.

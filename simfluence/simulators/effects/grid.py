@@ -1,11 +1,11 @@
 """Recorded losses on a common grid of steps (analysis/METHODS.md, "Effects").
 
-The grid g_0 = 0 < g_1 < … has every step at which most runs were evaluated, or fewer, so that the number of rows
-of a regression stays affordable. Row j of a run is what happened in the interval from g_{j-1} to g_j: the increment
-of its losses, and everything that its batches consumed. Nothing is lost but resolution in time.
+The grid g_0 = 0 < g_1 < … has every step at which most runs were evaluated, or fewer, so that the number of
+rows of a regression stays affordable. Row j of a run is what happened in the interval from g_{j-1} to g_j:
+the increment of its losses, and everything that its batches consumed. Nothing is lost but resolution in time.
 
-Missing losses: what is known between two known losses of a test example is their difference. It is spread evenly
-over the steps in between, that is, losses which are missing or not finite are interpolated.
+Missing losses: what is known between two known losses of a test example is their difference. It is spread
+evenly over the steps in between, that is, losses which are missing or not finite are interpolated.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class GridLosses:
 def losses_on_grid(runs: RunSet, max_rows: int) -> GridLosses:
     """The losses of the runs on a grid with at most about ``max_rows`` rows in all.
 
-    Raises RunDataError if a run has no losses after its first step, or a test example no finite loss in a run.
+    Raises RunDataError if a run has no losses after its first step, or a test example no finite loss in a
+    run.
     """
     grid = _grid(runs, max_rows)
     return GridLosses(grid, [_on_grid(run, grid) for run in runs])

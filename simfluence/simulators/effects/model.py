@@ -80,8 +80,10 @@ class EffectsModel:
     ) -> Array:
         """Losses [run, step + 1, test]. After the recorded steps the drift stands still.
 
-        rates : relative learning rates [run, step]. prior : G, the losses of a prior prediction, [run, step + 1,
-        test], if the model was fitted with one. use_weights : [use] a curriculum, what a use counts; None is 1.
+        rates : relative learning rates [run, step]. prior : G, the losses of a prior prediction, [run, step +
+            1,
+        test], if the model was fitted with one. use_weights : [use] a curriculum, what a use counts; None is
+            1.
         """
         steps = max(len(curriculum) for curriculum in curricula)
         at = np.arange(1, steps + 1)
@@ -130,8 +132,8 @@ class EffectsModel:
     def average_effects(self) -> Array:
         """B on log(eᴸ − 1) of one use of each training example, averaged over training, float [train, test].
 
-        The example's own effect and that of the scores. Effects on losses are carried over at the initial losses:
-        dL = (1 − e⁻ᴸ) d log(eᴸ − 1).
+        The example's own effect and that of the scores. Effects on losses are carried over at the initial
+        losses: dL = (1 − e⁻ᴸ) d log(eᴸ − 1).
         """
         steps = np.arange(1, self.total + 1)
         basis = progress_basis(steps, self.total, self.settings.decay).mean(0)
@@ -158,9 +160,9 @@ def legendre(steps: npt.ArrayLike, total: int) -> Array:
 def progress_basis(steps: npt.ArrayLike, total: int, decay: float) -> Array:
     """How effects vary with training progress: φ_k(t) = √(decayᵏ (2k + 1)) P_k(2τ − 1), normalised.
 
-    P_k are Legendre polynomials of progress τ. An effect Σ_k φ_k(t) b_k with b_k ~ N(0, 1) then has variance 1 on
-    average over training, and is the smoother the smaller ``decay`` is (0: constant). Orders with less than a
-    thousandth of the variance, and those from the sixth on, are left out.
+    P_k are Legendre polynomials of progress τ. An effect Σ_k φ_k(t) b_k with b_k ~ N(0, 1) then has variance
+    1 on average over training, and is the smoother the smaller ``decay`` is (0: constant). Orders with less
+    than a thousandth of the variance, and those from the sixth on, are left out.
 
     Returns float [step, k], for steps counted from 1 (step t leads to L_t).
     """

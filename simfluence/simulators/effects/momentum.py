@@ -1,13 +1,13 @@
 """The optimizer's momentum: which batches act at a step (analysis/METHODS.md, "Momentum").
 
-Momentum and Adam do not move the weights along the gradient of the current batch but along an average of past ones,
-m_t = β m_{t-1} + (1 − β) g_t. Gradients add up over examples, so the same average of the *counts* is how much each
-example acts at step t:
+Momentum and Adam do not move the weights along the gradient of the current batch but along an average of past
+ones, m_t = β m_{t-1} + (1 − β) g_t. Gradients add up over examples, so the same average of the *counts* is
+how much each example acts at step t:
 
     m_t = β m_{t-1} + (1 − β) u_t,        m̂_t = m_t / (1 − βᵗ)   if the optimizer corrects its bias
 
-u_t [train] are the counts of batch t, scaled to the usual batch size (a loss is averaged over its batch). Plain SGD
-has β = 0 and m̂ = u: the published features.
+u_t [train] are the counts of batch t, scaled to the usual batch size (a loss is averaged over its batch).
+Plain SGD has β = 0 and m̂ = u: the published features.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ USUAL = Momentum(0.9, True)
 def optimizer_momentum(optimizer: Mapping[str, Any]) -> Momentum | None:
     """The momentum of a recorded optimizer (``Run.optimizer``: its class, and ``betas`` or ``momentum``).
 
-    A setting is a list with one entry a parameter group where groups differ. None where the momentum is not known,
-    or differs between groups.
+    A setting is a list with one entry a parameter group where groups differ. None where the momentum is not
+    known, or differs between groups.
     """
     name = str(optimizer.get("class", "")).rsplit(".", 1)[-1].lower()
     betas = optimizer.get("betas")

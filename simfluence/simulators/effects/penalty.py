@@ -34,8 +34,8 @@ def choose_penalty(
 ) -> Chosen:
     """The fit with this λ, or with the λ of least error: from ``start`` downhill both ways, and λ = inf.
 
-    Of two runs, how well one predicts the other is no measure of a fit to both: there λ is at least 1. Of a single
-    run, nothing but λ = inf can be chosen.
+    Of two runs, how well one predicts the other is no measure of a fit to both: there λ is at least 1. Of a
+    single run, nothing but λ = inf can be chosen.
 
     error_of : the error of a fit; by default that of the out-of-fold predictions.
     Raises ValueError for a λ that is too small for a stable solution.

@@ -1,12 +1,13 @@
 """Prior prediction: what is predicted of deviations from the mean before effects are fitted.
 
-Training dynamics (dynamics/) predict losses G_r(t, z) of every training run r. With bars for means over the runs and
-g the link,
+Training dynamics (dynamics/) predict losses G_r(t, z) of every training run r. With bars for means over the
+runs and g the link,
 
     g(L_r(t, z)) = c(t) (g(G_r(t, z)) − ḡ(t, z)) + …,      c(t) = Σ_{r,z} D_r d_r / Σ_{r,z} D_r²
 
-D = g(G) − ḡ, d = g(L) − mean. The sums are smoothed over t, and c is drawn to 1 by the weight of one run. The effects
-regression (regression.py) is fitted to what is left. A run that is left out is given the c of the other runs.
+D = g(G) − ḡ, d = g(L) − mean. The sums are smoothed over t, and c is drawn to 1 by the weight of one run. The
+effects regression (regression.py) is fitted to what is left. A run that is left out is given the c of the
+other runs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ class PriorPrediction:
     """On the scale of the link.
 
     average : ḡ [step, test]. slope : c [point of the grid].
-    runs, out_of_fold : c · D of each training run, [point, test], with the c of all runs and of the other runs.
+    runs, out_of_fold : c · D of each training run, [point, test], with the c of all runs and of the other
+        runs.
     """
 
     average: Array

@@ -5,17 +5,19 @@ On the scale of a link g, over the intervals j of a grid of steps (grid.py), for
     g(L_j) − g(L_{j-1}) = μ_j(z) + Σ_i x_{j,i} B_i(z, j) + Σ_q h_{j,q}(z) c_q(z) + ε_j(z)
 
     μ_j(z)     the drift, which is what happens in every run: a free value an interval, hardly penalised
-    x_j        what the optimizer took in, Σ m̂ over the interval (momentum.py), less that of the average recorded step
+    x_j        what the optimizer took in, Σ m̂ over the interval (momentum.py), less the average step's
     B_i(z, j)  effects of examples, smooth in training progress: Σ_k φ_k(j) b_{k,i}(z), b ~ N(0, 1)
-    h_j(z)     Σ_i x_{j,i} S_i(z) P_k for every array S of attribution scores, and (L_0(z) − mean L_0(z)) P_k where
-               initial losses differ between runs; P_k are Legendre polynomials of progress
+    h_j(z)     Σ_i x_{j,i} S_i(z) P_k for every array S of attribution scores, and (L_0(z) − mean L_0(z)) P_k
+               where initial losses differ between runs; P_k are Legendre polynomials of progress
     ε_j(z)     noise with the optimizer's momentum, ε_j = κ ε_{j-1} + s_j η_j, η white of variance λ
 
-Effects are on *increments*, which add up: nothing is fed back, so a rollout is a sum and cannot explode. The noise is
-white once (1 − κ·lag)/s_j is applied to both sides; s_j is the spread of increments between runs in interval j.
+Effects are on *increments*, which add up: nothing is fed back, so a rollout is a sum and cannot explode. The
+noise is white once (1 − κ·lag)/s_j is applied to both sides; s_j is the spread of increments between runs in
+interval j.
 
-Each run is also predicted by the same fit without it, in closed form (ridge/leave_run_out.py); s_j and the centre of x
-are those of all runs. A prior prediction (prior.py) is subtracted from g(L) first and added again at the end.
+Each run is also predicted by the same fit without it, in closed form (ridge/leave_run_out.py); s_j and the
+centre of x are those of all runs. A prior prediction (prior.py) is subtracted from g(L) first and added again
+at the end.
 """
 
 from __future__ import annotations
@@ -23,9 +25,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import signal, sparse
 
 from simfluence.links import unlink
 from simfluence.ridge import leave_run_out
@@ -49,7 +53,9 @@ DRIFT_VARIANCE = 100.0
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """Each training run as predicted by the fit without it: losses [point, test]; and their mean squared error."""
+    """Each training run as predicted by the fit without it: losses [point, test]; and their mean squared
+    error.
+    """
 
     predicted: list[Array]
     error: float
@@ -170,46 +176,43 @@ class EffectsRegression:
         variance = np.exp(smooth(log, max(self.intervals // 6, 1)))
         return np.sqrt(variance / variance.mean())
 
-    def whiten(self, rows: Array) -> Array:
-        """W rows: (1 − κ·lag) of rows / s, over the first axis, run by run."""
-        scaled = rows / self.spread[self.interval].reshape(-1, *([1] * (rows.ndim - 1)))
-        lagged = np.zeros_like(scaled)
-        lagged[1:] = scaled[:-1]
-        lagged[[rows_of.start for rows_of in self.data.recorded.rows]] = 0.0
-        return scaled - self.settings.noise_correlation * lagged
+    @cached_property
+    def whitener(self) -> sparse.csr_array:
+        """W [row, row]: (1 − κ·lag) of rows / s within each run, so that W ε is white."""
+        inverse = 1 / self.spread[self.interval]
+        lagged = -self.settings.noise_correlation * inverse[:-1]
+        lagged[[rows.start - 1 for rows in self.data.recorded.rows[1:]]] = 0.0
+        diagonals: list[Any] = [inverse, lagged]
+        return sparse.diags_array(diagonals, offsets=[0, -1]).tocsr()
 
-    def whiten_transposed(self, rows: Array) -> Array:
-        """Wᵀ rows, float [row, column]."""
-        following = np.zeros_like(rows)
-        following[:-1] = rows[1:]
-        following[[rows_of.stop - 1 for rows_of in self.data.recorded.rows]] = 0.0
-        return (rows - self.settings.noise_correlation * following) / self.spread[self.interval][:, None]
+    def whiten(self, rows: Array) -> Array:
+        """W rows, over the first axis."""
+        return np.asarray((self.whitener @ rows.reshape(len(rows), -1)).reshape(rows.shape), np.float64)
 
     def unwhiten(self, rows: Array) -> Array:
-        """W⁻¹ rows of one run, from its first row."""
-        result = np.empty_like(rows)
-        carried = np.zeros(rows.shape[1:])
-        for j, row in enumerate(rows):
-            carried = self.settings.noise_correlation * carried + row
-            result[j] = carried * self.spread[j]
-        return result
+        """W⁻¹ rows of one run, from its first row: e_j = κ e_{j-1} + row_j, times s_j."""
+        carried = signal.lfilter([1.0], [1.0, -self.settings.noise_correlation], rows, axis=0)
+        return np.asarray(carried * self.spread[: len(rows), None], np.float64)
 
     # -------------------------------------------------------------------------------------- solving
 
     @cached_property
     def problem(self) -> leave_run_out.Problem:
-        """The whitened regression. Its columns are x φ_k for every k, and the drift's with a prior variance of their own.
+        """The whitened regression. Its columns are x φ_k for every k, and the drift's with a prior variance
+        of their own.
 
         Where there are more columns than rows, the kernel (the covariance of the rows) is made instead.
         """
         x = self.centered * self.scale
-        drift = (self.interval[:, None] == np.arange(self.intervals)).astype(np.float64)
         design = kernel = None
         if self.basis.shape[1] * x.shape[1] + self.intervals < len(x):
+            drift = (self.interval[:, None] == np.arange(self.intervals)).astype(np.float64)
             columns = [phi[:, None] * x for phi in self.basis.T] + [np.sqrt(DRIFT_VARIANCE) * drift]
             design = self.whiten(np.concatenate(columns, axis=1))
         else:
-            kernel = (x @ x.T) * (self.basis @ self.basis.T) + DRIFT_VARIANCE * (drift @ drift.T)
+            kernel = x @ x.T
+            kernel *= self.basis @ self.basis.T
+            kernel[self.interval[:, None] == self.interval] += DRIFT_VARIANCE
             kernel = self.whiten(self.whiten(kernel).T)
         return leave_run_out.Problem(
             design,
@@ -222,7 +225,8 @@ class EffectsRegression:
     def solve(self, penalty: float, leave_out: bool = True) -> EffectsFit:
         """The fit for λ = penalty (inf: the mean trajectory).
 
-        Without ``leave_out``, and of a single run, nothing is predicted out of fold, and the model is not calibrated.
+        Without ``leave_out``, and of a single run, nothing is predicted out of fold, and the model is not
+        calibrated.
         """
         several = leave_out and len(self.levels) > 1
         if np.isinf(penalty):
@@ -276,7 +280,7 @@ class EffectsRegression:
 
     def effects_and_drift(self, solution: leave_run_out.Solution) -> tuple[Array, Array]:
         """(B [k, train, test], μ [interval, test])"""
-        dual = self.whiten_transposed(solution.dual)
+        dual = self.whitener.T @ solution.dual
         rows = self.centered * self.scale**2
         effects = np.stack([rows.T @ (phi[:, None] * dual) for phi in self.basis.T])
         return effects, DRIFT_VARIANCE * self._by_interval(dual)
@@ -284,8 +288,8 @@ class EffectsRegression:
     def _mean_trajectory(self, without: int | None = None) -> Array:
         """The mean start and the mean increments of the runs, added up, [point, test].
 
-        A mean of the levels themselves would jump where a run ends. ``without`` leaves a run out and gives the mean
-        of the others at its points; where that run goes on alone, it stands still.
+        A mean of the levels themselves would jump where a run ends. ``without`` leaves a run out and gives
+        the mean of the others at its points; where that run goes on alone, it stands still.
         """
         others = [number for number in range(len(self.levels)) if number != without]
         start = np.mean([self.levels[number][0] for number in others or range(len(self.levels))], axis=0)
@@ -309,10 +313,12 @@ class EffectsRegression:
     # ----------------------------------------------------------------------------------- calibrating
 
     def calibrated(self, rollouts: list[Array]) -> tuple[Array, OutOfFold]:
-        """c [point], and the out-of-fold predictions: deviations from the mean trajectory, multiplied by what predictions of runs without them show.
+        """c [point], and the out-of-fold predictions: deviations from the mean trajectory, multiplied by what
+        predictions of runs without them show.
 
-        c_j = Σ d̂ d / Σ d̂² over runs and test examples, with d̂ the predicted and d the true deviation from the mean
-        of the other runs at point j; the sums are smoothed over points, and c is drawn to 1 by the weight of one run.
+        c_j = Σ d̂ d / Σ d̂² over runs and test examples, with d̂ the predicted and d the true deviation from
+        the mean of the other runs at point j; the sums are smoothed over points, and c is drawn to 1 by the
+        weight of one run.
         """
         points, runs = len(self.data.recorded.grid), len(rollouts)
         product, square = np.zeros(points), np.zeros(points)

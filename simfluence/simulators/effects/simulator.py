@@ -29,7 +29,7 @@ from simfluence.simulators.effects.momentum import Momentum
 from simfluence.simulators.effects.penalty import Chosen, choose_penalty
 from simfluence.simulators.effects.prior import prior_prediction
 from simfluence.simulators.effects.regression import EffectsFit, EffectsRegression, OutOfFold
-from simfluence.simulators.scores import portable_scores
+from simfluence.simulators.scores import check_scores, portable_scores
 
 Kernel = Literal["effects", "scores"]
 
@@ -40,17 +40,18 @@ class EffectsSimulator(Simulator):
 
     Parameters
     ----------
-    scores : attribution scores [train, test] that are the mean of the effects, or a list of several; arrays, or
-        anything with an attribute ``scores``. Positive lowers the loss; any units.
+    scores : attribution scores [train, test] that are the mean of the effects, or a list of several; arrays,
+        or anything with an attribute ``scores``. Positive lowers the loss; any units.
     kernel : of the training dynamics that predict most of what curricula change, to which effects are added.
-        "effects": found in the runs by an alternating fit, with four runs or more. "scores": those given. None: no
-        dynamics. There are none either for losses at or below 0, which have no log-odds.
-    penalty : λ > 0 of the effects; inf is the mean trajectory. None chooses by the error on runs that were left out
-        of the fit, and on the validation runs if there are any.
+        "effects": found in the runs by an alternating fit, with four runs or more. "scores": those given.
+        None: no dynamics. There are none either for losses at or below 0, which have no log-odds.
+    penalty : λ > 0 of the effects; inf is the mean trajectory. None chooses by the error on runs that were
+        left out of the fit, and on the validation runs if there are any.
     momentum : β of the optimizer's momentum. None takes what the runs say of their optimizer, or .9.
     noise_correlation : κ of the noise in increments.
     decay : how freely effects change with training progress, 0 (constant) .. < 1.
-    link : "identity", or "log_odds" to work with log(eᴸ − 1); None is "log_odds" where all losses are above 0.
+    link : "identity", or "log_odds" to work with log(eᴸ − 1); None is "log_odds" where all losses are above
+        0.
     max_rows : the grid of steps is thinned until the regression has about that many rows.
 
     Attributes
@@ -58,8 +59,8 @@ class EffectsSimulator(Simulator):
     model_ : the fitted ``EffectsModel``. dynamics_ : the fitted ``TrainingDynamics``, or None.
     penalty_ : λ. penalty_errors_ : λ → error, where it was chosen.
     error_ : all-steps MSE of runs that were left out, and of validation runs; NaN for a single run.
-    grid_ : int [point]. out_of_fold_ : float [run, point, test], each run as predicted by a fit without it; NaN after
-        a run's end, no runs where only one was fitted.
+    grid_ : int [point]. out_of_fold_ : float [run, point, test], each run as predicted by a fit without it;
+        NaN after a run's end, no runs where only one was fitted.
     """
 
     name: ClassVar[str] = "effects"
@@ -119,6 +120,7 @@ class EffectsSimulator(Simulator):
 
     def training_data(self, train: RunSet) -> TrainingData:
         """The runs, made ready for this simulator and others with the same scores."""
+        check_scores(self.scores, train)
         return TrainingData(train, as_scores(self.scores, (len(train.train), len(train.test))), self.max_rows)
 
     def _fit_to(
@@ -222,8 +224,8 @@ class EffectsSimulator(Simulator):
     def out_of_fold(self, train: RunSet) -> Array:
         """The training runs, each as predicted by a fit that has not seen it, float [run, step + 1, test].
 
-        train : the runs that this simulator was fitted to. Linear between the points of ``grid_``; NaN after a run's
-        end. Raises ValueError for other runs, or a single one.
+        train : the runs that this simulator was fitted to. Linear between the points of ``grid_``; NaN after
+        a run's end. Raises ValueError for other runs, or a single one.
         """
         self.check_examples(train)
         return on_every_step(self.out_of_fold_, self.grid_, self.lengths_, train)
@@ -243,7 +245,8 @@ def on_every_step(
     """
     if len(out_of_fold) != len(train) or list(lengths) != [len(run) for run in train]:
         raise ValueError(
-            f"out-of-fold predictions are of the {len(out_of_fold)} runs of the fit (at least two), got other runs"
+            f"out-of-fold predictions are of the {len(out_of_fold)} runs of the fit, two at least;"
+            " these are other runs"
         )
     losses = np.full(train.loss.shape, np.nan)
     for number, (run, predicted) in enumerate(zip(train, out_of_fold, strict=True)):

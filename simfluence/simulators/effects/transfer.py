@@ -3,13 +3,13 @@
     g(L_t)(z) − g(L_{t-1})(z) = μ_t(z) + Σ_i m̂_{t,i} B_i(z, t) + scores, initial losses + noise
     B_i(z, t) = h_iᵀ W(t) h_z + free effects of recorded examples
 
-the regression of bilinear.py, whose kernels are of features h_i of training and h_z of test examples. A training example
-that was in no recorded batch has effects by its features. A test example that was not recorded gets, by ``transfer``,
-effects by its features, and the drift from a regression of the recorded test examples' drifts on what is known of a
-test example before training.
+the regression of bilinear.py, whose kernels are of features h_i of training and h_z of test examples. A
+training example that was in no recorded batch has effects by its features. A test example that was not
+recorded gets, by ``transfer``, effects by its features, and the drift from a regression of the recorded test
+examples' drifts on what is known of a test example before training.
 
-GPTfluence (Chai et al. 2024, arXiv 2404.07840) fits bilinear forms by gradient descent; here they are solved. Without
-features every example is its own feature, and the model is the one of regression.py.
+GPTfluence (Chai et al. 2024, arXiv 2404.07840) fits bilinear forms by gradient descent; here they are solved.
+Without features every example is its own feature, and the model is the one of regression.py.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from simfluence.simulators.effects.model import progress_basis
 from simfluence.simulators.effects.penalty import Chosen
 from simfluence.simulators.effects.regression import EffectsRegression
 from simfluence.simulators.effects.simulator import EffectsSimulator
+from simfluence.simulators.scores import check_scores
 
 RIDGES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-3, 3.5, 0.5))
 """Penalties of the regression of drifts on features, relative to the kernel."""
@@ -46,10 +47,10 @@ class FeatureSimulator(EffectsSimulator):
     ----------
     train_features, test_features : float [train, p], [test, q]; None for one feature an example.
         Centred and scaled here to mean square norm 1.
-    scores : as in ``EffectsSimulator``, but with coefficients that all test examples share. Scores of any pair can be
-        known without training, so they are features of pairs.
-    free : the share of the prior variance of effects that features predict nothing of, 0 .. 1; both of training and
-        of test examples.
+    scores : as in ``EffectsSimulator``, but with coefficients that all test examples share. Scores of any
+        pair can be known without training, so they are features of pairs.
+    free : the share of the prior variance of effects that features predict nothing of, 0 .. 1; both of
+        training and of test examples.
     penalty, momentum, noise_correlation, decay, link, max_rows : as in ``EffectsSimulator``.
     """
 
@@ -96,6 +97,7 @@ class FeatureSimulator(EffectsSimulator):
 
     def training_data(self, train: RunSet) -> TrainingData:
         """The runs, made ready; the features are read here too."""
+        check_scores(self.scores, train)
         shape = (len(train.train), len(train.test))
         scores = as_scores(self.scores, shape)
         self.score_units_ = score_units(self.scores, len(scores))

@@ -50,7 +50,7 @@ def folds_over_runs(run_of_row: npt.NDArray[np.int64], n_runs: int, folds: int) 
     ]
 
 
-def path_errors(
+def rollout_errors(
     problem: RidgeProblem,
     folds: Sequence[Fold],
     scored: RunSet,
@@ -59,28 +59,79 @@ def path_errors(
     weights: Array,
     device: torch.device,
     per_test: bool = False,
-) -> Array:
-    """Rollout error of every penalty: mean squared error over steps and scored runs, mean over folds.
+) -> tuple[Array, Array]:
+    """The penalties that are worth comparing, ascending, and the rollout error of each, [λ] and [λ, test].
 
-    All are screened with coefficients that are good to a few digits; where more than one comes as close to
-    the best (to a test example's best, if ``per_test``) as these digits tell, these are computed again,
-    exactly, so that the choice does not depend on rounding.
+    The rollout error is the mean squared error over steps and scored runs, averaged over folds; inf where rollouts
+    leave the range of floats.
+
+    Where one penalty is to serve all test examples, the grid is first gone through from its largest penalty down on a
+    few test examples, until errors have risen for three penalties in a row: small penalties take most of the time and
+    are rarely best. The best one and its neighbours are then compared on all test examples. Designs that all test
+    examples share are diagonalised once, so that every penalty is compared.
 
     Parameters
     ----------
-    scored : the runs that folds are scored on.
+    scored : the runs that folds are scored on. weights : of these, [run].
     roll_out : how coefficients simulate some of them.
-    weights : of the scored runs, [run].
+    """
 
-    Returns
-    -------
-    [λ, test]; inf where rollouts leave the range of floats.
+    def errors_of(tests: npt.NDArray[np.int64], some: Array) -> Array:
+        losses = scored.loss[..., tests].astype(np.float64)
+        part = problem if len(tests) == problem.n_tests else problem.tests(tests)
+        return _grid_errors(part, folds, losses, roll_out, some, weights, device, per_test)
+
+    everything = np.arange(problem.n_tests)
+    grid = np.sort(penalties)
+    if per_test or problem.shared:
+        return grid, errors_of(everything, grid)
+    descending = grid[::-1]
+    few = np.unique(np.linspace(0, problem.n_tests - 1, SIMD_WIDTH).round().astype(np.int64))
+    rough: list[float] = []
+    while len(rough) < len(grid):
+        rough += errors_of(few, descending[len(rough) : len(rough) + 3]).mean(1).tolist()
+        if len(rough) - 1 - int(np.argmin(rough)) >= 3:
+            break
+    best = int(np.argmin(rough))
+    low, high = max(best - 1, 0), min(best + 1, len(grid) - 1)
+    errors = errors_of(everything, descending[low : high + 1])
+    while (at := int(np.argmin(errors.mean(1)))) in (
+        0,
+        len(errors) - 1,
+    ):  # on all, the best one may lie farther
+        if at == 0 and low > 0:
+            low -= 1
+            errors = np.concatenate([errors_of(everything, descending[low : low + 1]), errors])
+        elif at == len(errors) - 1 and high < len(grid) - 1:
+            high += 1
+            errors = np.concatenate([errors, errors_of(everything, descending[high : high + 1])])
+        else:
+            break
+    return descending[low : high + 1][::-1], errors[::-1]
+
+
+def _grid_errors(
+    problem: RidgeProblem,
+    folds: Sequence[Fold],
+    losses: Array,
+    roll_out: Rollout,
+    penalties: Array,
+    weights: Array,
+    device: torch.device,
+    per_test: bool,
+) -> Array:
+    """[λ, test], for recorded losses [run, step + 1, test].
+
+    All penalties are screened with coefficients that are good to a few digits; where more than one comes as close to
+    the best (to a test example's best, if ``per_test``) as these digits tell, these are computed again, exactly, so
+    that the choice does not depend on rounding.
     """
     size = max(1, _CHUNK_BYTES // (8 * len(penalties) * problem.columns))
     size -= size % SIMD_WIDTH if size > SIMD_WIDTH else 0
     rows, chunks = [fold.rows for fold in folds], slices(problem.n_tests, size)
-    common = [(tests, Paths(problem.tests(tests), rows, device)) for tests in chunks], folds, scored, roll_out
-    errors = _path_errors(*common, weights, penalties, PATH_TOLERANCE)
+    parts = [(tests, Paths(problem.tests(tests), rows, device)) for tests in chunks]
+    common = parts, folds, losses, roll_out, weights
+    errors = _path_errors(*common, penalties, PATH_TOLERANCE)
     if problem.shared:  # exact at once
         return errors
     means = errors if per_test else errors.mean(axis=1, keepdims=True)
@@ -88,21 +139,21 @@ def path_errors(
         close = means <= (1 + _CLOSE) * means.min(axis=0)
     in_doubt = np.flatnonzero((close & (close.sum(axis=0) > 1)).any(axis=1))
     if len(in_doubt):
-        errors[in_doubt] = _path_errors(*common, weights, penalties[in_doubt], _EXACT)
+        errors[in_doubt] = _path_errors(*common, penalties[in_doubt], _EXACT)
     return errors
 
 
 def _path_errors(
     parts: Sequence[tuple[slice, Paths]],
     folds: Sequence[Fold],
-    scored: RunSet,
+    losses: Array,
     roll_out: Rollout,
     weights: Array,
     penalties: Array,
     tolerance: float,
 ) -> Array:
     """[λ, test], from the paths of some of the test examples after the other."""
-    losses, count = scored.loss.astype(np.float64), len(penalties)
+    count = len(penalties)
     errors = np.zeros((count, losses.shape[2]))
     for (tests, paths), (number, fold) in itertools.product(parts, enumerate(folds)):
         thetas, true = paths.solve(number, penalties, tolerance), losses[fold.scored][..., tests]

@@ -51,7 +51,7 @@ from simfluence.simulators.markov.penalty import (
     Fold,
     choose_penalty,
     folds_over_runs,
-    path_errors,
+    rollout_errors,
 )
 from simfluence.simulators.markov.rollout import simulate_linear
 
@@ -290,8 +290,10 @@ class MarkovSimulator(Simulator):
                 rates=None if factors is None else _padded([factors[run] for run in runs]),
             )
 
-        grid = np.array(sorted(self.penalties or PENALTIES))
-        errors = path_errors(problem, folds, scored, roll_out, grid, weights, self._device(), self.per_test)
+        penalties = np.array(sorted(self.penalties or PENALTIES))
+        grid, errors = rollout_errors(
+            problem, folds, scored, roll_out, penalties, weights, self._device(), self.per_test
+        )
         self.penalty_errors_ = {f"{p:g}": float(e) for p, e in zip(grid, errors.mean(axis=1), strict=True)}
         chosen = choose_penalty(errors, grid, self.per_test)
         return chosen if self.per_test else float(chosen)
