@@ -8,12 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from regressions import make_problem
-from scipy import sparse
 from sklearn.linear_model import Ridge
 
 from simfluence import ridge
-from simfluence.ridge import gpu, path
-from simfluence.ridge.products import CountProducts
+from simfluence.ridge import path
+from simfluence.ridge.normal_equations import OuterProducts
 
 CPU = torch.device("cpu")
 SOLVERS = ("primal", "dual", "iterative")
@@ -36,6 +35,12 @@ def dense_solution(problem, penalty):
         x = dense_design(problem, z)
         columns.append(np.linalg.solve(x.T @ x + penalty * metric(problem), x.T @ problem.target[:, z]))
     return np.stack(columns, axis=-1).reshape(problem.blocks, problem.n, -1)
+
+
+def solve_path(problem, penalties, tolerance=ridge.PATH_TOLERANCE):
+    """θ [λ, block, n, test] on all rows."""
+    rows = np.arange(problem.counts.shape[0])
+    return ridge.Paths(problem, [rows], CPU).solve(0, penalties, tolerance)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -110,7 +115,7 @@ def test_a_path_is_one_solution_a_penalty(rng, which, pooled):
     if which == "shared":
         problem = ridge.RidgeProblem(problem.counts, problem.scales[:, :, :1], problem.target, pooled)
     penalties = np.array([1e-2, 1.0, 1e3])
-    found = path.solve_path(problem, penalties, CPU, 1e-11)
+    found = solve_path(problem, penalties, 1e-11)
     for number, penalty in enumerate(penalties):
         np.testing.assert_allclose(found[number], dense_solution(problem, penalty), rtol=0, atol=1e-8)
 
@@ -138,7 +143,7 @@ def test_paths_of_nearly_collinear_blocks_need_no_factors(rng, monkeypatch, pool
     factorized = []
     monkeypatch.setattr(path, "_factorize_others", lambda *a: factorized.append(a))
     penalties = 10.0 ** np.arange(-4, 5, 0.5)
-    found = path.solve_path(problem, penalties, CPU)
+    found = solve_path(problem, penalties)
     assert not factorized
     for number in (0, 8, 17):
         expected = dense_solution(problem, penalties[number])
@@ -148,7 +153,7 @@ def test_paths_of_nearly_collinear_blocks_need_no_factors(rng, monkeypatch, pool
 def test_a_path_factorizes_what_does_not_converge(rng, monkeypatch):
     problem = make_problem(rng)
     monkeypatch.setattr(path, "_LIMIT", 2)
-    found = path.solve_path(problem, np.array([1e-2, 1.0]), CPU)
+    found = solve_path(problem, np.array([1e-2, 1.0]))
     np.testing.assert_allclose(found[0], dense_solution(problem, 1e-2), rtol=0, atol=1e-8)
 
 
@@ -190,12 +195,12 @@ def test_degrees_of_freedom_and_condition_are_near_the_exact_ones(rng, solver, p
     assert (found.condition >= 0.01 * np.array(condition)).all()
 
 
-def test_the_iterative_solver_says_where_it_stopped(rng):
+def test_the_iterative_solver_reports_where_it_stopped(rng):
     problem = make_problem(rng, n=40, rows=300, tests=5)
     good = ridge.solve_ridge(problem, 1.0, "iterative", CPU)
     assert good.convergence.failed == 0
     assert good.convergence.residual < 1e-10
-    bad = ridge.conjugate_gradients.solve_iterative(problem, np.ones(5), CPU, max_iterations=2)
+    bad = ridge.conjugate_gradients.solve_iterative(problem, np.ones(5), max_iterations=2)
     assert bad.convergence.failed == 5
     assert bad.convergence.iterations == 2
     assert bad.convergence.residual > 1e-8
@@ -205,7 +210,7 @@ def test_what_does_not_converge_is_factorized_unless_told_otherwise(rng, monkeyp
     problem = make_problem(rng)
     monkeypatch.setattr(ridge, "choose_solver", lambda *_: "iterative")
     short = ridge.solve_iterative
-    monkeypatch.setattr(ridge, "solve_iterative", lambda *a: short(*a[:4], max_iterations=1))
+    monkeypatch.setattr(ridge, "solve_iterative", lambda *a: short(*a[:3], max_iterations=1))
     assert ridge.solve_ridge(problem, 1.0, device=CPU).solver == "primal"
     assert ridge.solve_ridge(problem, 1.0, "iterative", CPU).solver == "iterative"
 
@@ -230,81 +235,20 @@ def test_an_unknown_solver_is_named():
 def test_outer_products(rng, batch):
     problem = make_problem(rng, n=12, rows=40, batch=batch)
     weights = rng.random((40, 3))
-    found = ridge.OuterProducts(problem.counts).weighted(weights)
+    found = OuterProducts(problem.counts).weighted(weights)
     counts = problem.counts.toarray()
     for z in range(3):
         np.testing.assert_allclose(found[z], counts.T @ np.diag(weights[:, z]) @ counts, atol=1e-12)
 
 
-def test_normal_equations_with_any_metric_and_center(rng):
-    problem = make_problem(rng)
-    equations = ridge.normal_equations(ridge.OuterProducts(problem.counts), problem.scales, problem.target)
-    center = rng.normal(size=problem.columns)
-    other = np.diag(rng.random(problem.columns))
-    found = ridge.solve(equations, 2.0, center, other).coefficients
-    for z in range(problem.n_tests):
-        x = dense_design(problem, z)
-        left, right = x.T @ x + 2.0 * other, x.T @ problem.target[:, z] + 2.0 * other @ center
-        np.testing.assert_allclose(found[z], np.linalg.solve(left, right), atol=1e-10)
-
-
 def test_one_test_example_is_not_diagonalised(rng, monkeypatch):
     """A design of its own is no shared one, though its scales have one column."""
     problem, penalties = make_problem(rng, n=20, rows=150, tests=4), np.array([1e-2, 1.0, 1e3])
-    together = path.solve_path(problem, penalties, CPU, 1e-9)
+    together = solve_path(problem, penalties, 1e-9)
     monkeypatch.setattr(path, "_shared_path", None)
     for z in range(problem.n_tests):
-        alone = path.solve_path(problem.tests(slice(z, z + 1)), penalties, CPU, 1e-9)
+        alone = solve_path(problem.tests(slice(z, z + 1)), penalties, 1e-9)
         np.testing.assert_allclose(alone[..., 0], together[..., z], atol=1e-7)
-
-
-def test_products_are_those_of_the_sparse_matrix(rng):
-    problem = make_problem(rng)
-    vectors, rows = rng.normal(size=(12, 2)), rng.normal(size=(60, 2))
-    products = CountProducts(problem.counts, CPU)
-    forward = products.forward(torch.from_numpy(vectors)).numpy()
-    np.testing.assert_allclose(forward, problem.counts @ vectors, rtol=1e-12)
-    backward = products.backward(torch.from_numpy(rows)).numpy()
-    np.testing.assert_allclose(backward, problem.counts.T @ rows, rtol=1e-12, atol=1e-12)
-
-
-def test_products_take_entries_in_any_order_and_twice(rng):
-    """As products of sparse matrices have them: the counts of intervals between evaluations."""
-    counts, vectors = make_problem(rng).counts, rng.normal(size=(12, 2))
-    summing = sparse.csr_array(np.repeat(np.eye(12), 5, axis=1))
-    summed = summing @ counts
-    assert not summed.has_sorted_indices
-    twice = sparse.csr_array(
-        (np.tile(counts.data, 2), np.tile(counts.indices, 2), [0, 2 * counts.nnz]), shape=(1, 12)
-    )
-    for matrix in (summed, twice):
-        found = CountProducts(matrix, CPU).forward(torch.from_numpy(vectors)).numpy()
-        np.testing.assert_allclose(found, matrix @ vectors, rtol=1e-12)
-
-
-@pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.parametrize("together", [1, 2**24])  # numbers at once
-def test_what_gpus_do_is_what_compiled_loops_do(rng, monkeypatch, pooled, shared, together):
-    """The solver for GPUs, run without one."""
-    monkeypatch.setattr(gpu, "_CHUNK_VALUES", together)
-    problem = make_problem(rng, n=20, rows=150, tests=7, blocks=1 if shared else 3, pooled=pooled)
-    if shared:
-        problem = ridge.RidgeProblem(problem.counts, problem.scales[:, :, :1], problem.target, pooled)
-    compiled = ridge.solve_ridge(problem, 2.0, "iterative", CPU)
-    penalties = np.array([1e-2, 1.0, 1e3])
-    monkeypatch.setattr(path, "_SHARED_COLUMNS", 0)
-    paths = [path.solve_path(problem, penalties, CPU, tolerance) for tolerance in (1e-5, 1e-11)]
-    for module in (ridge.conjugate_gradients, path):
-        monkeypatch.setattr(module, "is_compiled_for", lambda device: False)
-    found = ridge.solve_ridge(problem, 2.0, "iterative", CPU)
-    assert found.convergence.failed == 0
-    np.testing.assert_allclose(found.coefficients, compiled.coefficients, atol=1e-9)
-    np.testing.assert_allclose(found.degrees_of_freedom, compiled.degrees_of_freedom, rtol=1e-2)
-    np.testing.assert_allclose(found.condition, compiled.condition, rtol=1e-2)
-    for tolerance, expected in zip((1e-5, 1e-11), paths, strict=True):
-        again = path.solve_path(problem, penalties, CPU, tolerance)
-        np.testing.assert_allclose(again, expected, atol=20 * tolerance)
 
 
 @pytest.fixture
