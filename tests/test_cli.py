@@ -177,7 +177,7 @@ def test_a_what_if_from_one_run_and_scores(simfluence, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "1 runs, fewer than train + validation = 22: fitted to all" in result.stdout
-    assert "no bands, which take 3 training runs" in result.stdout
+    assert "no bands, which take three runs" in result.stdout
     changes = pd.read_csv(tmp_path / "what_if.csv")
     change = changes.groupby("group")["change"].mean()
     assert change["which"] > 0.04

@@ -133,7 +133,7 @@ def test_few_runs_are_answered_with_a_note() -> None:
     answer = ask(runs, LinearSimulator(1.0), lambda curriculum: edits.remove(curriculum, [3]))
     assert answer.notes == [
         "2 runs, fewer than train + validation = 22: fitted to all",
-        "no bands, which take 3 training runs to learn errors from",
+        "no bands, which take three runs to learn errors from",
     ]
     assert np.isfinite(answer.changes["change"]).all()
 

@@ -135,7 +135,8 @@ def test_losses_of_any_size_in_one_test_example(factor):
     target[:, 1] *= factor
     penalties = np.array([1e-4, 1.0, 1e4])
     other = ridge.RidgeProblem(problem.counts, scales, target)
-    found = ridge.solve_path(other, penalties, CPU)
+    rows = np.arange(other.counts.shape[0])
+    found = ridge.Paths(other, [rows], CPU).solve(0, penalties)
     for penalty, theta in zip(penalties, found, strict=True):
         for z in (0, 1):
             x = dense(other, z)

@@ -56,7 +56,7 @@ def test_effects_and_drift_are_the_ridge_solution(rng, n, noise_correlation):
     whitening, design, target = dense(regression)
     z, y = whitening @ design, whitening @ target
     np.testing.assert_allclose(regression.whiten(target), y, atol=1e-12)
-    np.testing.assert_allclose(regression.whiten_transposed(target), whitening.T @ target, atol=1e-12)
+    np.testing.assert_allclose(regression.whitener.toarray(), whitening, atol=1e-12)
     rows = regression.data.recorded.rows[1]
     np.testing.assert_allclose(regression.unwhiten(y[rows]), target[rows], atol=1e-12)
     theta = np.linalg.solve(z.T @ z + 0.3 * np.eye(z.shape[1]), z.T @ y)

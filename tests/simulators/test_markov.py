@@ -117,16 +117,20 @@ def test_cross_validation_is_what_separate_fits_and_rollouts_say(runs, lengths):
     cuts = [cut(run, steps) for run, steps in zip(runs, lengths, strict=True)]
     runs = RunSet(cuts, runs.train, runs.test)
     found = LinearSimulator(folds=4).fit(runs)
-    number = np.arange(len(runs)) % 4
-    for penalty, error in found.penalty_errors_.items():
+    number, errors = np.arange(len(runs)) % 4, {}
+    for penalty in PENALTIES:
         folds = []
         for k in range(4):
             held_out = runs[np.flatnonzero(number == k)]
-            fitted = LinearSimulator(penalty=float(PENALTIES[list(found.penalty_errors_).index(penalty)]))
-            fitted.fit(runs[np.flatnonzero(number != k)])
+            fitted = LinearSimulator(penalty=penalty).fit(runs[np.flatnonzero(number != k)])
             simulated = fitted.simulate(held_out.curricula, held_out.initial_loss)
             folds.append(np.nanmean(np.square(simulated - held_out.loss)[:, 1:]))
-        assert error == pytest.approx(np.mean(folds), rel=1e-3)
+        errors[penalty] = np.mean(folds)
+    assert found.penalty_ == min(errors, key=errors.get)
+    assert len(found.penalty_errors_) >= 3
+    for penalty, error in found.penalty_errors_.items():
+        nearest = min(PENALTIES, key=lambda value: abs(value - float(penalty)))
+        assert error == pytest.approx(errors[nearest], rel=1e-3)
 
 
 def test_a_grid_of_ones_own(runs, tmp_path):
