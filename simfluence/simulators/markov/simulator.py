@@ -338,7 +338,7 @@ class MarkovSimulator(Simulator):
     # --------------------------------------------------------------------------------- simulating
 
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
         slope = self.A_ - 1 / self.batch_size_ if self.free_slope else None
         losses = simulate_linear(
