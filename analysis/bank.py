@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import importlib.util
 import multiprocessing
 import os
@@ -55,9 +56,12 @@ from simfluence.simulators import Simulator, make_simulator
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATORS = ["mean_trajectory", "persistence", "linear", "auto", "auto+scores", "dynamics+scores"]
 FORMER_NAMES = {"dynamics": "replayed"}  # in versions that do not have the simulator by its present name
-HELD_OUT = range(12, 16)
+HELD_OUT = slice(12, 16)
 KEYS = ["version", "regime", "simulator", "scores", "runs"]
 COLUMNS = [*KEYS, "measure", "kind", "value"]
+# what the summary's cells show: measure, how it is taken over regimes, and its form
+OF_REGIMES = [("skill", "median", ".2f"), ("skill at the end", "median", ".2f"), ("seconds", "median", ".0f")]
+OF_EDITS = [("Pearson", "median", ".2f"), ("slope", "median", ".2f"), ("right sign", "mean", ".0%")]
 Row = tuple[str, str, float]
 """Measure, kind of edit (or an error), value."""
 
@@ -91,8 +95,7 @@ def run_set(regime: dict[str, Any]) -> RunSet:
     logged = []
     for run, rates in zip(runs, regime["lr"], strict=True):
         evaluated = np.flatnonzero(np.isfinite(run.loss).any(1))
-        metric = {"loss": run.loss[evaluated]}
-        rates = rates[: len(run)].astype(np.float64)
+        metric, rates = {"loss": run.loss[evaluated]}, rates[: len(run)].astype(np.float64)
         logged.append(dataclasses.replace(run, metrics=metric, evaluated=evaluated, learning_rate=rates))
     return RunSet(logged, train, test)
 
@@ -122,16 +125,11 @@ def measure(file: Path, name: str, with_scores: bool, count: int) -> list[Row]:
 
 def skills(simulator: Simulator, mean: Simulator, runs: RunSet) -> list[Row]:
     """Skill on the held-out runs."""
-    held_out = runs[HELD_OUT.start : HELD_OUT.stop]
-    curricula = held_out.curricula
-    true = held_out.loss[:, : 1 + max(len(curriculum) for curriculum in curricula)]
-    simulated, baseline = (
-        one.simulate(curricula, held_out.initial_loss) for one in (simulator, mean)
-    )  # [run, step + 1, test]
-    all_steps = [metrics.all_steps_mse(true, losses) for losses in (simulated, baseline)]
-    at_the_end = [
-        np.square(last(losses, curricula) - last(true, curricula)) for losses in (simulated, baseline)
-    ]
+    held_out = runs[HELD_OUT]
+    true, curricula = held_out.loss, held_out.curricula
+    both = [one.simulate(curricula, held_out.initial_loss) for one in (simulator, mean)]
+    all_steps = [metrics.all_steps_mse(true, losses) for losses in both]
+    at_the_end = [np.square(last(losses, curricula) - last(true, curricula)) for losses in both]
     if not np.isfinite([*all_steps, *at_the_end]).all():
         raise ValueError("simulated losses of held-out runs are not finite")
     return [
@@ -154,12 +152,13 @@ def edits(simulator: Simulator, regime: dict[str, Any], runs: RunSet) -> list[Ro
         if not np.isfinite(predicted).all():
             raise ValueError(f"predicted changes are not finite: {edit['kind']}")
         varies = np.ptp(predicted) > 1e-12
-        rows += [
-            ("Pearson", edit["kind"], float(stats.pearsonr(predicted, true).statistic) if varies else 0.0),
-            ("Spearman", edit["kind"], float(stats.spearmanr(predicted, true).statistic) if varies else 0.0),
-            ("slope", edit["kind"], float(stats.linregress(true, predicted).slope)),
-            ("right sign", edit["kind"], float(np.sign(predicted.mean()) == np.sign(true.mean()))),
-        ]
+        values = {
+            "Pearson": stats.pearsonr(predicted, true).statistic if varies else 0.0,
+            "Spearman": stats.spearmanr(predicted, true).statistic if varies else 0.0,
+            "slope": stats.linregress(true, predicted).slope,
+            "right sign": np.sign(predicted.mean()) == np.sign(true.mean()),
+        }
+        rows += [(name, edit["kind"], float(value)) for name, value in values.items()]
     return rows
 
 
@@ -209,54 +208,40 @@ def failure(message: str) -> Row:
 def summary(frame: pd.DataFrame) -> str:
     """Markdown: skill by regime and what-ifs by kind, for each number of training runs, then the failures."""
     frame = frame.assign(simulator=frame["simulator"] + np.where(frame["scores"] == "yes", " + scores", ""))
-    parts = []
+    parts = [f"# Version {', '.join(frame['version'].unique())}"]
     for count, rows in sorted(frame.groupby("runs"), reverse=True):
-        runs = "1 training run" if count == 1 else f"{count} training runs"
+        runs = f"{count} training run{'s' if count > 1 else ''}"
         parts += [
-            f"## {runs}: skill on held-out runs, all steps / last step\n",
-            skill_table(rows),
-            f"\n## {runs}: what-ifs, Pearson / slope (medians over regimes) / share of right signs\n",
-            edit_table(rows),
-            "",
+            f"## {runs}: skill on held-out runs, all steps / last step / seconds to fit",
+            table(rows, "regime", "median over regimes", OF_REGIMES),
+            f"## {runs}: what-ifs, Pearson / slope (medians over regimes) / share of right signs",
+            table(rows, "kind", "all kinds", OF_EDITS),
         ]
-    failures = frame[frame["measure"] == "failure"]
+    failures = frame.loc[frame["measure"] == "failure", ["regime", "simulator", "runs", "kind"]]
     if len(failures):
-        kept = failures[["regime", "simulator", "runs", "kind"]].rename(columns={"kind": "error"})
-        parts += ["## Failures\n", kept.to_markdown(index=False)]
-    return "\n".join([f"# Version {', '.join(frame['version'].unique())}\n", *parts]) + "\n"
+        parts += ["## Failures", failures.rename(columns={"kind": "error"}).to_markdown(index=False)]
+    return "\n\n".join(parts) + "\n"
 
 
-def skill_table(rows: pd.DataFrame) -> str:
-    order = list(rows["simulator"].unique())
-    skill, end, seconds = (
-        rows[rows["measure"] == measure].pivot_table(index="regime", columns="simulator", values="value")
-        for measure in ("skill", "skill at the end", "seconds")
-    )
-    table = skill.map("{:.2f}".format) + " / " + end.map("{:.2f}".format)
-    table = table.where(skill.notna(), "").reindex(index=sorted(rows["regime"].unique()), columns=order)
-    for name in skill.columns:
-        middle = f"{skill[name].median():.2f} / {end[name].median():.2f} ({skill[name].count()})"
-        table.loc["median (regimes)", name] = middle
-        table.loc["seconds to fit, median / most", name] = (
-            f"{seconds[name].median():.2g} / {seconds[name].max():.3g}"
-        )
-    return table.fillna("").to_markdown()
+def table(rows: pd.DataFrame, by: str, over_all: str, measures: list[tuple[str, str, str]]) -> str:
+    """A column a simulator, all measures in each cell, and a last row over all other rows."""
+    rows = rows[rows["measure"].isin([measure for measure, _, _ in measures])]
+    both = pd.concat([rows, rows.assign(**{by: over_all})])
+    shown = []
+    for measure, how, form in measures:
+        of_one = both[both["measure"] == measure]
+        values = of_one.pivot_table("value", by, "simulator", aggfunc=how)
+        shown.append(values.map(f"{{:{form}}}".format).where(values.notna()))
+    cells = functools.reduce(lambda left, right: left + " / " + right, shown)
+    order = {"index": [*rows[by].unique(), over_all], "columns": rows["simulator"].unique()}
+    return cells.reindex(**order).fillna("").to_markdown()
 
 
-def edit_table(rows: pd.DataFrame) -> str:
-    order, kinds = list(rows["simulator"].unique()), rows[rows["measure"] == "slope"]["kind"].unique()
-    every = rows.assign(kind="all kinds")
-    both = pd.concat([rows[rows["kind"].isin(kinds)], every[rows["kind"].isin(kinds)]])
-    pearson, slope, sign = (
-        both[both["measure"] == measure].pivot_table(
-            index="kind", columns="simulator", values="value", aggfunc=how
-        )
-        for measure, how in (("Pearson", "median"), ("slope", "median"), ("right sign", "mean"))
-    )
-    cells = (
-        pearson.map("{:.2f}".format) + " / " + slope.map("{:.2f}".format) + " / " + sign.map("{:.0%}".format)
-    )
-    return cells.reindex(index=[*kinds, "all kinds"], columns=order).fillna("").to_markdown()
+def read(table: Path) -> pd.DataFrame:
+    """The rows made so far."""
+    if not table.exists():
+        return pd.DataFrame(columns=COLUMNS)
+    return pd.read_csv(table, dtype={"version": str}, keep_default_na=False, na_values={"value": [""]})
 
 
 def package_version() -> str:
@@ -289,25 +274,16 @@ def main() -> None:
         for name, _, scores in (simulator.partition("+") for simulator in options.simulators)
         if has_scores[regime] or not scores
     ]
-    done: set[tuple[Any, ...]] = set()
-    if options.output.exists():
-        done = set(
-            pd.read_csv(options.output)[KEYS].astype({"version": str}).itertuples(index=False, name=None)
-        )
-    for key in wanted:
-        if key in done:
-            continue
+    done = set(read(options.output)[KEYS].itertuples(index=False, name=None))
+    for key in [key for key in wanted if key not in done]:
         _, regime, name, scores, count = key
         file = options.folder / f"{regime}.npz"
         measured = measure_within(options.limit, file, name, scores == "yes", count)
         rows = pd.DataFrame([(*key, *row) for row in measured], columns=COLUMNS)
-        rows.to_csv(
-            options.output, mode="a", header=not options.output.exists(), index=False, float_format="%.5g"
-        )
-        print(*key, *measured[0], *measured[1:2], flush=True)
-    frame = pd.read_csv(
-        options.output, dtype={"version": str}, keep_default_na=False, na_values={"value": [""]}
-    )
+        new = not options.output.exists()
+        rows.to_csv(options.output, mode="a", header=new, index=False, float_format="%.5g")
+        print(*key, *measured[:2], flush=True)
+    frame = read(options.output)
     text = summary(frame[frame["version"] == options.version])
     options.output.with_suffix(".md").write_text(text)
     print(text)
