@@ -185,7 +185,7 @@ def measure_within(limit: int, *arguments: Any) -> list[Row]:
     """The rows of ``measure``, or a failure where it took longer than ``limit`` seconds."""
     context = multiprocessing.get_context("forkserver")  # which imports this file once
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure_there, args=(sender, limit, *arguments))
+    process = context.Process(target=measure_there, args=(sender, limit, *arguments), daemon=True)
     process.start()
     sender.close()
     try:
