@@ -48,12 +48,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+import simfluence
 from simfluence.curriculum import Curriculum
 from simfluence.evaluation import metrics
 from simfluence.runs import ExampleTable, RunSet
 from simfluence.simulators import Simulator, make_simulator
 
-ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(__file__).parent / "results"
 SIMULATORS = ["mean_trajectory", "persistence", "linear", "auto", "auto+scores", "dynamics+scores"]
 FORMER_NAMES = {"dynamics": "replayed"}  # in versions that do not have the simulator by its present name
 HELD_OUT = slice(12, 16)
@@ -245,13 +246,13 @@ def read(table: Path) -> pd.DataFrame:
 
 
 def package_version() -> str:
-    """The last commit that changed the package, and whether there are changes since."""
+    """The last commit that changed the imported package, and whether there are changes since."""
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", ROOT, *words], capture_output=True, text=True).stdout.strip()
+        folder = Path(simfluence.__file__).parent
+        return subprocess.run(["git", *words, "."], cwd=folder, capture_output=True, text=True).stdout.strip()
 
-    changed = git("status", "--porcelain", "--", "simfluence")
-    return git("log", "-1", "--format=%h", "--", "simfluence") + ("-changed" if changed else "")
+    return git("log", "-1", "--format=%h") + ("-changed" if git("status", "--porcelain") else "")
 
 
 def main() -> None:
@@ -260,7 +261,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", help="regimes; all by default")
     parser.add_argument("--runs", nargs="+", type=int, default=[1, 4, 12])
     parser.add_argument("--simulators", nargs="+", default=SIMULATORS)
-    parser.add_argument("--output", type=Path, default=ROOT / "analysis" / "results" / "bank.csv")
+    parser.add_argument("--output", type=Path, default=RESULTS / "bank.csv")
     parser.add_argument("--limit", type=int, default=200, help="seconds of one core")
     parser.add_argument("--version", default=package_version(), help="what to call the code in the table")
     options = parser.parse_args()
