@@ -165,7 +165,7 @@ def test_whatif_on_real_recordings(simfluence, tmp_path: Path) -> None:
 
 
 def test_a_what_if_from_one_run_and_scores(simfluence, tmp_path: Path) -> None:
-    """The change that twenty runs foretell, and retraining confirms: the which questions lose most."""
+    """The change that twenty runs predict, and retraining confirms: the which questions lose most."""
     import pandas as pd
 
     from simfluence import RunSet
@@ -177,7 +177,7 @@ def test_a_what_if_from_one_run_and_scores(simfluence, tmp_path: Path) -> None:
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "1 runs, fewer than train + validation = 22: fitted to all" in result.stdout
-    assert "no bands, which take three runs" in result.stdout
+    assert "no bands, which take 3 training runs" in result.stdout
     changes = pd.read_csv(tmp_path / "what_if.csv")
     change = changes.groupby("group")["change"].mean()
     assert change["which"] > 0.04
@@ -204,8 +204,8 @@ def test_scores_are_held_to_the_same_standard(simfluence, recorded: Path) -> Non
     )
     assert table.returncode == 0, table.stderr
     rows = [line.split("|")[1].strip() for line in table.stdout.splitlines() if line.startswith("| ")]
-    named = [f"with_units, {how}" for how in ("calibrated", "as is", "replayed")]
-    named += [f"without, {how}" for how in ("calibrated", "replayed")]
+    named = [f"with_units, {how}" for how in ("calibrated", "as is", "dynamics")]
+    named += [f"without, {how}" for how in ("calibrated", "dynamics")]
     assert rows[1:] == ["persistence", *named, "mean_trajectory"]
     fitted = simfluence("fit", *split, "simulator=scores", "simulator.scores=one.safetensors", cwd=recorded)
     assert fitted.returncode == 0, fitted.stderr

@@ -48,5 +48,5 @@ def test_large_values_do_not_overflow():
 
 
 def test_the_name_of_no_link_is_refused():
-    with pytest.raises(ValueError, match="link must be one of .*got 'probit'"):
+    with pytest.raises(ValueError, match=r"link must be one of .*got 'probit'"):
         check_link("probit")

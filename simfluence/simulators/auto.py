@@ -49,12 +49,19 @@ class AutoSimulator(Simulator):
     ----------
     members_ : the fitted simulators whose mean is predicted, one or two.
     error_ : all-steps MSE on runs that were left out of the fit; NaN for a single run.
-    candidates_ : what was compared: name → error.
+    candidates_ : what was compared: name → error. taken_ : the name of what was chosen.
     out_of_fold_ : float [run, point of ``grid_``, test], the training runs as predicted by fits without them.
     """
 
     name: ClassVar[str] = "auto"
-    fitted: ClassVar[tuple[str, ...]] = ("error_", "candidates_", "grid_", "out_of_fold_", "lengths_")
+    fitted: ClassVar[tuple[str, ...]] = (
+        "error_",
+        "candidates_",
+        "taken_",
+        "grid_",
+        "out_of_fold_",
+        "lengths_",
+    )
     members_: list[Simulator]
 
     def __init__(self, scores: Any = None, max_rows: int = 2000) -> None:
@@ -92,7 +99,7 @@ class AutoSimulator(Simulator):
                 error = _error_of_mean(members, data, validation)
                 self.candidates_[" and ".join(names)] = error
                 if error < best:
-                    best = error
+                    best, self.taken_ = error, " and ".join(names)
                     self._take(list(members), np.mean([one.out_of_fold_ for one in members], axis=0), data)
         self.error_ = best
 
@@ -104,14 +111,15 @@ class AutoSimulator(Simulator):
             kernels = data.given_scores if len(data.given_scores) else data.scores  # or shared groups
             found = scores_dynamics(data, kernels.sum(0), bar.update) if len(kernels) else None
             effects._fit_to(data, validation, bar.update)
-        self.candidates_ = {"effects": effects.error_}
+        self.candidates_, self.taken_ = {"effects": effects.error_}, "effects"
         self.error_ = effects.error_
         self._take([effects], effects.out_of_fold_, data)
         if found is not None:
             dynamics = DynamicsSimulator(list(kernels), self.max_rows)
             dynamics.examples_ = self.examples_
             dynamics.set_dynamics(found.dynamics, data)
-            self.candidates_["scores with dynamics"] = self.error_ = np.nan
+            self.taken_ = "scores with dynamics"
+            self.candidates_[self.taken_] = self.error_ = np.nan
             self._take([dynamics], np.empty((0, *effects.out_of_fold_.shape[1:])), data)
 
     def _take(self, members: list[Any], out_of_fold: Array, data: TrainingData) -> None:
@@ -124,6 +132,7 @@ class AutoSimulator(Simulator):
         self.check_examples(train)
         other = type(self)(**self.get_params())
         other.examples_, other.candidates_, other.error_ = self.examples_, self.candidates_, self.error_
+        other.taken_ = self.taken_
         data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         members = [member.refit(train) for member in self.members_]
         known = [one.out_of_fold_ for one in members if isinstance(one, EffectsSimulator)]
@@ -154,7 +163,7 @@ class AutoSimulator(Simulator):
         """What was compared: candidate, error (all-steps MSE on runs that were not seen), taken."""
         if self.examples_ is None:
             raise NotFittedError(f"call fit() on this {type(self).__name__} first")
-        rows = [(name, error, error == self.error_) for name, error in self.candidates_.items()]
+        rows = [(name, error, name == self.taken_) for name, error in self.candidates_.items()]
         return pd.DataFrame(rows, columns=["candidate", "error", "taken"])
 
     # ------------------------------------------------------------------------------ keeping it

@@ -85,7 +85,7 @@ def test_files_of_scores_are_simulators(runs: RunSet, tmp_path: Path) -> None:
     ]
     assert not found["with units, as is"].calibrated
     below = with_losses(runs, runs.loss - 5)
-    assert [name for name in scores_as_simulators(files[:1], below)] == list(found)[:2]
+    assert list(scores_as_simulators(files[:1], below)) == list(found)[:2]
 
 
 def test_the_table_has_a_row_a_method_and_says_what_it_shows(runs: RunSet) -> None:

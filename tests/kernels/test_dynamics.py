@@ -1,4 +1,4 @@
-"""The compiled training dynamics: their states against a naive loop, their derivatives against finite differences."""
+"""Compiled training dynamics: states against a naive loop, derivatives against finite differences."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEVER = np.iinfo(np.int64).max
 
 @dataclass
 class Problem:
-    """Three runs of different lengths with batches of one to four examples, and dynamics of random numbers."""
+    """Three runs of different lengths, with batches of one to four examples, and random dynamics."""
 
     bias_correction: bool
     growth: float = 0.3
@@ -66,7 +66,7 @@ class Problem:
 
 
 def naive_states(problem: Problem, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[float]]:
-    """(x [run, point, k], ρ [use], the gain after each step), one line of the equations in dynamics/model.py after the other."""
+    """(x [run, point, k], ρ [use], the gain after each step), by the equations in dynamics/model.py."""
     _, _, _, u, metric, rates, kept, beta, corrected, kappa, eta, f0, points = problem.arguments(numbers)
     states, residuals, gains, step = np.zeros((3, len(points), K)), [], [], 0
     for run, length in enumerate(problem.lengths):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from families import counts_of, naive_momentum
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simfluence import Curriculum
+from simfluence import Curriculum, RunSet
 from simfluence.kernels.momentum import average, summed_counts
 from simfluence.simulators.effects.momentum import USUAL, Momentum, optimizer_momentum, recorded_momentum
 
@@ -36,7 +39,7 @@ def test_sums_over_intervals_are_the_definition(seed, steps, beta, bias_correcti
             consumed[step, example] += weights[use]
             use += 1
     acting = rates[:, None] * naive_momentum(consumed, beta, bias_correction)
-    expected = [acting[a:b].sum(0) for a, b in zip(grid, grid[1:], strict=False)]
+    expected = [acting[a:b].sum(0) for a, b in pairwise(grid)]
     found = summed_counts(
         curriculum.examples, curriculum.offsets, weights, beta, bias_correction, rates, grid, N
     )
@@ -88,10 +91,6 @@ def test_momentum_follows_from_the_recorded_optimizer(optimizer, momentum):
 
 
 def test_runs_with_different_optimizers_share_no_momentum(runs):
-    import dataclasses
-
-    from simfluence import RunSet
-
     adam, sgd = {"class": "Adam", "betas": [0.9, 0.999]}, {"class": "SGD", "momentum": 0.5}
     same = RunSet([dataclasses.replace(run, optimizer=adam) for run in runs], runs.train, runs.test)
     assert recorded_momentum(same) == USUAL

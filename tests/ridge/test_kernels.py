@@ -209,7 +209,7 @@ def test_threads_share_the_test_examples(threads):
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.float64])
-def test_lanes_do_what_slices_do(kind):
+def test_simd_does_what_slices_do(kind):
     import numba
 
     from simfluence.kernels import simd
@@ -238,7 +238,7 @@ def test_lanes_do_what_slices_do(kind):
     assert not zeros.any()
 
 
-def test_lanes_refuse_what_they_would_read_or_write_wrongly():
+def test_simd_refuses_what_it_would_read_or_write_wrongly():
     import numba
 
     from simfluence.kernels.simd import load, spread, store

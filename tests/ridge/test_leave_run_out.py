@@ -1,4 +1,4 @@
-"""Ridge regression without each run in turn: both ways of solving it, dense formulas and brute-force refits."""
+"""Ridge regression without each run in turn: both ways of solving it, dense formulas, and refits."""
 
 from __future__ import annotations
 

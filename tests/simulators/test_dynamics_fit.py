@@ -71,7 +71,7 @@ def test_the_jacobian_is_finite_differences(rng, changing, number, sizes):
 
 
 def test_the_penalties_are_those_stated(rng):
-    """mean (Δ log γ)² / 10 + (Δκ² + Δβ²) / 100 + few · (mean (Δ log α)² + mean (log α)² / 10 + q² / 100 + 3 η² / 1000)"""
+    """Those of the rates and of κ and β, and those of a changing kernel times ``few``."""
     runs, kernel = ragged_runs(rng, 2, (3,))
     data = data_of(runs)
     family = _Family(-kernel, data, _Curves(data, whole=False))

@@ -1,4 +1,4 @@
-"""What the effects regression is given: grids, what was consumed, groups, the prior prediction, each written out naively."""
+"""What the effects regression is given (grids, what was consumed, groups, priors), written out naively."""
 
 from __future__ import annotations
 
@@ -194,14 +194,14 @@ def test_the_prior_prediction_is_scaled_to_what_the_runs_show(rng):
         np.testing.assert_allclose(found.out_of_fold[number], slope(others)[:, None] * deviation, rtol=1e-9)
 
 
-def test_a_prior_prediction_that_knows_everything_is_taken_as_it_is(rng):
+def test_a_prior_prediction_that_is_right_is_taken_as_it_is(rng):
     true = [rng.normal(size=(7, 3)) for _ in range(5)]
     found = prior_prediction(true, [own[::3] for own in true], np.array([0, 3, 6]))
     np.testing.assert_allclose(found.slope, 1.0)
     np.testing.assert_allclose(found.runs[2], (true[2] - np.mean(true, axis=0))[::3])
 
 
-def test_a_prior_prediction_that_knows_nothing_changes_nothing(rng):
+def test_a_prior_prediction_without_differences_changes_nothing(rng):
     true = [rng.normal(size=(4, 3)) for _ in range(5)]
     found = prior_prediction([np.ones((4, 3))] * 5, true, np.arange(4))
     np.testing.assert_array_equal(found.runs, np.zeros((5, 4, 3)))

@@ -31,7 +31,7 @@ def made(rng, n: int, **options) -> EffectsRegression:
 
 
 def dense(regression: EffectsRegression) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(W, Z before whitening, y) with nothing but loops: Z's columns are x φ_k for every k, then the drift's."""
+    """(W, Z before whitening, y) in loops; Z's columns are x φ_k for every k, then the drift's."""
     kappa, interval = regression.settings.noise_correlation, regression.interval
     rows = len(interval)
     whitening = np.zeros((rows, rows))
@@ -87,7 +87,7 @@ def test_the_spread_of_noise_is_that_between_runs(rng):
 
 @pytest.mark.parametrize("n", [2, 12])
 def test_left_out_rollouts_are_those_of_a_refit(rng, n):
-    """To the other runs, with what is stated to be that of all runs: the spread of noise, and how x is centred."""
+    """To the other runs, with the spread of noise and the centre of x of all runs, as stated."""
     regression = made(rng, n)
     fit = regression.solve(0.3)
     left_out = fit.solution.left_out
@@ -206,7 +206,7 @@ def naive_losses(
 @pytest.mark.parametrize("kernel", [None, "scores", "effects"])
 @pytest.mark.parametrize("name", ["identity", "log_odds"])
 def test_simulating_is_the_naive_loop(rng, kernel, name):
-    """Scores, groups, initial losses that differ, learning rates, batches of any size, a thinned grid, and longer runs."""
+    """With scores, groups, other initial losses and rates, batches of any size, a thinned grid."""
     groups, effects = list("aabbcc"), 0.1 * rng.normal(size=(6, 3))
     batches = [[rng.integers(0, 6, rng.integers(1, 5)) for _ in range(12)] for _ in range(7)]
     losses = [train(some, rng.uniform(4, 5, 3), effects, drift=-0.02, beta=0.9) for some in batches]

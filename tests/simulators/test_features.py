@@ -179,7 +179,7 @@ def test_drifts_are_kriged_and_left_out_in_closed_form(rng):
     np.testing.assert_allclose(found, noise.mean(1, keepdims=True) * np.ones(10), atol=1.0)
 
 
-def test_a_simulator_of_other_examples_knows_whose_it_is(rng):
+def test_a_simulator_of_other_examples_is_none_of_the_recorded_ones(rng):
     """What was transferred is about other tables: it is not taken for one of the recorded runs."""
     runs, h_train, h_test = bilinear_runs(rng)
     fit = FeatureSimulator(h_train, h_test, penalty=1.0).fit(runs[:5])

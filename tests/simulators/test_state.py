@@ -134,7 +134,7 @@ def test_what_is_no_data_cannot_be_saved() -> None:
 
 def test_a_file_of_the_earlier_format_is_refused_in_a_sentence() -> None:
     """Written by the version that had it: a linear simulator of random runs."""
-    with pytest.raises(RunDataError, match="earlier version of simfluence .*fit the simulator again"):
+    with pytest.raises(RunDataError, match=r"earlier version of simfluence .*fit the simulator again"):
         load_simulator(DATA / "simulator-format-1.safetensors")
 
 
