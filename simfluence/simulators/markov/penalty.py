@@ -128,10 +128,10 @@ def rollout_errors(
 
 def _mean_squares(true: Array, simulated: Array) -> Array:
     """Mean squared errors over runs and steps 1 .. T where the truth is finite: [run, step + 1, λ × test] → [λ, test]."""
+    true = true[:, : simulated.shape[1]]  # the longest run may be in another fold
     runs, points, tests = true.shape
-    known = np.isfinite(true[:, 1:]) & np.isfinite(
-        true[:, :1]
-    )  # nothing can be simulated from an unknown start
+    started = np.isfinite(true[:, :1])  # nothing can be simulated from an unknown start
+    known = np.isfinite(true[:, 1:]) & started
     target = np.where(known, true[:, 1:], 0.0)[:, :, None]
     with np.errstate(over="ignore", invalid="ignore"):
         difference = simulated[:, 1:points].reshape(runs, points - 1, -1, tests) - target
