@@ -21,13 +21,15 @@ SETS = {
     "copa-minilm-high-rate": "COPA 3e-4",
 }
 SIMULATORS = ("auto", "auto, scores", "auto, Adam's scores")
+DYNAMICS = ("scores, dynamics", "Adam's scores, dynamics")
 SIZES = (1, 8, 20)
 
 
 def skills() -> pd.DataFrame:
     """A row a set, number of training runs and simulator: before, after, change."""
     keys = ["set", "training runs"]
-    frame = pd.concat([pd.read_csv(RESULTS / f"{name}.csv") for name in ("simulators_before", "simulators")])
+    files = [RESULTS / "simulators_before.csv", RESULTS / "simulators.csv"]
+    frame = pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
     frame = frame[(frame["metric"] == "skill") & frame["training runs"].isin(SIZES)]
     both = paired(frame, keys, "mean").set_index([*keys, "simulator"])
     wanted = pd.MultiIndex.from_product([SETS, SIZES, SIMULATORS], names=[*keys, "simulator"])
@@ -44,7 +46,7 @@ def on_splits() -> pd.DataFrame:
 def paired(frame: pd.DataFrame, keys: list[str], values: str) -> pd.DataFrame:
     """A row where both were measured, from rows whose simulator is "…, before" and those of the same name."""
     old = frame["simulator"].str.endswith(", before")
-    before = frame[old].assign(simulator=frame["simulator"].str.removesuffix(", before"))
+    before = frame[old].assign(simulator=frame.loc[old, "simulator"].str.removesuffix(", before"))
     both = before.merge(frame[~old], on=[*keys, "simulator"], suffixes=("_before", "_after"))
     both = both.rename(columns={f"{values}_before": "before", f"{values}_after": "after"})
     both = both[[*keys, "simulator", "before", "after"]]
@@ -54,7 +56,7 @@ def paired(frame: pd.DataFrame, keys: list[str], values: str) -> pd.DataFrame:
 def to_markdown(rows: pd.DataFrame, keys: list[str]) -> str:
     """before → after, a column a simulator."""
     cells = [f"{row.before:.3f} → {row.after:.3f}" for row in rows.itertuples()]
-    names = list(dict.fromkeys(rows["simulator"]))
+    names = [name for name in (*SIMULATORS, *DYNAMICS) if name in set(rows["simulator"])]
     table = rows.assign(cell=cells).pivot_table(
         index=keys, columns="simulator", values="cell", aggfunc="first", sort=False
     )
@@ -65,8 +67,7 @@ def extremes(rows: pd.DataFrame) -> str:
     """The largest loss and gain, and how many are beyond .01."""
 
     def where(row: pd.Series) -> str:
-        runs = f"{row['training runs']} run{'s' * (row['training runs'] > 1)}"
-        return f"{row['change']:+.3f} ({row['simulator']}, {SETS[row['set']]}, {runs})"
+        return f"{row['change']:+.3f} ({row['simulator']}, {SETS[row['set']]}, runs: {row['training runs']})"
 
     worst, best = (rows.loc[at] for at in (rows["change"].idxmin(), rows["change"].idxmax()))
     return (
@@ -79,7 +80,7 @@ def extremes(rows: pd.DataFrame) -> str:
 def main() -> None:
     """Write the tables."""
     rows, splits = skills(), on_splits()
-    order = list(dict.fromkeys(splits["simulator"]))
+    order = [*SIMULATORS, *DYNAMICS]
     means = splits.groupby("simulator").agg(
         before=("before", "mean"),
         after=("after", "mean"),

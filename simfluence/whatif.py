@@ -100,6 +100,8 @@ def what_if(
         if run is None:
             raise ValueError("a curriculum takes initial_loss=, the losses [test] before the first step")
         initial_loss = run.initial_loss
+    if test is not None:
+        simulator.check_test_examples(test)
     initial = np.asarray(initial_loss, np.float64)
     losses = simulator.simulate([curriculum, edited], initial, learning_rate)
     last = final_loss(losses)

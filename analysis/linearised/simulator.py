@@ -77,7 +77,7 @@ class LinearisedSimulator(Simulator):
         self.model_, self.penalty_, self.error_ = chosen.fit.model, chosen.penalty, chosen.error
 
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
         steps = max(len(curriculum) for curriculum in curricula)
         rates = self.rates_.at(len(curricula), steps, learning_rate)

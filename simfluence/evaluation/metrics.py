@@ -25,10 +25,15 @@ def all_steps_mae(true: Array, simulated: Array) -> Array:
     return _mean_over_steps(true, simulated, np.abs)
 
 
-def final_loss(losses: Array) -> Array:
-    """float [run, test]: the last finite loss of every run and test example; NaN if there is none."""
-    finite = np.isfinite(losses)
-    last = losses.shape[1] - 1 - np.argmax(finite[:, ::-1], axis=1)
+def final_loss(losses: Array, known: Array | None = None) -> Array:
+    """float [run, test]: the loss of every run and test example at the last step where ``known`` is finite.
+
+    known : float [run, step + 1, test], by default the losses themselves. To compare simulated losses with
+        recorded ones, pass the recorded ones: the last steps of a run may not have been evaluated. NaN where
+        nothing is known.
+    """
+    finite = np.isfinite(losses if known is None else known)
+    last = finite.shape[1] - 1 - np.argmax(finite[:, ::-1], axis=1)
     values = np.take_along_axis(losses, last[:, None], axis=1)[:, 0]
     return np.where(finite.any(axis=1), values, np.nan)
 

@@ -90,7 +90,7 @@ def scores_as_simulators(files: Sequence[str], runs: RunSet) -> dict[str, Simula
 def score(method: str, runs: RunSet, simulated: Array) -> pd.DataFrame:
     """The scores of simulated losses [run, step + 1, test] as a long frame (see :class:`Evaluation`)."""
     true = runs.loss
-    true_final, final = metrics.final_loss(true), metrics.final_loss(simulated)
+    true_final, final = metrics.final_loss(true), metrics.final_loss(simulated, known=true)
     each = [(run, test) for run in runs.ids for test in runs.test.ids]
     frames = [
         _frame(method, "mse", each, metrics.all_steps_mse(true, simulated).ravel()),

@@ -1,8 +1,7 @@
-"""Sixteen numbers at once in compiled loops: what a loop over columns should become, said outright.
+"""Sixteen numbers at once in compiled loops, as one value: ``load`` and ``store`` move them, +, - and * work on all.
 
-A compiler that cannot know whether two arrays overlap looks before every short loop, and keeps what is summed
-in memory. ``load`` and ``store`` take what lies at a place of a flat array, ``spread`` repeats a number, and
-``+``, ``-`` and ``*`` work on all at once (a · b + c in one instruction, where there is one).
+A compiler vectorises a loop over sixteen numbers only if it can prove that the arrays do not overlap, and otherwise
+checks before every such loop and keeps sums in memory. These values need no proof and stay in registers.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-from simfluence.kernels.compile import compiled
 from simfluence.kernels.threads import SIMD_WIDTH
 
 
@@ -93,19 +91,19 @@ def double(typing: Any, values: Any) -> Any:
 
 
 @intrinsic
-def absolute(typing: Any, values: Any) -> Any:
-    """The same without signs."""
+def bounded(typing: Any, values: Any, low: Any, high: Any) -> Any:
+    """Each number moved between two numbers of its kind, low and high; NaN stays NaN."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        nothing = ir.Constant(context.get_value_type(values), None)
-        negative = builder.fcmp_ordered("<", arguments[0], nothing)
-        return builder.select(negative, builder.fsub(nothing, arguments[0]), arguments[0])
+        found, lowest, highest = arguments
+        found = builder.select(builder.fcmp_ordered("<", found, lowest), lowest, found)
+        return builder.select(builder.fcmp_ordered(">", found, highest), highest, found)
 
-    return values(values), generate
+    return values(values, values, values) if values == low == high else None, generate
 
 
 def _of_flat(array: Any) -> Simd:
-    """Nothing is checked where it runs: places count numbers that lie one after the other."""
+    """The type of sixteen numbers of a flat array; what is read or written is not checked against its length."""
     if not (isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"):
         raise TypingError(f"vectors are of flat contiguous arrays, got {array}")
     if not isinstance(array.dtype, types.Float):
@@ -133,19 +131,11 @@ def _define(operation: Any, instruction: str) -> None:
         return getattr(builder, instruction)(*arguments, flags=("contract",))
 
 
-@compiled
-def aligned_zeros(length, like):  # type: ignore[no-untyped-def]
-    """An array of ``like``'s kind that begins where a line of the cache does."""
-    size = like.itemsize
-    raw = np.zeros(length + 64 // size, like.dtype)
-    start = (-raw.ctypes.data % 64) // size
-    return raw[start : start + length]
-
-
 for _operation, _instruction in (
     (operator.add, "fadd"),
     (operator.iadd, "fadd"),
     (operator.sub, "fsub"),
+    (operator.isub, "fsub"),
     (operator.mul, "fmul"),
 ):
     _define(_operation, _instruction)

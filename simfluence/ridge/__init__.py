@@ -1,89 +1,71 @@
-"""Ridge regression of many responses whose designs share one sparse matrix.
+"""Ridge regressions of many responses on the same sparse counts, scaled by numbers of each response's own.
 
-    minimise ‖design_z θ − y_z‖² + λ_z θᵀ P θ,    design_z = [diag(s_1z) U, …, diag(s_kz) U]
-
-``solve_ridge`` takes the solver that should be fastest. ``problem`` states the problem and its conventions;
-``cholesky`` (primal and dual) and ``conjugate_gradients`` solve it, ``path`` does for a grid of penalties. Another
-problem, of one dense design for all responses, is in ``leave_run_out``.
+``problem`` states them. ``iterative`` solves them by conjugate gradients on the CPU, ``cholesky`` by factorization on
+the CPU or a GPU. ``leave_run_out`` is another problem: one dense design for all responses.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 import torch
 
-from simfluence.devices import chosen_device
-from simfluence.ridge.cholesky import solve_dual, solve_primal
-from simfluence.ridge.conjugate_gradients import TOLERANCE, solve_iterative
-from simfluence.ridge.path import FACTOR_COLUMNS, PATH_TOLERANCE, Paths
-from simfluence.ridge.problem import (
-    Array,
-    Convergence,
-    RidgeProblem,
-    RidgeSolution,
-    SolverName,
-)
+from simfluence.ridge.cholesky import solve_cholesky, system_size
+from simfluence.ridge.iterative import solve_iterative
+from simfluence.ridge.problem import RidgeProblem, RidgeSolution
 
+Solver = Literal["auto", "iterative", "cholesky"]
 
-def choose_solver(problem: RidgeProblem, penalty: Array) -> SolverName:
-    """The solver with the smallest estimated cost; without a penalty the primal one, which sees rank."""
-    if (penalty <= 0).any():
-        return "primal"
-    rows, p = problem.counts.shape[0], problem.columns
-    factors = len(np.unique(penalty)) if problem.shared else problem.n_tests
-    # seconds on a core, as measured: factorizations 2.5e10 operations a second, an entry of a system 8e-9 s,
-    # and about thirty iterations of 3e9 sparse operations a second
-    operations = 2 * problem.blocks * problem.counts.nnz + 2 * rows + 6 * p
-    seconds: dict[SolverName, float] = {
-        "primal": factors * (p**3 / 3 / 2.5e10 + p**2 * 8e-9),
-        "dual": problem.n_tests * (rows**3 / 3 / 2.5e10 + rows**2 * 8e-9),
-        "iterative": 30 * problem.n_tests * operations / 3e9,
-    }
-    return min(seconds, key=lambda name: seconds[name])
+EXACT = 1e-11
+"""The tolerance of coefficients that are to be used."""
+
+_SHARED_SIZE = 2000  # a system that all test examples share is factorized up to this size,
+_OWN_SIZE = 8000  # one of a test example's own, where iterations fail, up to this one
 
 
 def solve_ridge(
     problem: RidgeProblem,
-    penalty: float | Array,
-    solver: SolverName | None = None,
-    device: torch.device | None = None,
-    tolerance: float = TOLERANCE,
+    penalties: Sequence[float],
+    device: torch.device,
+    solver: Solver = "auto",
+    tolerance: float = EXACT,
 ) -> RidgeSolution:
-    """The coefficients of all test examples.
+    """The coefficients of all test examples for every penalty ≥ 0.
 
     Parameters
     ----------
-    penalty : λ ≥ 0, or [test].
-    solver : None takes the one that should be fastest; the iterative one then falls back to a
-        factorization where it does not converge and that is possible.
-    device : where systems are factorized; None is the GPU if torch finds one. Iterations run on the CPU.
-    tolerance : of the iterative solver.
+    device : where systems are factorized. Iterations run on the CPU.
+    solver : "auto" factorizes where a penalty is 0, and small systems that all test examples share; it iterates for
+        the others.
+    tolerance : of iterations, for the residual relative to its size at zero.
     """
-    penalties = np.broadcast_to(np.asarray(penalty, np.float64), problem.n_tests).copy()
-    device = device or chosen_device()
-    chosen = solver or choose_solver(problem, penalties)
-    if chosen == "primal":
-        return solve_primal(problem, penalties, device)
-    if chosen == "dual":
-        return solve_dual(problem, penalties, device)
-    if chosen != "iterative":
-        raise ValueError(f"solver must be 'primal', 'dual', 'iterative' or None, got {solver!r}")
-    solution = solve_iterative(problem, penalties, tolerance)
-    smallest = min(problem.columns, problem.counts.shape[0])
-    if solver is None and solution.convergence.failed and smallest <= FACTOR_COLUMNS:  # type: ignore[union-attr]
-        direct = solve_dual if problem.counts.shape[0] < problem.columns else solve_primal
-        return direct(problem, penalties, device)
-    return solution
+    if solver == "auto":
+        small = problem.shared and system_size(problem) <= _SHARED_SIZE
+        solver = "cholesky" if small or min(penalties) == 0 else "iterative"
+    if solver == "iterative":
+        return solve_iterative(problem, penalties, tolerance)
+    solved = [solve_cholesky(problem, penalty, device) for penalty in penalties]
+    thetas, singular = (np.stack(parts) for parts in zip(*solved, strict=True))
+    return RidgeSolution(thetas, "cholesky", singular.any(axis=0), np.zeros(singular.shape), 0)
 
 
-__all__ = [
-    "PATH_TOLERANCE",
-    "TOLERANCE",
-    "Convergence",
-    "Paths",
-    "RidgeProblem",
-    "RidgeSolution",
-    "SolverName",
-    "choose_solver",
-    "solve_ridge",
-]
+def replace_unconverged(
+    problem: RidgeProblem,
+    penalty: float,
+    solution: RidgeSolution,
+    device: torch.device,
+    tolerance: float = EXACT,
+) -> None:
+    """Factorize the systems, of one penalty, whose iterations did not reach the tolerance; write to ``solution``.
+
+    Those too large for that stay as they are.
+    """
+    missing = np.flatnonzero(solution.residual[0] > tolerance)
+    if len(missing) and system_size(problem) <= _OWN_SIZE:
+        theta, solution.singular[missing] = solve_cholesky(problem.tests(missing), penalty, device)
+        solution.coefficients[0][..., missing], solution.residual[0, missing] = theta, 0.0
+
+
+__all__ = ["EXACT", "RidgeProblem", "RidgeSolution", "Solver", "replace_unconverged", "solve_ridge"]

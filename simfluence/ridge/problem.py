@@ -1,29 +1,23 @@
-"""What all solvers solve, and what they answer.
+"""What is solved: for each test example z a ridge regression, whose design has one or two blocks of the same counts.
 
-For each test example z a ridge regression with a design of k blocks over the same sparse counts:
+    minimise ‖X_z θ − y_z‖² + λ ‖Pθ‖²,    X_z = [diag(a_z) U] or [diag(a_z) U, diag(b_z) U]
 
-    design_z = [diag(s_1z) U, …, diag(s_kz) U],     minimise ‖design_z θ − y_z‖² + λ_z θᵀ P θ
-
-U the counts [row, n], s_jz the scale of block j [row] (0 leaves a row out), P the identity or, with
-``pooled``, I_k ⊗ (I − 11ᵀ/n): distances from the block's average coefficient, itself unpenalised.
-
-Shapes: blocks k, examples n, columns p = k n; all float64.
+U are the counts [row, n], a and b the scales [row] of the blocks; a row whose scales and target are 0 is left out.
+P is the identity, or leaves out the last example if that is not penalised.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from scipy import sparse
 
 Array = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]
-SolverName = Literal["primal", "dual", "iterative"]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -33,104 +27,66 @@ class RidgeProblem:
     Parameters
     ----------
     counts : U, sparse [row, n].
-    scales : s, one [row, test] a block; [row, 1] if all test examples have the same design, which
-        solvers then factorize once.
-    target : y, [row, test], finite everywhere and 0 where the row is left out.
-    pooled : whether P is I − 11ᵀ/n in every block instead of the identity.
+    scales : one or two float arrays, [row, test], or [row, 1] where all test examples have the same.
+    target : y, float [row, test], finite.
+    free : how many examples, 0 or 1, are not penalised; it is the last one.
     """
 
     counts: sparse.csr_array
     scales: Sequence[Array]
     target: Array
-    pooled: bool = False
+    free: int = 0
 
     @property
     def blocks(self) -> int:
+        """How many coefficients an example has."""
         return len(self.scales)
 
     @property
     def n(self) -> int:
+        """How many examples there are."""
         return self.counts.shape[1]
 
     @property
     def columns(self) -> int:
+        """How many coefficients a test example has."""
         return self.blocks * self.n
 
     @property
     def n_tests(self) -> int:
+        """How many test examples there are."""
         return self.target.shape[1]
 
     @property
     def shared(self) -> bool:
-        """Whether several test examples have one design, which it pays to factorize."""
-        return self.scales[0].shape[1] == 1 and self.n_tests > 1
+        """Whether all test examples have the same design."""
+        return all(scale.shape[1] == 1 for scale in self.scales)
 
-    def tests(self, chosen: slice | npt.NDArray[np.int64]) -> RidgeProblem:
+    def tests(self, chosen: slice | IntArray) -> RidgeProblem:
         """The regressions of these test examples."""
-        scales = self.scales if self.shared else [scale[:, chosen] for scale in self.scales]
+        scales = [scale if scale.shape[1] == 1 else scale[:, chosen] for scale in self.scales]
         return replace(self, scales=scales, target=self.target[:, chosen])
 
-    def rows(self, chosen: npt.NDArray[np.int64]) -> RidgeProblem:
+    def rows(self, chosen: IntArray) -> RidgeProblem:
         """The same regressions on these rows."""
         scales = [scale[chosen] for scale in self.scales]
         return replace(self, counts=self.counts[chosen], scales=scales, target=self.target[chosen])
 
 
 @dataclass(frozen=True)
-class Convergence:
-    """What an iterative solver reached.
-
-    tolerance : asked for, of the preconditioned residual relative to its start.
-    iterations : taken, by the slowest system.
-    residual : the largest true relative residual, ‖m − (G + λP) θ‖ / ‖m‖ over test examples.
-    failed : how many test examples did not reach the tolerance.
-    """
-
-    tolerance: float
-    iterations: int
-    residual: float
-    failed: int
-
-
-@dataclass(frozen=True)
 class RidgeSolution:
-    """θ, by which solver, and how well.
+    """The coefficients for every penalty, and how they were found.
 
-    coefficients : [block, n, test].
-    solver : "primal", "dual" or "iterative".
-    singular : [test], where no unique solution exists; coefficients are then the smallest.
-    degrees_of_freedom : [test], tr((G + λP)⁻¹ G), estimated from one random probe a test example.
-    condition : [test], estimate of the condition number of G + λP, from the same probe (inf if singular).
-    convergence : of the iterative solver.
+    coefficients : float [penalty, block, n, test].
+    solver : "iterative" or "cholesky".
+    singular : bool [test], where there is no unique solution; coefficients are then the smallest.
+    residual : float [penalty, test], of the normal equations, relative to its size at 0, as the iterations measure it;
+        0 where the system was factorized.
+    iterations : int, of the slowest system; 0 where all systems were factorized.
     """
 
     coefficients: Array
-    solver: SolverName
+    solver: str
     singular: BoolArray
-    degrees_of_freedom: Array
-    condition: Array
-    convergence: Convergence | None = None
-
-
-def probes(p: int, tests: int) -> npt.NDArray[np.int8]:
-    """Random signs [p, test], the same at every call: one probe a test example."""
-    return 2 * np.random.default_rng(0).integers(0, 2, (p, tests), np.int8) - np.int8(1)
-
-
-def norm_bound(problem: RidgeProblem) -> Array:
-    """‖|X|ᵀ|X|‖_∞ ≥ ‖G‖₂, [test] ([1] if shared); nearly equal where all losses have one sign."""
-    total = np.asarray(problem.counts.sum(axis=1)).reshape(-1, 1)
-    rows: Array = np.abs(np.stack(problem.scales)).sum(0, dtype=np.float64) * total
-    sums: list[Array] = [(problem.counts.T @ (np.abs(s) * rows)).max(0) for s in problem.scales]
-    return np.asarray(np.max(np.stack(sums), axis=0), np.float64)
-
-
-def penalised_rank(problem: RidgeProblem) -> int:
-    """rank P = tr P"""
-    return problem.columns - (problem.blocks if problem.pooled else 0)
-
-
-def off_mean(vectors: torch.Tensor, blocks: int) -> torch.Tensor:
-    """P v for pooled problems: [..., p, c] less the mean of each block."""
-    split = vectors.unflatten(-2, (blocks, -1))
-    return (split - split.mean(-2, keepdim=True)).flatten(-3, -2)
+    residual: Array
+    iterations: int

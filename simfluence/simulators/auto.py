@@ -142,7 +142,7 @@ class AutoSimulator(Simulator):
     # --------------------------------------------------------------------------------- predictions
 
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
         losses = [member.simulate(curricula, initial_loss, learning_rate) for member in self.members_]
         return np.mean(losses, axis=0)

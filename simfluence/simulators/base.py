@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError, RunDataError
-from simfluence.runs import RunSet
+from simfluence.runs import ExampleTable, RunSet
 from simfluence.simulators import state as states
 
 Array = npt.NDArray[np.float64]
@@ -82,9 +82,12 @@ class Simulator(ABC):
 
     @abstractmethod
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
-        """float [run, step + 1, test]; entries after a curriculum's end may be anything."""
+        """float [run, step + 1, test]; entries after a curriculum's end may be anything.
+
+        ``learning_rate`` is passed on only if one was given.
+        """
 
     # --------------------------------------------------------------------------------- to be used
 
@@ -145,7 +148,8 @@ class Simulator(ABC):
                 f"initial_loss must be [run, test] = ({len(curricula)}, {examples.n_test}) or [test],"
                 f" got {np.shape(initial_loss)}"
             )
-        trajectories = self._simulate(curricula, losses, learning_rate)
+        given = () if learning_rate is None else (learning_rate,)
+        trajectories = self._simulate(curricula, losses, *given)
         trajectories[:, 0] = losses
         steps = np.array([len(curriculum) for curriculum in curricula])
         trajectories[np.arange(trajectories.shape[1]) > steps[:, None]] = np.nan
@@ -159,6 +163,14 @@ class Simulator(ABC):
                 f"this simulator was fitted to {examples.n_train} training and {examples.n_test} test"
                 f" examples that are not those of these runs ({len(runs.train)} and {len(runs.test)}; ids,"
                 " groups or contents differ); fit it to runs over the same examples"
+            )
+
+    def check_test_examples(self, test: ExampleTable) -> None:
+        """Raises RunDataError unless these are the test examples that this simulator was fitted to."""
+        if test.fingerprint != self._examples("check_test_examples").test:
+            raise RunDataError(
+                "the test examples are not those that this simulator was fitted to (ids, groups or contents"
+                " differ); pass the table of the runs that it was fitted to"
             )
 
     def refit(self, train: RunSet) -> Self:

@@ -24,7 +24,7 @@ class Persistence(Simulator):
         pass
 
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
         steps = max(len(curriculum) for curriculum in curricula) + 1
         return np.repeat(initial_loss[:, None], steps, axis=1)
@@ -54,7 +54,7 @@ class MeanTrajectory(Simulator):
                 losses[gaps] = np.interp(steps[gaps], steps[~gaps], losses[~gaps])
 
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
         steps = max(len(curriculum) for curriculum in curricula) + 1
         mean = self.mean_[np.minimum(np.arange(steps), len(self.mean_) - 1)]

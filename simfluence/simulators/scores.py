@@ -150,7 +150,7 @@ class ScoresSimulator(Simulator):
         return np.concatenate([np.zeros((1, each.shape[1])), np.cumsum(each, axis=0)])
 
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
         steps = max(len(curriculum) for curriculum in curricula)
         rates = np.broadcast_to(self._usual_rates(steps), (len(curricula), steps))

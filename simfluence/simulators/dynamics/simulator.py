@@ -70,7 +70,7 @@ class DynamicsSimulator(Simulator):
         self.initial_ = np.mean([levels[0] for levels in data.levels("log_odds")], axis=0)
 
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
         steps = max(len(curriculum) for curriculum in curricula)
         rates: RelativeRates = self.rates_

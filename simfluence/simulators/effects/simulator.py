@@ -201,7 +201,7 @@ class EffectsSimulator(Simulator):
     # --------------------------------------------------------------------------------- predictions
 
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
         return self._simulate_with(self.model_, curricula, initial_loss, learning_rate)
 

@@ -1,8 +1,14 @@
-"""Choosing the penalty by rollout error: on given validation runs, or cross-validated over runs."""
+"""Choosing the penalty whose simulations come closest to recorded runs that its fit has not seen.
+
+    error(λ) = mean over folds and test examples of the mean squared error over runs and steps
+
+The grid is first gone through from the largest penalty down on a few test examples, until errors have risen three times
+in a row: small penalties take most of the time and are rarely best. The best one and its neighbours are then compared
+on all test examples.
+"""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -11,33 +17,32 @@ import numpy.typing as npt
 import torch
 
 from simfluence.kernels.threads import SIMD_WIDTH, slices
-from simfluence.ridge import PATH_TOLERANCE, Paths, RidgeProblem
-from simfluence.runs import RunSet
+from simfluence.ridge import RidgeProblem, solve_ridge
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
 """The grid that penalties are chosen from."""
 
-_CLOSE = 3e-3  # relative: screened errors are good to about a part in a thousand
-_EXACT = 1e-7
-_CHUNK_BYTES = 2**27  # coefficients of all penalties held at once
+_TOLERANCE = 3e-6  # of coefficients that are compared: errors are then good to about a part in ten thousand
+_RISES = 3
+_BYTES = 2**27  # of coefficients held at once
 
-Rollout = Callable[[npt.NDArray[np.int64], Array, Array], Array]
-"""(numbers of runs, coefficients [block, n, column], initial losses [run, column]) → simulated losses
-[run, step + 1, column]"""
+RollOut = Callable[[IntArray, Array, Array], Array]
+"""(numbers of runs, coefficients [block, n, column], initial losses [run, column]) → losses [run, step + 1, column]"""
 
 
 @dataclass(frozen=True)
 class Fold:
-    """Rows to fit and runs to score; numbers into the rows of a problem and the runs of a set."""
+    """The numbers of the rows to fit, and of the runs to simulate."""
 
-    rows: npt.NDArray[np.int64]
-    scored: npt.NDArray[np.int64]
+    rows: IntArray
+    scored: IntArray
 
 
-def folds_over_runs(run_of_row: npt.NDArray[np.int64], n_runs: int, folds: int) -> list[Fold]:
-    """Every run is scored once, by a fit to the runs of the other folds."""
+def folds_over_runs(run_of_row: IntArray, n_runs: int, folds: int) -> list[Fold]:
+    """Every run is simulated once, by a fit to the runs of the other folds; ValueError if there is one run only."""
     if n_runs < 2:
         raise ValueError(
             "choosing a penalty takes validation runs, or at least two training runs to"
@@ -50,145 +55,85 @@ def folds_over_runs(run_of_row: npt.NDArray[np.int64], n_runs: int, folds: int) 
     ]
 
 
-def rollout_errors(
-    problem: RidgeProblem,
-    folds: Sequence[Fold],
-    scored: RunSet,
-    roll_out: Rollout,
-    penalties: Array,
-    weights: Array,
-    device: torch.device,
-    per_test: bool = False,
-) -> tuple[Array, Array]:
-    """The penalties that are worth comparing, ascending, and the rollout error of each, [λ] and [λ, test].
-
-    The rollout error is the mean squared error over steps and scored runs, averaged over folds; inf where rollouts
-    leave the range of floats.
-
-    Where one penalty is to serve all test examples, the grid is first gone through from its largest penalty down on a
-    few test examples, until errors have risen for three penalties in a row: small penalties take most of the time and
-    are rarely best. The best one and its neighbours are then compared on all test examples. Designs that all test
-    examples share are diagonalised once, so that every penalty is compared.
+def choose_penalty(
+    errors_of: Callable[[bool, Array], Array], grid: Sequence[float]
+) -> tuple[float, dict[float, float]]:
+    """The penalty with the smallest error, and the errors that were computed on all test examples.
 
     Parameters
     ----------
-    scored : the runs that folds are scored on. weights : of these, [run].
-    roll_out : how coefficients simulate some of them.
-    """
-
-    def errors_of(tests: npt.NDArray[np.int64], some: Array) -> Array:
-        losses = scored.loss[..., tests].astype(np.float64)
-        part = problem if len(tests) == problem.n_tests else problem.tests(tests)
-        return _grid_errors(part, folds, losses, roll_out, some, weights, device, per_test)
-
-    everything = np.arange(problem.n_tests)
-    grid = np.sort(penalties)
-    if per_test or problem.shared:
-        return grid, errors_of(everything, grid)
-    descending = grid[::-1]
-    few = np.unique(np.linspace(0, problem.n_tests - 1, SIMD_WIDTH).round().astype(np.int64))
-    rough: list[float] = []
-    while len(rough) < len(grid):
-        rough += errors_of(few, descending[len(rough) : len(rough) + 3]).mean(1).tolist()
-        if len(rough) - 1 - int(np.argmin(rough)) >= 3:
-            break
-    best = int(np.argmin(rough))
-    low, high = max(best - 1, 0), min(best + 1, len(grid) - 1)
-    errors = errors_of(everything, descending[low : high + 1])
-    while (at := int(np.argmin(errors.mean(1)))) in (
-        0,
-        len(errors) - 1,
-    ):  # on all, the best one may lie farther
-        if at == 0 and low > 0:
-            low -= 1
-            errors = np.concatenate([errors_of(everything, descending[low : low + 1]), errors])
-        elif at == len(errors) - 1 and high < len(grid) - 1:
-            high += 1
-            errors = np.concatenate([errors, errors_of(everything, descending[high : high + 1])])
-        else:
-            break
-    return descending[low : high + 1][::-1], errors[::-1]
-
-
-def _grid_errors(
-    problem: RidgeProblem,
-    folds: Sequence[Fold],
-    losses: Array,
-    roll_out: Rollout,
-    penalties: Array,
-    weights: Array,
-    device: torch.device,
-    per_test: bool,
-) -> Array:
-    """[λ, test], for recorded losses [run, step + 1, test].
-
-    All penalties are screened with coefficients that are good to a few digits; where more than one comes as close to
-    the best (to a test example's best, if ``per_test``) as these digits tell, these are computed again, exactly, so
-    that the choice does not depend on rounding.
-    """
-    size = max(1, _CHUNK_BYTES // (8 * len(penalties) * problem.columns))
-    size -= size % SIMD_WIDTH if size > SIMD_WIDTH else 0
-    rows, chunks = [fold.rows for fold in folds], slices(problem.n_tests, size)
-    parts = [(tests, Paths(problem.tests(tests), rows, device)) for tests in chunks]
-    common = parts, folds, losses, roll_out, weights
-    errors = _path_errors(*common, penalties, PATH_TOLERANCE)
-    if problem.shared:  # exact at once
-        return errors
-    means = errors if per_test else errors.mean(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        close = means <= (1 + _CLOSE) * means.min(axis=0)
-    in_doubt = np.flatnonzero((close & (close.sum(axis=0) > 1)).any(axis=1))
-    if len(in_doubt):
-        errors[in_doubt] = _path_errors(*common, penalties[in_doubt], _EXACT)
-    return errors
-
-
-def _path_errors(
-    parts: Sequence[tuple[slice, Paths]],
-    folds: Sequence[Fold],
-    losses: Array,
-    roll_out: Rollout,
-    weights: Array,
-    penalties: Array,
-    tolerance: float,
-) -> Array:
-    """[λ, test], from the paths of some of the test examples after the other."""
-    count = len(penalties)
-    errors = np.zeros((count, losses.shape[2]))
-    for (tests, paths), (number, fold) in itertools.product(parts, enumerate(folds)):
-        thetas, true = paths.solve(number, penalties, tolerance), losses[fold.scored][..., tests]
-        columns = np.moveaxis(thetas, 0, 2).reshape(*thetas.shape[1:3], -1)  # λ × test
-        start = np.tile(np.nan_to_num(true[:, 0], posinf=0.0), (1, count))
-        simulated = roll_out(fold.scored, columns, start)
-        reached = true[:, : simulated.shape[1]]  # the longest run may be in another fold
-        errors[:, tests] += _errors(reached, simulated, weights[fold.scored])
-    errors[~np.isfinite(errors)] = np.inf
-    return errors / len(folds)
-
-
-def _errors(true: Array, simulated: Array, weights: Array) -> Array:
-    """MSE over runs and steps 1 .. T where the truth is finite: [run, step + 1, λ × test] → [λ, test]."""
-    steps, tests = true.shape[1], true.shape[2]
-    started = np.isfinite(true[:, :1])  # nothing can be simulated from an unknown start
-    known = (np.isfinite(true[:, 1:]) & started) * weights[:, None, None]
-    target = np.where(np.isfinite(true), true, 0.0)[:, 1:, None]
-    with np.errstate(over="ignore", invalid="ignore"):
-        difference = simulated[:, 1:steps].reshape(len(true), steps - 1, -1, tests) - target
-        sums = np.einsum("rsz,rslz,rslz->lz", known, difference, difference, optimize=False)
-    return sums / np.maximum(known.sum((0, 1)), 1e-300)
-
-
-def choose_penalty(errors: Array, penalties: Array, per_test: bool) -> Array:
-    """The penalty with the smallest error, [test] or a scalar array; ties go to the larger.
+    errors_of : (whether on a few test examples, penalties [λ]) → errors [λ]. grid : the penalties.
 
     Raises ValueError if no penalty gives finite errors.
     """
-    if not per_test:
-        errors = errors.mean(axis=1, keepdims=True)
-    if not np.isfinite(errors).any(axis=0).all():
+    penalties, rough = np.sort(grid)[::-1], np.empty(0)
+    while len(rough) < len(penalties) and len(rough) <= _best(rough) + _RISES:
+        rough = np.append(rough, errors_of(True, penalties[len(rough) : len(rough) + _RISES]))
+    errors = np.full(len(penalties), np.nan)
+    best, found = -1, _best(rough)
+    while found != best:  # until the best one's neighbours are both worse
+        best = found
+        near = np.arange(max(best - 1, 0), min(best + 2, len(penalties)))
+        near = near[np.isnan(errors[near])]
+        if len(near):
+            errors[near] = errors_of(False, penalties[near])
+        found = _best(errors)
+    if not np.isfinite(errors[best]):
         raise ValueError(
-            "every penalty tried gives rollouts that leave the range of floats: look for runs that"
+            "every penalty tried gives simulations that leave the range of floats: look for runs that"
             " diverged, or give a larger penalty, another center or clip='range'"
         )
-    best = len(penalties) - 1 - np.argmin(errors[::-1], axis=0)
-    return penalties[best] if per_test else penalties[best[0]]
+    known = np.flatnonzero(~np.isnan(errors))[::-1]
+    return float(penalties[best]), {float(penalties[k]): float(errors[k]) for k in known}
+
+
+def _best(errors: Array) -> int:
+    """The place of the smallest; the first one where several are, or where none is known."""
+    return int(np.argmin(np.where(np.isnan(errors), np.inf, errors))) if len(errors) else 0
+
+
+def rollout_errors(
+    problem: RidgeProblem, folds: Sequence[Fold], losses: Array, roll_out: RollOut, device: torch.device
+) -> Callable[[bool, Array], Array]:
+    """What :func:`choose_penalty` calls: (whether on a few test examples, penalties [λ]) → errors [λ].
+
+    An error is inf where a simulation leaves the range of floats, and where iterations do not converge.
+
+    Parameters
+    ----------
+    losses : of the runs that folds number, float [run, step + 1, test].
+    roll_out : how coefficients simulate some of these runs.
+    """
+    few = np.unique(np.linspace(0, problem.n_tests - 1, SIMD_WIDTH).round().astype(np.int64))
+
+    def errors_of(rough: bool, penalties: Array) -> Array:
+        tests = few if rough else np.arange(problem.n_tests)
+        chunk = _BYTES // (8 * len(penalties) * problem.columns) // SIMD_WIDTH * SIMD_WIDTH
+        errors = np.zeros((len(penalties), len(tests)))
+        for fold in folds:
+            rows = problem.rows(fold.rows)
+            for part in slices(len(tests), max(chunk, SIMD_WIDTH)):
+                chosen = tests[part]
+                solution = solve_ridge(rows.tests(chosen), list(penalties), device, tolerance=_TOLERANCE)
+                columns = np.moveaxis(solution.coefficients, 0, 2).reshape(problem.blocks, problem.n, -1)
+                true = losses[np.ix_(fold.scored, np.arange(losses.shape[1]), chosen)].astype(np.float64)
+                start = np.tile(np.nan_to_num(true[:, 0], posinf=0.0), (1, len(penalties)))
+                found = _mean_squares(true, roll_out(fold.scored, columns, start))
+                errors[:, part] += np.where(solution.residual <= _TOLERANCE, found, np.inf)
+        errors[np.isnan(errors)] = np.inf
+        return errors.mean(axis=1) / len(folds)
+
+    return errors_of
+
+
+def _mean_squares(true: Array, simulated: Array) -> Array:
+    """Mean squared errors over runs and steps 1 .. T where the truth is finite: [run, step + 1, λ × test] → [λ, test]."""
+    true = true[:, : simulated.shape[1]]  # the longest run may be in another fold
+    runs, points, tests = true.shape
+    started = np.isfinite(true[:, :1])  # nothing can be simulated from an unknown start
+    known = np.isfinite(true[:, 1:]) & started
+    target = np.where(known, true[:, 1:], 0.0)[:, :, None]
+    with np.errstate(over="ignore", invalid="ignore"):
+        difference = simulated[:, 1:points].reshape(runs, points - 1, -1, tests) - target
+        sums = np.einsum("rsz,rslz,rslz->lz", known, difference, difference, optimize=False)
+    return sums / np.maximum(known.sum(axis=(0, 1)), 1)

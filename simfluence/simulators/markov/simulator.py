@@ -1,30 +1,22 @@
-"""The published simulators (Guu et al. 2023, arXiv 2303.08114): one Markov model per test example.
+"""The published simulators (Guu et al. 2023, arXiv 2303.08114): one Markov model per test example z.
 
     L_t(z) = α(c_t) L_{t-1}(z) + β(c_t),    α(c) = Σ_{i∈c} A_i(z),    β(c) = Σ_{i∈c} B_i(z)
 
-    linear            A and B free
+    linear            A and B are fitted
     additive          α = 1
     multiplicative    β = 0
 
-Fitted by ridge regression of each recorded loss on the one before it (teacher forcing). We write
-A_i = 1/b + A'_i, b the usual batch size, so that the regression is one of loss *changes*,
+They are fitted by ridge regression of each recorded loss on the one before it. We write A_i = 1/b + A'_i, b being the
+usual batch size, so that the regression is one of loss *changes*,
 
-    L_t − L_{t-1} = Σ_{i∈c_t} (A'_i L_{t-1} + B_i),
+    L_t − L_{t-1} = Σ_{i∈c_t} (A'_i L_{t-1} + B_i).
 
-which is the same model, and which adds up over steps where losses were not recorded at each. A batch
-of another size than b counts as b examples of its composition, since training averages over its
-batch (METHODS: α is then still about 1); with batches of one size this changes nothing.
+This is the same model, and it adds up over steps where losses were not recorded at each. A batch of another size than
+b counts as b examples of its composition, since training averages over its batch (METHODS: α then stays about 1).
 
 Sign: B_i(z) < 0 means that training on i lowers the loss of z. Arrays are [train, test].
 
 With ``rate_scaled`` the right side is multiplied by the step's learning rate relative to the usual one.
-
-With ``order`` J the losses of the last J steps matter (Chai et al. 2024, arXiv 2404.07840),
-
-    L_t(z) = Σ_j α_j(c_t) L_{t-j}(z) + β(c_t),    α_j(c) = Σ_{i∈c} A_ij(z),    j = 1 .. J,
-
-losses before the first being as the first; A above is then A_1, and the further A_j shrink to 0 (pooled: to
-their average) in the same regression.
 """
 
 from __future__ import annotations
@@ -35,7 +27,7 @@ from typing import ClassVar, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import torch
+from scipy import sparse
 
 from simfluence import ridge
 from simfluence.curriculum import Curriculum
@@ -45,7 +37,6 @@ from simfluence.runs import RunSet, Transitions, transitions
 from simfluence.runs.schedule import as_schedule, mean_learning_rate
 from simfluence.simulators.base import Array, Simulator, register
 from simfluence.simulators.markov.diagnostics import FitDiagnostics, fit_diagnostics, largest_growth
-from simfluence.simulators.markov.lags import earlier_losses
 from simfluence.simulators.markov.penalty import (
     PENALTIES,
     Fold,
@@ -56,11 +47,15 @@ from simfluence.simulators.markov.penalty import (
 from simfluence.simulators.markov.rollout import simulate_linear
 
 Center = Literal["zero", "identity", "pooled"]
-Solver = Literal["auto", "primal", "dual", "iterative"]
-CENTERS: tuple[Center, ...] = ("zero", "identity", "pooled")
-SOLVERS: tuple[Solver, ...] = ("auto", "primal", "dual", "iterative")
+CHOICES = {
+    "center": ("zero", "identity", "pooled"),
+    "clip": ("range", None),
+    "solver": ("auto", "iterative", "cholesky"),
+}
 
-_WIDTHS = 10.0  # simulated losses this many widths of the recorded range outside it are an alarm
+_WIDTHS = (
+    10.0  # simulated losses that leave the recorded range by more than so many of its widths cause a warning
+)
 
 
 class SimulationWarning(UserWarning):
@@ -72,33 +67,27 @@ class MarkovSimulator(Simulator):
 
     Parameters
     ----------
-    penalty : λ ≥ 0 of the ridge regression. None chooses from ``penalties`` by the rollout error
-        (all-steps MSE) on validation runs, or without any by cross-validation over runs.
+    penalty : λ ≥ 0 of the ridge regression. None chooses from ``penalties`` by the mean squared error of simulations
+        of the validation runs or, without any, by cross-validation over the training runs.
     center : what coefficients shrink towards.
         "zero": A_i → 0, B_i → 0, as published. "identity": A_i → 1/b, B_i → 0, nothing is learnt.
         "pooled": towards the average example's A and B, which are themselves not penalised.
     folds : of the cross-validation.
-    per_test : whether to choose a penalty for every test example instead of one for all.
     rate_scaled : whether effects are proportional to the step's learning rate.
-    clip : "range" moves every simulated loss into the range of recorded ones, widened by a tenth;
-        None only warns of those that leave it far.
-    solver : "primal", "dual", "iterative" (see ``simfluence.ridge``), or "auto" for the one
-        that should be fastest.
-    device : where to solve, as torch names it; None is the GPU if torch finds one.
+    clip : "range" moves every simulated loss into the range of recorded ones, widened by a tenth; None only warns of
+        those that leave it far.
+    solver : "iterative", "cholesky" (see ``simfluence.ridge``), or "auto" for the one that should be faster.
+    device : where to factorize, as torch names it; None is the GPU if torch finds one.
     penalties : what to choose from, all > 0; None is ``PENALTIES``, 1e-4 to 1e4.
-    order : J ≥ 1, of how many steps before the losses matter; beyond 1 it takes runs with losses of every
-        step, and a model with A.
 
     Attributes
     ----------
-    A_, B_ : float [train, test]. A_lags_ : A_2, A_3, …, [order − 1, train, test], if the order is above 1.
-    penalty_ : the λ used, a number, or [test] with ``per_test``. penalty_errors_ : λ → rollout error,
-        where it was chosen.
-    batch_size_ : b. rows_used_, left_out_ : transitions × test examples used, and not finite.
-    singular_ : the number of test examples for which the fit has no unique solution.
+    A_, B_ : float [train, test]. batch_size_ : b.
+    penalty_ : the λ used. penalty_errors_ : λ → error of simulations, of those compared on all test examples.
     diagnostics_ : :class:`~simfluence.simulators.markov.diagnostics.FitDiagnostics`.
-    learning_rate_ : [step], mean schedule of the training runs, with ``rate_scaled``; usual_rate_ : the
-        rate at which A_ and B_ hold.
+    loss_range_ : the smallest and the largest recorded loss.
+    learning_rate_ : [step], mean schedule of the training runs, with ``rate_scaled``; usual_rate_ : the rate at which
+        A_ and B_ hold.
     """
 
     free_slope: ClassVar[bool]
@@ -106,115 +95,86 @@ class MarkovSimulator(Simulator):
     fitted: ClassVar[tuple[str, ...]] = (
         "A_",
         "B_",
-        "A_lags_",
         "penalty_",
         "penalty_errors_",
         "batch_size_",
-        "rows_used_",
-        "left_out_",
-        "singular_",
         "diagnostics_",
         "loss_range_",
         "learning_rate_",
         "usual_rate_",
     )
-    _weights: Array
 
     def __init__(
         self,
         penalty: float | None = None,
         center: Center = "zero",
         folds: int = 5,
-        per_test: bool = False,
         rate_scaled: bool = False,
         clip: Literal["range"] | None = None,
-        solver: Solver = "auto",
+        solver: ridge.Solver = "auto",
         device: str | None = None,
         penalties: Sequence[float] | None = None,
-        order: int = 1,
     ) -> None:
         if penalty is not None and not (np.isfinite(penalty) and penalty >= 0):
             raise ValueError(f"penalty must be a number ≥ 0, or None to choose it; got {penalty}")
         if penalties is not None and not (len(penalties) and all(0 < p < np.inf for p in penalties)):
             raise ValueError(f"penalties to choose from must be numbers > 0, got {penalties!r}")
-        if center not in CENTERS:
-            raise ValueError(f"center must be one of {CENTERS}, got {center!r}")
         if folds < 2:
             raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
-        if clip not in ("range", None):
-            raise ValueError(f"clip must be 'range' or None, got {clip!r}")
-        if solver not in SOLVERS:
-            raise ValueError(f"solver must be one of {SOLVERS}, got {solver!r}")
-        if order < 1 or int(order) != order:
-            raise ValueError(f"order must be a whole number ≥ 1, got {order!r}")
-        if order > 1 and not self.free_slope:
-            raise ValueError(f"{self.name!r} does not depend on earlier losses: order must be 1, got {order}")
+        for name, value in (("center", center), ("clip", clip), ("solver", solver)):
+            if value not in CHOICES[name]:
+                raise ValueError(f"{name} must be one of {CHOICES[name]}, got {value!r}")
         self.penalty = penalty
         self.center = center
         self.folds = folds
-        self.per_test = per_test
         self.rate_scaled = rate_scaled
         self.clip = clip
         self.solver = solver
         self.device = device
         self.penalties = None if penalties is None else [float(value) for value in penalties]
-        self.order = int(order)
 
     # ------------------------------------------------------------------------------------ fitting
-
-    def fit(
-        self, train: RunSet, validation: RunSet | None = None, *, weights: npt.ArrayLike | None = None
-    ) -> Self:
-        """As every simulator; ``weights`` ≥ 0, one a training run: 2 counts as the run given twice."""
-        values = np.ones(len(train)) if weights is None else np.asarray(weights, np.float64)
-        if values.shape != (len(train),) or not (np.isfinite(values) & (values >= 0)).all():
-            raise ValueError(
-                f"weights must be {len(train)} finite numbers ≥ 0, one a training run, got {weights!r}"
-            )
-        if len(train) and not values.any():
-            raise ValueError("every training run has weight 0: nothing to fit")
-        self._weights = values
-        return super().fit(train, validation)
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         self._measure(train)
         rows = transitions(train.runs, self.batch_size_, self._factors(train))
-        rows, lags = earlier_losses(train, rows, self.order)
         if not rows.observed.any():
             raise ValueError("no recorded transition has finite losses on both sides: nothing to fit")
-        self.rows_used_ = int(rows.observed.sum())
-        self.left_out_ = rows.n_left_out
-        problem = self._problem(rows, lags)
+        problem, device = self._problem(rows), chosen_device(self.device)
         self.penalty_errors_: dict[str, float] = {}
-        self.penalty_: float | Array = (
-            self.penalty if self.penalty is not None else self._choose(train, problem, rows, validation)
-        )
-        solver = None if self.solver == "auto" else self.solver
-        solution = ridge.solve_ridge(problem, self.penalty_, solver, self._device())
-        self._set_coefficients(solution.coefficients)
-        growth = self._growth(train, *self._split(solution.coefficients)[:2])
-        self.diagnostics_: FitDiagnostics = fit_diagnostics(solution, growth, self.rows_used_, self.left_out_)
-        self.singular_ = self.diagnostics_["singular"]
+        if self.penalty is None:
+            self.penalty_ = self._choose(train, problem, rows, validation)
+        else:
+            self.penalty_ = float(self.penalty)
+        solution = ridge.solve_ridge(problem, [self.penalty_], device, self.solver)
+        if self.solver == "auto":
+            ridge.replace_unconverged(problem, self.penalty_, solution, device)
+        slope, intercept = self._split(solution.coefficients[0])
+        shape = len(train.train), len(train.test)
+        self.A_ = np.full(shape, 1 / self.batch_size_) + (0.0 if slope is None else slope)
+        self.B_ = np.zeros(shape) if intercept is None else np.ascontiguousarray(intercept)
+        growth = np.ones(shape[1])
+        if slope is not None:
+            growth = largest_growth(train.curricula, slope, self.batch_size_, _padded(self._factors(train)))
+        used = int(rows.observed.sum())
+        self.diagnostics_: FitDiagnostics = fit_diagnostics(solution, growth, used, rows.n_left_out)
         self._warn_of(solution)
 
     def refit(self, train: RunSet) -> Self:
         """A copy with the same penalty, fitted to other runs over the same examples."""
         self.check_examples(train)
-        other = type(self)(**self.get_params())
-        other.penalty = self.penalty_  # type: ignore[assignment]  # one a test example, with per_test
-        other.fit(train)
+        other = type(self)(**self.get_params() | {"penalty": self.penalty_}).fit(train)
         other.penalty = self.penalty
         return other
 
     def _measure(self, train: RunSet) -> None:
         """What is usual in the training runs: batch size, learning rates, losses."""
-        steps = np.concatenate([np.diff(curriculum.offsets) for curriculum in train.curricula])
-        weights = np.repeat(self._weights, [len(run) for run in train])
-        self.batch_size_ = _weighted_median(steps, weights)
-        ends = np.array([_finite_range(run.loss) for run in train])
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "All-NaN")
-            self.loss_range_ = [float(np.nanmin(ends)), float(np.nanmax(ends))]
+        self.batch_size_ = _median(
+            np.concatenate([np.diff(curriculum.offsets) for curriculum in train.curricula])
+        )
+        finite = [run.loss[np.isfinite(run.loss)] for run in train]
+        ends = [end for losses in finite if losses.size for end in (losses.min(), losses.max())]
+        self.loss_range_ = [float(min(ends, default=np.nan)), float(max(ends, default=np.nan))]
         self.usual_rate_, self.learning_rate_ = 1.0, np.empty(0)
         if self.rate_scaled:
             rates = np.concatenate([run.learning_rate for run in train])
@@ -223,114 +183,87 @@ class MarkovSimulator(Simulator):
                     "rate_scaled needs the learning rate of every step, but"
                     f" {np.sum(~np.isfinite(rates))} of {len(rates)} were not recorded"
                 )
-            self.usual_rate_ = _weighted_median(rates[rates > 0], weights[rates > 0])
-            self.learning_rate_ = mean_learning_rate(train.runs, self._weights)
+            self.usual_rate_ = _median(rates[rates > 0])
+            self.learning_rate_ = mean_learning_rate(train.runs)
 
     def _factors(self, runs: RunSet) -> list[Array] | None:
         """ρ [step] of each run: its learning rates relative to the usual one."""
-        return (
-            [np.divide(run.learning_rate, self.usual_rate_, dtype=np.float64) for run in runs]
-            if self.rate_scaled
-            else None
-        )
+        if not self.rate_scaled:
+            return None
+        return [np.divide(run.learning_rate, self.usual_rate_, dtype=np.float64) for run in runs]
 
-    def _problem(self, rows: Transitions, lags: list[Array]) -> ridge.RidgeProblem:
-        """Regressions of the distance from what coefficients shrink towards, θ₀:
+    def _problem(self, rows: Transitions) -> ridge.RidgeProblem:
+        """Regressions of the distance θ from what coefficients shrink towards.
 
-        L_t − L_{t-1} − design θ₀ = design (θ − θ₀),    design = [diag(L_{t-1}) U, diag(L_{t-2}) U, …, U]
+            L_t − τ_t L_{t-1} = Σ_{i∈c_t} (θ_i1 L_{t-1} + θ_i2)
+
+        τ is 1, as coefficients shrink towards A' = 0 and B = 0; for "zero", towards A' = −1/b, it is 1 − |c_t| / b.
+        For "pooled" one more example, which is not penalised, occurs in a row as often as all others together: its
+        coefficients are those of the average example.
         """
-        weight = np.sqrt(self._weights[rows.run])[:, None]
-        everywhere = rows.observed.all()
-        towards = np.ones(len(weight))
-        if self.center == "zero" and self.free_slope:  # A' = −1/b
-            towards -= rows.counts.sum(axis=1) / self.batch_size_
-        target = rows.current - towards[:, None] * rows.previous if towards.any() else rows.current
-        scales: list[Array] = []
-        if self.free_slope:  # 0 where unknown
-            scales += [rows.previous, *lags]
+        counts, everywhere = rows.counts, rows.observed.all()
+        size = np.asarray(counts.sum(axis=1))[:, None]
+        kept = np.ones_like(size)
+        if self.center == "zero" and self.free_slope:
+            kept -= size / self.batch_size_
+        target = rows.current - kept * rows.previous if kept.any() else rows.current
+        scales = [rows.previous] if self.free_slope else []  # 0, as is the target, where losses are unknown
         if self.free_intercept:
-            scales.append(
-                np.broadcast_to(1.0, target.shape) if everywhere else rows.observed.astype(np.float64)
-            )
-        if not self.free_slope and everywhere:
-            scales = [np.ones_like(weight)]  # one design for all test examples
-        if (weight != 1).any():
-            target, scales = weight * target, [weight * scale for scale in scales]
-        return ridge.RidgeProblem(rows.counts, scales, target, self.center == "pooled")
+            scales.append(np.ones_like(size) if everywhere else rows.observed.astype(np.float64))
+        pooled = self._pools()
+        if pooled:
+            counts = sparse.hstack([counts, sparse.csr_array(size)]).tocsr()
+        return ridge.RidgeProblem(counts, scales, target, int(pooled))
 
-    def _growth(self, train: RunSet, slope: Array | None, lags: Array | None) -> Array:
-        """How far a difference in the initial losses grows along recorded runs, [test]."""
-        if slope is None:
-            return np.ones(len(train.test))
-        factors = self._factors(train)
-        rates = None if factors is None else _padded(factors)
-        return largest_growth(train.curricula, slope, lags, self.batch_size_, rates)
+    def _pools(self) -> bool:
+        """Whether there is an average example; without a penalty nothing shrinks towards it."""
+        return self.center == "pooled" and self.penalty != 0
 
-    def _choose(
-        self, train: RunSet, problem: ridge.RidgeProblem, rows: Transitions, validation: RunSet | None
-    ) -> float | Array:
-        """The λ with the smallest rollout error."""
-        if validation is None:
-            folds = folds_over_runs(rows.run, len(train), self.folds)
-            scored, weights = train, self._weights
-        else:
-            folds = [Fold(np.arange(len(rows.run)), np.arange(len(validation)))]
-            scored, weights = validation, np.ones(len(validation))
-        factors = self._factors(scored)
-
-        def roll_out(runs: npt.NDArray[np.int64], coefficients: Array, initial_loss: Array) -> Array:
-            slope, lags, intercept = self._split(coefficients)
-            return simulate_linear(
-                [scored.runs[run].curriculum for run in runs],
-                initial_loss,
-                slope,
-                intercept,
-                lags=lags,
-                batch_size=self.batch_size_,
-                rates=None if factors is None else _padded([factors[run] for run in runs]),
-            )
-
-        penalties = np.array(sorted(self.penalties or PENALTIES))
-        grid, errors = rollout_errors(
-            problem, folds, scored, roll_out, penalties, weights, self._device(), self.per_test
-        )
-        self.penalty_errors_ = {f"{p:g}": float(e) for p, e in zip(grid, errors.mean(axis=1), strict=True)}
-        chosen = choose_penalty(errors, grid, self.per_test)
-        return chosen if self.per_test else float(chosen)
-
-    def _split(self, coefficients: Array) -> tuple[Array | None, Array | None, Array | None]:
-        """Distances from the center [block, n, column] → A' [n, column], A_2 … [order − 1, n, column], and
-        B [n, column]; None for what is missing."""
+    def _split(self, coefficients: Array) -> tuple[Array | None, Array | None]:
+        """θ [block, n, column] → A' and B, each [train, column]; None for what is not fitted."""
+        if self._pools():
+            coefficients = coefficients[:, :-1] + coefficients[:, -1:]
         slope = coefficients[0] if self.free_slope else None
         if slope is not None and self.center == "zero":
             slope = slope - 1 / self.batch_size_
-        lags = coefficients[1 : self.order] if self.order > 1 else None
-        return slope, lags, (coefficients[-1] if self.free_intercept else None)
+        return slope, (coefficients[-1] if self.free_intercept else None)
 
-    def _set_coefficients(self, coefficients: Array) -> None:
-        slope, lags, intercept = self._split(coefficients)
-        shape = coefficients.shape[1:]
-        self.A_ = 1 / self.batch_size_ + (np.zeros(shape) if slope is None else slope)
-        self.B_ = np.zeros(shape) if intercept is None else np.ascontiguousarray(intercept)
-        self.A_lags_ = np.empty((0, *self.B_.shape)) if lags is None else np.ascontiguousarray(lags)
+    def _choose(
+        self, train: RunSet, problem: ridge.RidgeProblem, rows: Transitions, validation: RunSet | None
+    ) -> float:
+        """The λ whose simulations are best."""
+        if validation is None:
+            folds, scored = folds_over_runs(rows.run, len(train), self.folds), train
+        else:
+            folds = [Fold(np.arange(len(rows.run)), np.arange(len(validation)))]
+            scored = validation
+        curricula, rates = scored.curricula, _padded(self._factors(scored))
 
-    def _device(self) -> torch.device:
-        return chosen_device(self.device)
+        def roll_out(runs: npt.NDArray[np.int64], coefficients: Array, initial_loss: Array) -> Array:
+            chosen = None if rates is None else rates[runs]
+            some = [curricula[run] for run in runs]
+            return simulate_linear(
+                some, initial_loss, *self._split(coefficients), self.batch_size_, rates=chosen
+            )
+
+        errors = rollout_errors(problem, folds, scored.loss, roll_out, chosen_device(self.device))
+        penalty, known = choose_penalty(errors, self.penalties or PENALTIES)
+        self.penalty_errors_ = {f"{value:g}": error for value, error in known.items()}
+        return penalty
 
     def _warn_of(self, solution: ridge.RidgeSolution) -> None:
-        name = type(self).__name__
-        if self.singular_:
+        name, said, tests = type(self).__name__, self.diagnostics_, len(solution.singular)
+        if said["singular"]:
             warnings.warn(
-                f"{name}: {self.singular_} of {len(solution.singular)} fits have no unique solution"
-                f" ({self.rows_used_} rows in all, penalty {self.penalty_}); took the smallest",
+                f"{name}: {said['singular']} of {tests} fits have no unique solution"
+                f" ({said['rows_used']} rows in all, penalty {self.penalty_}); took the smallest",
                 SimulationWarning,
                 stacklevel=5,
             )
-        if solution.convergence is not None and solution.convergence.failed:
+        if failed := int((solution.residual > ridge.EXACT).sum()):
             warnings.warn(
-                f"{name}: the iterative solver did not reach its tolerance for {solution.convergence.failed}"
-                f" of {len(solution.singular)} test examples (relative residual {solution.convergence.residual:.1e});"
-                " take a larger penalty or another solver",
+                f"{name}: the iterative solver did not reach its tolerance for {failed} of {tests} test examples"
+                f" (relative residual {said['residual']:.1e}); take a larger penalty or another solver",
                 SimulationWarning,
                 stacklevel=5,
             )
@@ -338,16 +271,14 @@ class MarkovSimulator(Simulator):
     # --------------------------------------------------------------------------------- simulating
 
     def _simulate(
-        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None
+        self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
-        slope = self.A_ - 1 / self.batch_size_ if self.free_slope else None
         losses = simulate_linear(
             curricula,
             initial_loss,
-            slope,
+            self.A_ - 1 / self.batch_size_ if self.free_slope else None,
             self.B_ if self.free_intercept else None,
-            lags=self.A_lags_ if self.order > 1 else None,
-            batch_size=self.batch_size_,
+            self.batch_size_,
             rates=self._rates(curricula, learning_rate),
             clip=None if self.clip is None else self._widened_range(0.1),
             progress=True,
@@ -406,21 +337,15 @@ class MultiplicativeSimulator(MarkovSimulator):
     free_slope, free_intercept = True, False
 
 
-def _finite_range(losses: npt.NDArray[np.floating]) -> tuple[float, float]:
-    """The smallest and the largest finite one; NaN if there is none."""
-    low, high = (float(end) for end in (losses.min(initial=np.inf), losses.max(initial=-np.inf)))
-    if np.isfinite([low, high]).all():  # where any is not, an end says so
-        return low, high
-    finite = losses[np.isfinite(losses)]
-    return (float(finite.min()), float(finite.max())) if finite.size else (np.nan, np.nan)
+def _median(values: npt.ArrayLike) -> float:
+    """The lower one of two."""
+    return float(np.quantile(np.asarray(values, np.float64), 0.5, method="inverted_cdf"))
 
 
-def _weighted_median(values: npt.ArrayLike, weights: Array) -> float:
-    return float(np.quantile(np.asarray(values, np.float64), 0.5, weights=weights, method="inverted_cdf"))
-
-
-def _padded(series: Sequence[Array]) -> Array:
-    """[run, step], 0 after the end of each."""
+def _padded(series: Sequence[Array] | None) -> Array | None:
+    """[run, step], 0 after the end of each; None of none."""
+    if series is None:
+        return None
     padded = np.zeros((len(series), max(len(values) for values in series)))
     for row, values in zip(padded, series, strict=True):
         row[: len(values)] = values

@@ -1,0 +1,178 @@
+"""Ridge regression by conjugate gradients: sixteen test examples at a time, one thread each.
+
+    primal  (XᵀX + λP) θ = Xᵀy
+    dual    (XXᵀ + λI) α = y,  θ = Xᵀα        where there are few rows, with small batches
+
+The preconditioner M is the part of the matrix that is within an example (within a row, in the dual): an example's own
+two coefficients are nearly collinear, as losses are nearly constant along a run, while those of different examples are
+nearly orthogonal where curricula are shuffled.
+
+Most iterations run in single precision, which takes less than half the time, inside a refinement whose residuals are
+of double precision. Where single precision gets no further, double precision goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+
+from simfluence.kernels.threads import SIMD_WIDTH, in_threads, slices
+from simfluence.ridge.cholesky import uses_dual
+from simfluence.ridge.problem import Array, RidgeProblem, RidgeSolution
+
+MAX_ITERATIONS = 2000
+_SINGLE = 3e-6  # the residual's least relative size in single precision, before rounding shows
+
+
+def solve_iterative(problem: RidgeProblem, penalties: Sequence[float], tolerance: float) -> RidgeSolution:
+    """All test examples for all penalties > 0, each begun where the next larger penalty ended.
+
+    tolerance : the residual's size √(rᵀM⁻¹r) relative to that at zero.
+    """
+    matrix, dual = _matrix(problem)
+    coefficients = np.empty((len(penalties), problem.blocks, problem.n, problem.n_tests))
+    residual = np.empty((len(penalties), problem.n_tests))
+
+    def solve_part(part: slice) -> int:
+        systems, most = _Systems(problem.tests(part), matrix, dual), 0
+        for number in np.argsort(penalties)[::-1]:
+            solution, residual[number, part], taken = systems.solve(float(penalties[number]), tolerance)
+            coefficients[number, :, :, part] = systems.coefficients(solution)
+            most = max(most, taken)
+        return most
+
+    taken = list(in_threads(solve_part, slices(problem.n_tests, SIMD_WIDTH)))
+    return RidgeSolution(coefficients, "iterative", np.zeros(problem.n_tests, bool), residual, max(taken))
+
+
+def _matrix(problem: RidgeProblem) -> tuple[sparse.csr_array, bool]:
+    """(U, False), or (UUᵀ, True) where an iteration with that moves fewer numbers."""
+    counts = problem.counts
+    if uses_dual(problem):
+        products = (counts @ counts.T).tocsr()
+        if products.nnz < 2 * counts.nnz + 4 * problem.columns:
+            return products, True
+    return counts, False
+
+
+class _Systems:
+    """The systems of at most sixteen test examples.
+
+    Vectors are flat [item, block, 16], items being examples (primal) or rows (dual, with one block), in sixteen
+    columns however many are in use.
+    """
+
+    def __init__(self, problem: RidgeProblem, matrix: sparse.csr_array, dual: bool) -> None:
+        from simfluence.kernels import conjugate_gradients as kernels  # compiled when first used
+
+        self._kernels, self._problem, self._dual = kernels, problem, dual
+        scales = [_columns(scale, problem.n_tests) for scale in problem.scales]
+        target = _columns(problem.target, problem.n_tests)
+        pairs = [a * b for number, a in enumerate(scales) for b in scales[number:]]
+        if dual:
+            self._side, self._within = target, matrix.diagonal()[:, None] * sum(a * a for a in scales)
+        else:
+            transposed, squared = matrix.T.tocsr(), matrix.power(2).T.tocsr()
+            self._side = np.stack([transposed @ (a * target) for a in scales], axis=1)
+            self._within = np.stack([squared @ pair for pair in pairs], axis=1)
+        self._side = self._side.ravel()
+        self._penalised = len(self._side) - (0 if dual else problem.free * problem.blocks * SIMD_WIDTH)
+        self._designs = {
+            np.dtype(kind): (
+                matrix.indices,
+                matrix.data.astype(kind),
+                matrix.indptr,
+                *(scale.astype(kind).ravel() for scale in scales),
+                *[None] * (2 - len(scales)),
+            )
+            for kind in (np.float32, np.float64)
+        }
+        self._found, self._residual, self._penalty = np.zeros_like(self._side), self._side, 0.0
+
+    def solve(self, penalty: float, tolerance: float) -> tuple[Array, Array, int]:
+        """(solution, relative size of its residual [test], iterations taken), from the last penalty's solution on."""
+        found, last = self._found, self._penalised
+        residual = self._residual.copy()
+        residual[:last] += (self._penalty - penalty) * found[:last]
+        inverse = self._inverse(penalty)
+        whole = np.maximum(self._size(self._side, inverse), 1e-300)
+        left, iterations = self._size(residual, inverse), 0
+        for kind in (np.dtype(np.float32), np.dtype(np.float64)):
+            gains = True
+            while gains and (left > tolerance * whole).any() and iterations < MAX_ITERATIONS:
+                unit = np.maximum(np.abs(residual.reshape(-1, SIMD_WIDTH)).max(axis=0), 1e-300)
+                units = np.resize(unit, len(residual))  # single precision sees numbers near 1
+                correction, remains = np.zeros(len(found), kind), (residual / units).astype(kind)
+                wanted = (
+                    np.maximum(0.5 * tolerance * whole, _SINGLE * left if kind == np.float32 else 0.0) / unit
+                )
+                iterations += self._kernels.conjugate_gradients(
+                    correction,
+                    remains,
+                    self._designs[kind],
+                    self._dual,
+                    penalty,
+                    last,
+                    inverse.astype(kind),
+                    wanted**2,
+                    (MAX_ITERATIONS - iterations + 1) // 2
+                    if kind == np.float32
+                    else MAX_ITERATIONS - iterations,
+                )
+                trial = found + units * correction
+                after = self._side - self._product(trial, penalty)
+                new = self._size(after, inverse)
+                better = new < left
+                gains = bool(((new < 0.1 * left) | (new <= tolerance * whole)).all())
+                keep = np.resize(better, len(found))
+                found, residual = np.where(keep, trial, found), np.where(keep, after, residual)
+                left = np.where(better, new, left)
+        self._found, self._residual, self._penalty = found, residual, penalty
+        return found, (left / whole)[: self._problem.n_tests], iterations
+
+    def coefficients(self, found: Array) -> Array:
+        """A solution as [block, n, test]."""
+        problem = self._problem
+        if not self._dual:
+            vectors = found.reshape(problem.n, problem.blocks, SIMD_WIDTH)
+            return vectors.transpose(1, 0, 2)[..., : problem.n_tests]
+        alpha = found.reshape(-1, SIMD_WIDTH)[:, : problem.n_tests]
+        return np.stack([problem.counts.T @ (scale * alpha) for scale in problem.scales])
+
+    def _product(self, vectors: Array, penalty: float) -> Array:
+        out = np.empty_like(vectors)
+        self._kernels.apply(out, vectors, self._designs[out.dtype], self._dual, penalty, self._penalised)
+        return out
+
+    def _size(self, residual: Array, inverse: Array) -> Array:
+        """√(rᵀM⁻¹r) [16]"""
+        still, out = np.zeros(SIMD_WIDTH), np.zeros_like(residual)
+        return np.sqrt(np.maximum(self._kernels.precondition(out, residual.copy(), out, still, inverse), 0.0))
+
+    def _inverse(self, penalty: float) -> Array:
+        """M⁻¹, flat [item, 1 or 3, 16] as the kernels take it; 0 where M is 0."""
+        within = self._within.reshape(len(self._within), -1, SIMD_WIDTH)
+        weights = np.full((len(within), 1), penalty)
+        weights[len(within) - (0 if self._dual else self._problem.free) :] = 0.0
+        if within.shape[1] == 1:
+            return _inverted(within[:, 0] + weights).ravel()
+        a, cross, b = within[:, 0] + weights, within[:, 1], within[:, 2] + weights
+        determinant = np.maximum(
+            a * b - cross * cross, 1e-14 * a * b
+        )  # of collinear blocks: not below rounding
+        return (np.stack([b, -cross, a], axis=1) * _inverted(determinant)[:, None]).ravel()
+
+
+def _inverted(values: Array) -> Array:
+    return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
+
+
+def _columns(values: npt.NDArray[Any], width: int) -> Array:
+    """[row, test], or [row, 1] for all, as [row, 16] with zeros in columns that are not in use."""
+    wide = np.zeros((len(values), SIMD_WIDTH))
+    wide[:, :width] = values
+    return wide
