@@ -118,7 +118,7 @@ class _Systems:
                     penalty,
                     last,
                     inverse.astype(kind),
-                    wanted**2,
+                    np.minimum(wanted, 1e150) ** 2,  # not beyond floats where nothing is left
                     (MAX_ITERATIONS - iterations + 1) // 2
                     if kind == np.float32
                     else MAX_ITERATIONS - iterations,
