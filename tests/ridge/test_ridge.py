@@ -7,250 +7,250 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from regressions import make_problem
+from regressions import dense_design, dense_solution, make_problem, metric
+from scipy import sparse
 from sklearn.linear_model import Ridge
 
 from simfluence import ridge
-from simfluence.ridge import path
-from simfluence.ridge.normal_equations import OuterProducts
+from simfluence.ridge import iterative
+from simfluence.ridge.cholesky import uses_dual
 
 CPU = torch.device("cpu")
-SOLVERS = ("primal", "dual", "iterative")
+SOLVERS = ("iterative", "cholesky")
 
 
-def dense_design(problem, z):
-    counts = problem.counts.toarray()
-    return np.hstack([scale[:, [z if scale.shape[1] > 1 else 0]] * counts for scale in problem.scales])
+@pytest.fixture
+def rng():
+    return np.random.default_rng(3)
 
 
-def metric(problem):
-    n, k = problem.n, problem.blocks
-    return np.kron(np.eye(k), np.eye(n) - (1.0 / n if problem.pooled else 0.0))
-
-
-def dense_solution(problem, penalty):
-    """[block, n, test], one test example at a time."""
-    columns = []
-    for z in range(problem.n_tests):
-        x = dense_design(problem, z)
-        columns.append(np.linalg.solve(x.T @ x + penalty * metric(problem), x.T @ problem.target[:, z]))
-    return np.stack(columns, axis=-1).reshape(problem.blocks, problem.n, -1)
-
-
-def solve_path(problem, penalties, tolerance=ridge.PATH_TOLERANCE):
-    """θ [λ, block, n, test] on all rows."""
-    rows = np.arange(problem.counts.shape[0])
-    return ridge.Paths(problem, [rows], CPU).solve(0, penalties, tolerance)
+def solve(problem, penalty, solver="auto", **options):
+    """θ [block, n, test]"""
+    return ridge.solve_ridge(problem, [penalty], CPU, solver, **options).coefficients[0]
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("pooled", [False, True])
+@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("free", [0, 1])
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("rows", [10, 60])  # fewer and more than columns
 @pytest.mark.parametrize("penalty", [1e-2, 1.0, 1e4])
-def test_solvers_agree_with_the_dense_normal_equations(rng, solver, pooled, rows, penalty):
-    problem = make_problem(rng, rows=rows, pooled=pooled, missing=0.2)
-    found = ridge.solve_ridge(problem, penalty, solver, CPU)
+def test_solvers_agree_with_the_dense_normal_equations(rng, solver, blocks, free, shared, rows, penalty):
+    problem = make_problem(rng, rows=rows, blocks=blocks, free=free, shared=shared, missing=0.2)
+    found = ridge.solve_ridge(problem, [penalty], CPU, solver)
     assert found.solver == solver
     assert not found.singular.any()
-    np.testing.assert_allclose(found.coefficients, dense_solution(problem, penalty), rtol=0, atol=1e-8)
+    assert (found.residual <= ridge.EXACT).all()
+    assert (found.iterations > 0) == (solver == "iterative")
+    np.testing.assert_allclose(found.coefficients[0], dense_solution(problem, penalty), rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_coefficients_are_those_of_scikit_learn(rng, solver):
     problem = make_problem(rng, n=30, rows=200, tests=4)
-    found = ridge.solve_ridge(problem, 0.7, solver, CPU).coefficients.reshape(problem.columns, -1)
+    found = solve(problem, 0.7, solver).reshape(problem.columns, -1)
     for z in range(problem.n_tests):
         reference = Ridge(alpha=0.7, fit_intercept=False, solver="cholesky")
         reference.fit(dense_design(problem, z), problem.target[:, z])
         np.testing.assert_allclose(found[:, z], reference.coef_, rtol=0, atol=1e-8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
-    n=st.integers(2, 15),
+    n=st.integers(1, 15),
     rows=st.integers(1, 50),
-    blocks=st.integers(1, 3),
+    tests=st.sampled_from([1, 2, 16, 17, 33]),
+    blocks=st.integers(1, 2),
     batch=st.integers(1, 5),
-    pooled=st.booleans(),
     log_penalty=st.floats(-1, 4),
 )
-def test_any_problem_same_answer(seed, n, rows, blocks, batch, pooled, log_penalty):
-    problem = make_problem(
-        np.random.default_rng(seed), n, rows, 2, blocks=blocks, batch=batch, pooled=pooled, missing=0.1
-    )
-    if pooled and rows < 3 * blocks:
-        return  # the unpenalised averages need rows
-    answers = [ridge.solve_ridge(problem, 10**log_penalty, solver, CPU) for solver in SOLVERS]
-    if any(answer.singular.any() for answer in answers):
-        return
-    for answer in answers[1:]:
-        np.testing.assert_allclose(answer.coefficients, answers[0].coefficients, rtol=0, atol=1e-6)
+def test_any_problem_same_answer(seed, n, rows, tests, blocks, batch, log_penalty):
+    rng = np.random.default_rng(seed)
+    problem = make_problem(rng, n, rows, tests, blocks=blocks, batch=batch, missing=0.1)
+    one, other = (solve(problem, 10**log_penalty, solver) for solver in SOLVERS)
+    np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("pooled", [False, True])
-def test_one_design_for_all_tests_is_solved_as_if_they_had_their_own(rng, solver, pooled):
-    own = make_problem(rng, blocks=1, tests=5, pooled=pooled)
-    shared = ridge.RidgeProblem(own.counts, own.scales[:, :, :1], own.target, pooled)
-    penalties = np.array([0.1, 1.0, 1.0, 10.0, 0.1])
-    a, b = (ridge.solve_ridge(problem, penalties, solver, CPU) for problem in (own, shared))
-    np.testing.assert_allclose(a.coefficients, b.coefficients, atol=1e-9)
-
-
-def test_a_penalty_per_test_is_that_test_alone(rng):
-    problem = make_problem(rng)
-    penalties = np.array([0.01, 1.0, 100.0])
-    for solver in SOLVERS:
-        found = ridge.solve_ridge(problem, penalties, solver, CPU).coefficients
-        for z, penalty in enumerate(penalties):
-            alone = ridge.solve_ridge(problem.tests(slice(z, z + 1)), penalty, solver, CPU).coefficients
-            np.testing.assert_allclose(found[..., z], alone[..., 0], atol=1e-9)
-
-
-@pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.parametrize("which", ["own", "shared"])
-def test_a_path_is_one_solution_a_penalty(rng, which, pooled):
-    problem = make_problem(rng, n=20, rows=150, tests=7, blocks=1 if which == "shared" else 2, pooled=pooled)
-    if which == "shared":
-        problem = ridge.RidgeProblem(problem.counts, problem.scales[:, :, :1], problem.target, pooled)
-    penalties = np.array([1e-2, 1.0, 1e3])
-    found = solve_path(problem, penalties, 1e-11)
-    for number, penalty in enumerate(penalties):
-        np.testing.assert_allclose(found[number], dense_solution(problem, penalty), rtol=0, atol=1e-8)
-
-
-@pytest.mark.parametrize("kept", [0, 2**20])
-def test_paths_on_some_rows_go_on_from_what_they_found(rng, monkeypatch, kept):
+def test_several_penalties_are_solved_as_each_alone(rng, solver):
     problem = make_problem(rng, n=20, rows=150, tests=19)
-    choices = [np.arange(0, 150, 2), np.arange(40, 150)]
-    monkeypatch.setattr(path, "_KEPT_BYTES", kept)
-    paths, penalties = ridge.Paths(problem, choices, CPU), np.array([1e-2, 1e3, 1.0])
-    for number, rows in enumerate(choices):
-        expected = np.stack([dense_solution(problem.rows(rows), penalty) for penalty in penalties])
-        np.testing.assert_allclose(paths.solve(number, penalties), expected, atol=1e-4)
-        exact = paths.solve(number, penalties[[2, 0]], 1e-11)
-        np.testing.assert_allclose(exact, expected[[2, 0]], rtol=0, atol=1e-8)
+    penalties = [1.0, 1e3, 1e-2]  # in no order
+    found = ridge.solve_ridge(problem, penalties, CPU, solver)
+    assert found.residual.shape == (3, 19)
+    for number, penalty in enumerate(penalties):
+        np.testing.assert_allclose(found.coefficients[number], dense_solution(problem, penalty), atol=1e-8)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-def test_paths_of_nearly_collinear_blocks_need_no_factors(rng, monkeypatch, pooled):
-    """What single precision cannot resolve is refined."""
-    problem = make_problem(rng, n=60, rows=900, tests=5, pooled=pooled)
-    level = 1 + 0.1 * rng.normal(size=(900, 5))
-    scales = np.stack([level, level + 0.01 * rng.normal(size=(900, 5)), np.ones((900, 5))])
-    problem = ridge.RidgeProblem(problem.counts, scales, problem.target, pooled)
-    factorized = []
-    monkeypatch.setattr(path, "_factorize_others", lambda *a: factorized.append(a))
-    penalties = 10.0 ** np.arange(-4, 5, 0.5)
-    found = solve_path(problem, penalties)
-    assert not factorized
-    for number in (0, 8, 17):
-        expected = dense_solution(problem, penalties[number])
-        np.testing.assert_allclose(found[number], expected, atol=1e-3 * np.abs(expected).max())
-
-
-def test_a_path_factorizes_what_does_not_converge(rng, monkeypatch):
-    problem = make_problem(rng)
-    monkeypatch.setattr(path, "_LIMIT", 2)
-    found = solve_path(problem, np.array([1e-2, 1.0]))
-    np.testing.assert_allclose(found[0], dense_solution(problem, 1e-2), rtol=0, atol=1e-8)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_parts_of_a_problem_are_solved_alone(rng, solver):
+    """Some test examples, and some rows."""
+    problem = make_problem(rng, n=10, rows=80, tests=20)
+    whole = solve(problem, 0.5, solver)
+    np.testing.assert_allclose(solve(problem.tests(slice(17, 19)), 0.5, solver), whole[..., 17:19], atol=1e-9)
+    rows = np.arange(0, 80, 2)
+    zeroed = ridge.RidgeProblem(
+        problem.counts,
+        [np.where(np.arange(80)[:, None] % 2, 0.0, scale) for scale in problem.scales],
+        np.where(np.arange(80)[:, None] % 2, 0.0, problem.target),
+    )
+    np.testing.assert_allclose(solve(problem.rows(rows), 0.5, solver), solve(zeroed, 0.5, solver), atol=1e-9)
 
 
 def test_known_coefficients_are_recovered(rng):
     problem = make_problem(rng, n=10, rows=400)
     truth = rng.normal(size=(2, 10, 3))
-    target = np.stack(
-        [dense_design(problem, z) @ truth[..., z].ravel() for z in range(problem.n_tests)], axis=1
-    )
+    target = np.stack([dense_design(problem, z) @ truth[..., z].ravel() for z in range(3)], axis=1)
     exact = ridge.RidgeProblem(problem.counts, problem.scales, target)
-    for solver in ("primal", "iterative"):
-        found = ridge.solve_ridge(exact, 1e-9, solver, CPU).coefficients
-        np.testing.assert_allclose(found, truth, atol=1e-6)
+    for solver in SOLVERS:
+        np.testing.assert_allclose(solve(exact, 1e-9, solver), truth, atol=1e-6)
 
 
 def test_without_penalty_and_rank_the_smallest_solution_is_flagged(rng):
     problem = make_problem(rng, n=20, rows=15)
-    found = ridge.solve_ridge(problem, 0.0, device=CPU)
-    assert found.solver == "primal"
+    found = ridge.solve_ridge(problem, [0.0], CPU)
+    assert found.solver == "cholesky"
     assert found.singular.all()
-    assert np.isinf(found.condition).all()
     for z in range(problem.n_tests):
         least = np.linalg.lstsq(dense_design(problem, z), problem.target[:, z])[0]
-        np.testing.assert_allclose(found.coefficients[..., z].ravel(), least, atol=1e-6)
+        np.testing.assert_allclose(found.coefficients[0, ..., z].ravel(), least, atol=1e-6)
 
 
-@pytest.mark.parametrize("pooled", [False, True])
-@pytest.mark.parametrize("solver", SOLVERS)
-def test_degrees_of_freedom_and_condition_are_near_the_exact_ones(rng, solver, pooled):
-    problem = make_problem(rng, n=40, rows=300, tests=12, pooled=pooled)
-    found = ridge.solve_ridge(problem, 3.0, solver, CPU)
-    freedom, condition = [], []
-    for z in range(problem.n_tests):
-        gram = dense_design(problem, z).T @ dense_design(problem, z)
-        freedom.append(np.trace(np.linalg.solve(gram + 3.0 * metric(problem), gram)))
-        condition.append(np.linalg.cond(gram + 3.0 * metric(problem)))
-    assert found.degrees_of_freedom.mean() == pytest.approx(np.mean(freedom), rel=0.05)
-    assert (found.condition <= 1.01 * np.array(condition)).all()
-    assert (found.condition >= 0.01 * np.array(condition)).all()
+def test_the_solver_is_chosen(rng):
+    own, shared = make_problem(rng), make_problem(rng, shared=True)
+    assert ridge.solve_ridge(own, [1.0], CPU).solver == "iterative"
+    assert ridge.solve_ridge(shared, [1.0], CPU).solver == "cholesky"
+    assert ridge.solve_ridge(own, [1.0, 0.0], CPU).solver == "cholesky"
+    wide = make_problem(rng, n=2500, rows=3000, blocks=1, shared=True)
+    assert ridge.solve_ridge(wide, [1e3], CPU).solver == "iterative"
 
 
-def test_the_iterative_solver_reports_where_it_stopped(rng):
+def test_few_rows_are_iterated_in_the_dual(rng):
+    """Where they are few and batches small; an example that is not penalised has no dual."""
+    problem = make_problem(rng, n=300, rows=20, batch=2)
+    assert uses_dual(problem)
+    assert iterative._matrix(problem)[1]
+    np.testing.assert_allclose(solve(problem, 0.3, "iterative"), dense_solution(problem, 0.3), atol=1e-8)
+    assert not uses_dual(make_problem(rng, n=300, rows=20, free=1))
+    assert not uses_dual(make_problem(rng, n=10, rows=60))
+
+
+def test_what_is_not_solved_is_reported_and_may_be_factorized(rng, monkeypatch):
     problem = make_problem(rng, n=40, rows=300, tests=5)
-    good = ridge.solve_ridge(problem, 1.0, "iterative", CPU)
-    assert good.convergence.failed == 0
-    assert good.convergence.residual < 1e-10
-    bad = ridge.conjugate_gradients.solve_iterative(problem, np.ones(5), max_iterations=2)
-    assert bad.convergence.failed == 5
-    assert bad.convergence.iterations == 2
-    assert bad.convergence.residual > 1e-8
+    monkeypatch.setattr(iterative, "MAX_ITERATIONS", 2)
+    found = ridge.solve_ridge(problem, [1.0], CPU, "iterative")
+    assert found.iterations <= 2
+    assert (found.residual > ridge.EXACT).all()
+    exact = dense_solution(problem, 1.0)
+    assert np.abs(found.coefficients[0] - exact).max() > 1e-6
+    ridge.replace_unconverged(problem, 1.0, found, CPU)
+    np.testing.assert_allclose(found.coefficients[0], exact, atol=1e-9)
+    assert (found.residual == 0).all()
 
 
-def test_what_does_not_converge_is_factorized_unless_told_otherwise(rng, monkeypatch):
-    problem = make_problem(rng)
-    monkeypatch.setattr(ridge, "choose_solver", lambda *_: "iterative")
-    short = ridge.solve_iterative
-    monkeypatch.setattr(ridge, "solve_iterative", lambda *a: short(*a[:3], max_iterations=1))
-    assert ridge.solve_ridge(problem, 1.0, device=CPU).solver == "primal"
-    assert ridge.solve_ridge(problem, 1.0, "iterative", CPU).solver == "iterative"
+def test_systems_that_converged_or_are_too_large_are_not_factorized(rng, monkeypatch):
+    problem = make_problem(rng, tests=4)
+    found = ridge.solve_ridge(problem, [1.0], CPU, "iterative")
+    before = found.coefficients.copy()
+    found.residual[0, 2] = 1.0
+    monkeypatch.setattr(ridge, "_OWN_SIZE", 1)
+    ridge.replace_unconverged(problem, 1.0, found, CPU)
+    np.testing.assert_array_equal(found.coefficients, before)
+    monkeypatch.setattr(ridge, "_OWN_SIZE", 1000)
+    found.coefficients[0] += 1.0
+    ridge.replace_unconverged(problem, 1.0, found, CPU)
+    np.testing.assert_allclose(found.coefficients[0, ..., 2], before[0, ..., 2], atol=1e-9)
+    np.testing.assert_array_equal(found.coefficients[0, ..., [0, 1, 3]], before[0, ..., [0, 1, 3]] + 1.0)
 
 
-def test_a_large_problem_is_not_factorized_and_a_small_one_not_iterated(rng):
-    small = make_problem(rng, n=20, rows=9000, tests=50)
-    assert ridge.choose_solver(small, np.ones(50)) == "primal"
-    few = make_problem(rng, n=2000, rows=50, tests=3)
-    assert ridge.choose_solver(few, np.ones(3)) != "primal"
-    large = make_problem(rng, n=3000, rows=20000, tests=2)
-    assert ridge.choose_solver(large, np.ones(2)) == "iterative"
-    assert ridge.choose_solver(large, np.zeros(2)) == "primal"
+def test_residuals_are_those_of_the_normal_equations(rng):
+    """√(rᵀM⁻¹r) relative to its size at 0, M being the part of the matrix that is within an example."""
+    problem = make_problem(rng, n=9, rows=80, tests=4)
+    found = ridge.solve_ridge(problem, [0.5], CPU, "iterative", tolerance=1e-3)
+    for z in range(4):
+        x = dense_design(problem, z)
+        system, side = x.T @ x + 0.5 * metric(problem), x.T @ problem.target[:, z]
+        example = np.tile(np.arange(9), 2)
+        inverse = np.linalg.inv(np.where(example[:, None] == example, system, 0.0))
+        r = side - system @ found.coefficients[0, ..., z].ravel()
+        expected = np.sqrt(r @ inverse @ r / (side @ inverse @ side))
+        assert found.residual[0, z] <= 1e-3
+        assert found.residual[0, z] == pytest.approx(expected, rel=1e-6)
 
 
-def test_an_unknown_solver_is_named():
-    problem = make_problem(np.random.default_rng(0))
-    with pytest.raises(ValueError, match="'primal', 'dual', 'iterative'"):
-        ridge.solve_ridge(problem, 1.0, "cholesky", CPU)
+@pytest.mark.parametrize("free", [0, 1])
+def test_nearly_collinear_blocks_are_solved(rng, free):
+    """What single precision cannot resolve is refined."""
+    problem = make_problem(rng, n=60, rows=900, tests=5, free=free)
+    scales = [1 + 0.001 * rng.normal(size=(900, 5)), np.ones((900, 5))]
+    problem = ridge.RidgeProblem(problem.counts, scales, problem.target, free)
+    for penalty in (1e-4, 1.0):
+        expected = dense_solution(problem, penalty)
+        np.testing.assert_allclose(
+            solve(problem, penalty, "iterative"), expected, atol=1e-6 * np.abs(expected).max()
+        )
 
 
-@pytest.mark.parametrize("batch", [2, 9])  # pairs, or a dense product where batches are wide
-def test_outer_products(rng, batch):
-    problem = make_problem(rng, n=12, rows=40, batch=batch)
-    weights = rng.random((40, 3))
-    found = OuterProducts(problem.counts).weighted(weights)
+@pytest.mark.parametrize("factor", [1e-150, 1e-30, 1e30, 1e150])
+def test_targets_of_any_size_are_solved_to_the_same_digits(rng, factor):
+    """Single precision sees neither 1e-30 nor 1e30: corrections are scaled."""
+    problem = make_problem(rng, n=6, rows=40, tests=4)
+    reference = solve(problem, 1.0, "iterative")
+    other = ridge.RidgeProblem(problem.counts, problem.scales, factor * problem.target)
+    np.testing.assert_allclose(solve(other, 1.0, "iterative") / factor, reference, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [1e-18, 1.0, 1e8])
+def test_losses_of_any_size_in_one_test_example(rng, factor):
+    """One that diverged, say: the scales grow with the targets."""
+    problem = make_problem(rng, n=30, rows=400, tests=4)
+    scales, target = [scale.copy() for scale in problem.scales], problem.target.copy()
+    scales[0][:, 1] *= factor
+    target[:, 1] *= factor
+    other = ridge.RidgeProblem(problem.counts, scales, target)
+    penalties = [1e-4, 1.0, 1e4]
+    found = ridge.solve_ridge(other, penalties, CPU, "iterative", tolerance=3e-6).coefficients
+    for penalty, theta in zip(penalties, found, strict=True):
+        for z in (0, 1):
+            x = dense_design(other, z)
+            size = np.linalg.norm(np.vstack([x, np.sqrt(penalty) * np.eye(x.shape[1])]), axis=0)
+            system = np.vstack([x / size, np.diag(np.sqrt(penalty) / size)])
+            right = np.concatenate([target[:, z], np.zeros(x.shape[1])])
+            true = x @ (np.linalg.lstsq(system, right, rcond=None)[0] / size)
+            fitted = x @ theta[..., z].ravel()
+            assert np.linalg.norm(fitted - true) < 1e-4 * np.linalg.norm(target[:, z])
+
+
+@pytest.mark.parametrize("penalty", [1e-20, 1e-4, 1e20, 1e30])
+def test_penalties_of_any_size(rng, penalty):
+    problem = make_problem(rng, n=12, rows=60)
     counts = problem.counts.toarray()
-    for z in range(3):
-        np.testing.assert_allclose(found[z], counts.T @ np.diag(weights[:, z]) @ counts, atol=1e-12)
+    counts[:, 0] = 0  # an example that never occurs
+    problem = ridge.RidgeProblem(sparse.csr_array(counts), problem.scales, problem.target)
+    found = solve(problem, penalty, "iterative")
+    assert (found[:, 0] == 0).all()
+    if penalty >= 1e-4:  # below, the other is singular to rounding
+        np.testing.assert_allclose(found, solve(problem, penalty, "cholesky"), rtol=1e-6, atol=1e-10)
 
 
-def test_one_test_example_is_not_diagonalised(rng, monkeypatch):
-    """A design of its own is no shared one, though its scales have one column."""
-    problem, penalties = make_problem(rng, n=20, rows=150, tests=4), np.array([1e-2, 1.0, 1e3])
-    together = solve_path(problem, penalties, 1e-9)
-    monkeypatch.setattr(path, "_shared_path", None)
-    for z in range(problem.n_tests):
-        alone = solve_path(problem.tests(slice(z, z + 1)), penalties, 1e-9)
-        np.testing.assert_allclose(alone[..., 0], together[..., z], atol=1e-7)
+def test_nothing_to_explain_is_explained_by_nothing(rng):
+    problem = make_problem(rng, tests=3)
+    target = problem.target.copy()
+    target[:, 1] = 0
+    found = ridge.solve_ridge(
+        ridge.RidgeProblem(problem.counts, problem.scales, target), [1.0], CPU, "iterative"
+    )
+    assert (found.coefficients[0, ..., 1] == 0).all()
+    assert (found.residual <= ridge.EXACT).all()
 
 
-@pytest.fixture
-def rng():
-    return np.random.default_rng(3)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_share_the_test_examples(rng, threads):
+    problem = make_problem(rng, n=8, rows=60, tests=50)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        found = solve(problem, 1.0, "iterative")
+    finally:
+        torch.set_num_threads(before)
+    np.testing.assert_allclose(found, dense_solution(problem, 1.0), atol=1e-9)
