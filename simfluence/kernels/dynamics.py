@@ -105,10 +105,9 @@ def train_with_derivatives(  # type: ignore[no-untyped-def]
 
     The parameters are log κ, logit β, η, q, then those of log γ, then those of log α.
 
-    log_metric : ∂ log σ^{2q} / ∂q = 2 log σ [k]. d_log_rates [step, parameter of log γ], d_log_kept [step,
-        parameter
-    of log α] : their derivatives. begins : int [parameter], the first step at which a parameter has an
-        effect.
+    log_metric : ∂ log σ^{2q} / ∂q = 2 log σ [k].
+    d_log_rates, d_log_kept : [step, parameter of log γ] and [step, parameter of log α], their derivatives.
+    begins : int [parameter], the first step at which a parameter has an effect.
     """
     k, n_rates, n_kept = factors.shape[1], d_log_rates.shape[1], d_log_kept.shape[1]
     n = 4 + n_rates + n_kept
