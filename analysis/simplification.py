@@ -30,9 +30,10 @@ def skills() -> pd.DataFrame:
     keys = ["set", "training runs"]
     files = [RESULTS / "simulators_before.csv", RESULTS / "simulators.csv"]
     frame = pd.concat([pd.read_csv(file) for file in files], ignore_index=True)
-    frame = frame[(frame["metric"] == "skill") & frame["training runs"].isin(SIZES)]
+    frame = frame[frame["metric"] == "skill"]
     both = paired(frame, keys, "mean").set_index([*keys, "simulator"])
-    wanted = pd.MultiIndex.from_product([SETS, SIZES, SIMULATORS], names=[*keys, "simulator"])
+    sizes = sorted(frame["training runs"].unique())
+    wanted = pd.MultiIndex.from_product([SETS, sizes, SIMULATORS], names=[*keys, "simulator"])
     return both.reindex(wanted).reset_index()
 
 
@@ -71,7 +72,7 @@ def extremes(rows: pd.DataFrame) -> str:
 
     worst, best = (rows.loc[at] for at in (rows["change"].idxmin(), rows["change"].idxmax()))
     return (
-        f"The largest loss is {where(worst)}, the largest gain {where(best)}. Of {len(rows)} figures"
+        f"the largest loss is {where(worst)}, the largest gain {where(best)}. Of {len(rows)} figures"
         f" {(rows['change'] < -0.01).sum()} fell by more than .01 and {(rows['change'] > 0.01).sum()} rose by"
         " more than .01."
     )
@@ -92,7 +93,8 @@ def main() -> None:
     means = means.rename(
         columns={"error": "its standard error", "least": "worst split", "most": "best split"}
     )
-    fell = rows[rows["change"] < -0.01].assign(set=rows["set"].map(SETS)).sort_values("change")
+    shown = rows.assign(set=rows["set"].map(SETS))
+    fell = shown[shown["change"] < -0.01].sort_values("change")
     text = f"""# Skill before and after simplification
 
 Made by `python analysis/simplification.py` from what `python analysis/simulators.py` and `python
@@ -104,9 +106,9 @@ those in Adam's metric. Seconds to fit, of both versions on the same machine, ar
 
 Skill, before → after.
 
-{to_markdown(rows.assign(set=rows["set"].map(SETS)), ["set", "training runs"])}
+{to_markdown(shown[shown["training runs"].isin(SIZES)], ["set", "training runs"])}
 
-{extremes(rows)} Those that fell by more than .01:
+Of all numbers of runs, 1 to 22: {extremes(rows)} Those that fell by more than .01:
 
 {fell.to_markdown(index=False, floatfmt=".3f")}
 
