@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from simfluence.kernels.compile import compiled
-from simfluence.kernels.simd import double, load, spread, store
+from simfluence.kernels.simd import aligned_zeros, double, load, spread, store
 from simfluence.kernels.threads import SIMD_WIDTH
 
 _W = np.uint64(SIMD_WIDTH)
@@ -44,10 +44,38 @@ def add_primal_product(out, vectors, indices, counts, bounds, a, b):  # type: ig
         squares += double(total) * double(total)
         for at in range(bounds[row], bounds[row + 1]):
             i, count = np.uint64(indices[at]) * long, spread(counts[at])
-            store(out, i, load(out, i) + count * first)
+            add(out, i, count * first)
             if b is not None:
-                store(out, i + _W, load(out, i + _W) + count * second)
+                add(out, i + _W, count * second)
     return squares
+
+
+@compiled
+def add_moments(moment, within, target, indices, counts, bounds, a, b):  # type: ignore[no-untyped-def]
+    """moment += Xᵀy, within += the part of XᵀX that is within an example, laid out as ``precondition`` takes it."""
+    for row in range(len(bounds) - 1):
+        here = np.uint64(row) * _W
+        s, y = load(a, here), load(target, here)
+        for at in range(bounds[row], bounds[row + 1]):
+            example, count = np.uint64(indices[at]), spread(counts[at])
+            square = count * count
+            if b is None:
+                i = example * _W
+                add(moment, i, count * s * y)
+                add(within, i, square * s * s)
+            else:
+                i, k, t = example * (_W + _W), example * (_W + _W + _W), load(b, here)
+                add(moment, i, count * s * y)
+                add(moment, i + _W, count * t * y)
+                add(within, k, square * s * s)
+                add(within, k + _W, square * s * t)
+                add(within, k + _W + _W, square * t * t)
+
+
+@compiled
+def add(out, at, values):  # type: ignore[no-untyped-def]
+    """out[at : at + 16] += values"""
+    store(out, at, load(out, at) + values)
 
 
 @compiled
@@ -67,7 +95,7 @@ def add_dual_product(out, vectors, indices, counts, bounds, a, b):  # type: igno
         if b is not None:
             total += load(b, here) * second
         along += double(load(vectors, here)) * double(total)
-        store(out, here, load(out, here) + total)
+        add(out, here, total)
     return along
 
 
@@ -139,7 +167,8 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
     target : of rᵀM⁻¹r [16]; a column that has reached it rests. limit : of iterations. Returns the iterations taken.
     """
     kind = residual.dtype
-    z, direction, applied = np.zeros_like(residual), np.zeros_like(residual), np.zeros_like(residual)
+    direction, applied = aligned_zeros(len(residual), residual), aligned_zeros(len(residual), residual)
+    z = np.zeros_like(residual)
     step, momentum = np.zeros(SIMD_WIDTH, kind), np.zeros(SIMD_WIDTH, kind)
     size = precondition(z, residual, applied, step, inverse)
     for iteration in range(limit + 1):
