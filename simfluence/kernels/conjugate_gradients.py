@@ -5,11 +5,12 @@
 
 X = [diag(a) U] or [diag(a) U, diag(b) U] is the design of a test example, U the counts that all share.
 
-Vectors are flat [item, block, 16]: an item is an example (primal) or a row (dual, with one block). The last axis, a
-*column*, is the test example. All functions take vectors of float32 or of float64. Places in them are unsigned
-numbers, which compilers turn into vector instructions.
+Vectors are flat [item, block, 16]: an item is an example (primal) or a row (dual, with one block). The last
+axis, a *column*, is the test example. All functions take vectors of float32 or of float64. Places in them are
+unsigned numbers, which compilers turn into vector instructions.
 
-``design`` is (indices, counts, bounds, a, b): the sparse matrix U (primal) or UUᵀ (dual), row r being the entries
+``design`` is (indices, counts, bounds, a, b): the sparse matrix U (primal) or UUᵀ (dual), row r being the
+entries
 ``bounds[r] : bounds[r + 1]``, and the scales [row, 16], b None where there is one block.
 """
 
@@ -52,7 +53,9 @@ def add_primal_product(out, vectors, indices, counts, bounds, a, b):  # type: ig
 
 @compiled
 def add_moments(moment, within, target, indices, counts, bounds, a, b):  # type: ignore[no-untyped-def]
-    """moment += Xᵀy, within += the part of XᵀX that is within an example, laid out as ``precondition`` takes it."""
+    """moment += Xᵀy, within += the part of XᵀX that is within an example, laid out as ``precondition`` takes
+    it.
+    """
     for row in range(len(bounds) - 1):
         here = np.uint64(row) * _W
         s, y = load(a, here), load(target, here)
@@ -120,8 +123,8 @@ def apply(out, vectors, design, dual, penalty, penalised):  # type: ignore[no-un
 def precondition(out, residual, applied, step, inverse):  # type: ignore[no-untyped-def]
     """r −= step · applied, out = M⁻¹ r; returns rᵀM⁻¹r [16].
 
-    inverse : M⁻¹, a symmetric matrix for each item: flat [item, 1, 16], or for two blocks [item, 3, 16], the entries
-    (1, 1), (1, 2) and (2, 2).
+    inverse : M⁻¹, a symmetric matrix for each item: flat [item, 1, 16], or for two blocks [item, 3, 16], the
+    entries (1, 1), (1, 2) and (2, 2).
     """
     size, total, a = np.empty(SIMD_WIDTH), spread(0.0), load(step, np.uint64(0))
     length, place = np.uint64(len(residual)), np.uint64(0)
@@ -164,7 +167,8 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
 ):
     """Solve for ``residual``, which becomes what is left; ``found`` [vector], zeros at first, is the answer.
 
-    target : of rᵀM⁻¹r [16]; a column that has reached it rests. limit : of iterations. Returns the iterations taken.
+    target : of rᵀM⁻¹r [16]; a column that has reached it rests. limit : of iterations. Returns the iterations
+        taken.
     """
     kind = residual.dtype
     direction, applied = aligned_zeros(len(residual), residual), aligned_zeros(len(residual), residual)

