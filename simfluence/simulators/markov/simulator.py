@@ -204,7 +204,7 @@ class MarkovSimulator(Simulator):
         """
         counts, everywhere = rows.counts, rows.observed.all()
         size = np.asarray(counts.sum(axis=1))[:, None]
-        kept = np.ones_like(size)
+        kept: Array = np.ones_like(size, np.float64)
         if self.center == "zero" and self.free_slope:
             kept = kept - size / self.batch_size_
         target = rows.current - kept * rows.previous if kept.any() else rows.current
@@ -264,7 +264,8 @@ class MarkovSimulator(Simulator):
         if failed := int((solution.residual > ridge.EXACT).sum()):
             warnings.warn(
                 f"{name}: the iterative solver did not reach its tolerance for {failed} of {tests} test"
-                f" examples (relative residual {said['residual']:.1e}); take a larger penalty or another solver",
+                f" examples (relative residual {said['residual']:.1e}); take a larger penalty or another"
+                " solver",
                 SimulationWarning,
                 stacklevel=5,
             )
