@@ -46,8 +46,7 @@ def solve_ridge(
         solver = "cholesky" if small or min(penalties) == 0 else "iterative"
     if solver == "iterative":
         return solve_iterative(problem, penalties, tolerance)
-    solved = [solve_cholesky(problem, penalty, device) for penalty in penalties]
-    thetas, singular = (np.stack(parts) for parts in zip(*solved, strict=True))
+    thetas, singular = solve_cholesky(problem, penalties, device)
     return RidgeSolution(thetas, "cholesky", singular.any(axis=0), np.zeros(singular.shape), 0)
 
 
@@ -64,8 +63,9 @@ def replace_unconverged(
     """
     missing = np.flatnonzero(solution.residual[0] > tolerance)
     if len(missing) and system_size(problem) <= _OWN_SIZE:
-        theta, solution.singular[missing] = solve_cholesky(problem.tests(missing), penalty, device)
-        solution.coefficients[0][..., missing], solution.residual[0, missing] = theta, 0.0
+        thetas, singular = solve_cholesky(problem.tests(missing), [penalty], device)
+        solution.coefficients[..., missing], solution.singular[missing] = thetas, singular[0]
+        solution.residual[0, missing] = 0.0
 
 
 __all__ = ["EXACT", "RidgeProblem", "RidgeSolution", "Solver", "replace_unconverged", "solve_ridge"]
