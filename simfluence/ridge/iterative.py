@@ -110,7 +110,8 @@ class _Systems:
                 unit = np.maximum(np.abs(residual.reshape(-1, SIMD_WIDTH)).max(axis=0), 1e-300)
                 remains = (residual.reshape(-1, SIMD_WIDTH) / unit).astype(kind).ravel()
                 correction, least = np.zeros(len(found), kind), _SINGLE * left if kind == np.float32 else 0.0
-                most = (MAX_ITERATIONS - iterations + 1) // (2 if kind == np.float32 else 1)
+                most = MAX_ITERATIONS - iterations
+                most -= most // 2 if kind == np.float32 else 0  # single precision may get nowhere
                 iterations += self._kernels.conjugate_gradients(
                     correction,
                     remains,
