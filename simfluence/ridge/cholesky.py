@@ -1,10 +1,11 @@
-"""Ridge regression by a Cholesky factorization for each test example, or one for all where their design is the same.
+"""Ridge regression by a Cholesky factorization for each test example, or one for all where their design is
+the same.
 
     primal  (XᵀX + λP) θ = Xᵀy                                   [columns, columns]
     dual    (XXᵀ + λI) α = y,   θ = Xᵀα                          [rows, rows]
 
-The smaller of the two is factorized, on the CPU or a GPU. Without a penalty, or with an example that is not penalised,
-it is the primal one.
+The smaller of the two is factorized, on the CPU or a GPU. Without a penalty, or with an example that is not
+penalised, it is the primal one.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def system_size(problem: RidgeProblem) -> int:
 def solve_cholesky(
     problem: RidgeProblem, penalties: Sequence[float], device: torch.device
 ) -> tuple[Array, BoolArray]:
-    """Coefficients float [penalty, block, n, test], and bool [penalty, test], where there is no unique solution."""
+    """Coefficients float [penalty, block, n, test], and bool [penalty, test], where there is no unique
+    solution.
+    """
     dual = min(penalties) > 0 and uses_dual(problem)
     size = max(1, _BYTES[device.type] // (8 * system_size(problem) ** 2))
     parts = [slice(None)] if problem.shared else slices(problem.n_tests, size)
@@ -49,7 +52,9 @@ def solve_cholesky(
             shifted.diagonal(dim1=-2, dim2=-1).add_(penalty * weights.to(system))
             solved, singular_part = _solve_positive(shifted, sides)
             found = solved.movedim(0, -2).flatten(1).cpu().numpy()  # [column or row, test]
-            thetas[number, ..., part] = _coefficients(some, found) if dual else found.reshape(thetas[0, ..., part].shape)
+            thetas[number, ..., part] = (
+                _coefficients(some, found) if dual else found.reshape(thetas[0, ..., part].shape)
+            )
             singular[number, part] = singular_part.cpu().numpy()
     return thetas, singular
 
@@ -65,7 +70,9 @@ def _primal_system(problem: RidgeProblem, device: torch.device) -> tuple[torch.T
 
 
 def _dual_system(problem: RidgeProblem, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """XXᵀ = (a aᵀ + b bᵀ) ∘ UUᵀ [system, row, row], whose second factor all share, and y [system, row, response]."""
+    """XXᵀ = (a aᵀ + b bᵀ) ∘ UUᵀ [system, row, row], whose second factor all share, and y [system, row,
+    response].
+    """
     kernel = torch.from_numpy((problem.counts @ problem.counts.T).toarray()).to(device)
     scales = torch.from_numpy(np.stack(np.broadcast_arrays(*problem.scales))).to(device)  # [block, row, test]
     target = torch.from_numpy(np.ascontiguousarray(problem.target)).to(device)
