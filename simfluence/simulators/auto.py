@@ -6,6 +6,7 @@ The candidates:
     the mean trajectory        nothing is learnt about curricula; always among the candidates
     effects with dynamics      training dynamics whose kernel are effects found in the runs; effects beside it
     scores with dynamics       training dynamics whose kernel are the given scores; effects beside them
+    effects                    without dynamics; with fewer than 16 runs only, where dynamics are easily misled
 
 Each candidate predicts every training run by a fit that left this run out (and the validation runs, if there
 are any). Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error. One
@@ -27,7 +28,7 @@ from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
 from simfluence.simulators.base import SIMULATORS, Array, Simulator, register, stages
-from simfluence.simulators.dynamics.cross_fit import scores_dynamics, stages_of
+from simfluence.simulators.dynamics.cross_fit import MANY_RUNS, scores_dynamics, stages_of
 from simfluence.simulators.dynamics.simulator import DynamicsSimulator
 from simfluence.simulators.effects.data import FEWEST_RUNS, TrainingData
 from simfluence.simulators.effects.regression import OutOfFold
@@ -77,11 +78,14 @@ class AutoSimulator(Simulator):
             "mean trajectory": EffectsSimulator(penalty=np.inf, max_rows=self.max_rows),
             "effects with dynamics": EffectsSimulator(self.scores, "effects", max_rows=self.max_rows),
         }
+        if len(train) < MANY_RUNS:
+            candidates["effects"] = EffectsSimulator(self.scores, max_rows=self.max_rows)
         if self.scores is not None:
             candidates["scores with dynamics"] = EffectsSimulator(
                 self.scores, "scores", max_rows=self.max_rows
             )
-        with stages(stages_of(data) * (len(candidates) - 1), "fit auto") as bar:
+        kernels = sum(candidate.kernel is not None for candidate in candidates.values())
+        with stages(stages_of(data) * kernels, "fit auto") as bar:
             for candidate in candidates.values():
                 candidate.examples_ = self.examples_
                 candidate._fit_to(data, validation, bar.update)

@@ -71,7 +71,7 @@ def _grid(runs: RunSet, max_rows: int) -> IntArray:
     usual[[0, -1]] = True
     points = np.flatnonzero(usual)
     rows = sum(int((points <= end).sum()) - 1 for end in ends)
-    stride = -(-rows // max(max_rows, 1))
+    stride = max(round(rows / max(max_rows, 1)), 1)
     return np.unique(np.append(points[::stride], points[-1]))
 
 
