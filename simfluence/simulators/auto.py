@@ -6,7 +6,7 @@ The candidates:
     the mean trajectory        nothing is learnt about curricula; always among the candidates
     effects with dynamics      training dynamics whose kernel are effects found in the runs; effects beside it
     scores with dynamics       training dynamics whose kernel are the given scores; effects beside them
-    effects                    without dynamics; with fewer than 16 runs only, where dynamics are easily misled
+    effects                    without dynamics; of fewer than 16 runs, where dynamics are easily misled
 
 Each candidate predicts every training run by a fit that left this run out (and the validation runs, if there
 are any). Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error. One
