@@ -9,7 +9,8 @@ largest difference. The exit status is 1 unless all agree. With ``--keep`` the l
 a subfolder of that folder, and what is there already is not computed again.
 
 Both versions are run with this script's own list of simulators, in a Python process each. A simulator that
-was renamed is listed with both names, the newer one first.
+was renamed is listed with all its names, the newest first; one that a version does not have is left out
+there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,11 @@ WITHOUT_SCORES: dict[str, tuple[Spelling, ...]] = {
     "linear, order 2": (("linear", {"order": 2}),),
     "linear, a penalty a test example": (("linear", {"per_test": True}),),
     "effects": (("effects", {}), ("deviation", {})),
-    "effects with dynamics": (("effects", {"dynamics": True}), ("deviation", {"surrogate": True})),
+    "effects with dynamics": (
+        ("effects", {"kernel": "effects"}),
+        ("effects", {"dynamics": True}),
+        ("deviation", {"surrogate": True}),
+    ),
     "features": (("features", {}),),
     "auto": (("auto", {}),),
 }
@@ -114,9 +120,11 @@ def write_losses(version: Path, out: Path, sets: list[str], sizes: list[int], on
                 file = out / f"{name}, {size} runs, {simulator}.npy"
                 if file.exists() or (only and simulator not in only):
                     continue
-                kind, params = next(spelling for spelling in spellings if spelling[0] in SIMULATORS)
-                params = params | ({"scores": scores} if simulator in WITH_SCORES else {})
-                np.save(file, _simulated(make_simulator(kind, **params), runs, size))
+                for kind, params in spellings:
+                    if kind in SIMULATORS and params.keys() <= signature(SIMULATORS[kind]).parameters.keys():
+                        params = params | ({"scores": scores} if simulator in WITH_SCORES else {})
+                        np.save(file, _simulated(make_simulator(kind, **params), runs, size))
+                        break
                 print(f"{version.name}: {file.stem}", file=sys.stderr, flush=True)
 
 

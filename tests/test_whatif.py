@@ -170,11 +170,12 @@ def test_unclear_questions_are_answered_with_an_error(runs: RunSet) -> None:
 def test_changes_by_group() -> None:
     runs, *_ = synthetic_runs()
     frame = runs.test.frame.assign(group=["x", "x", "y", "y"])
-    answer = what_if(
-        LinearSimulator(1.0).fit(runs), runs[0].curriculum, runs[1].curriculum, runs[0].initial_loss,
-        ExampleTable(frame),
-    )  # fmt: skip
+    grouped = RunSet(runs.runs, runs.train, ExampleTable(frame))
+    simulator = LinearSimulator(1.0).fit(grouped)
+    answer = what_if(simulator, runs[0], runs[1].curriculum, test=grouped.test)
     groups = by_group(answer.changes)
     assert list(groups.index) == ["x", "y", "all"]
     assert groups.loc["x", "change"] == pytest.approx(answer.changes["change"][:2].mean())
     assert groups.loc["all", "examples"] == 4
+    with pytest.raises(RunDataError, match="the test examples are not those"):
+        what_if(simulator, runs[0], runs[1].curriculum, test=runs.test)

@@ -5,11 +5,12 @@
 
 X = [diag(a) U] or [diag(a) U, diag(b) U] is the design of a test example, U the counts that all share.
 
-Vectors are flat [item, block, 16]: an item is an example (primal) or a row (dual, with one block). The last axis, a
-*column*, is the test example. All functions take vectors of float32 or of float64. Places in them are unsigned
-numbers, which compilers turn into vector instructions.
+Vectors are flat [item, block, 16]: an item is an example (primal) or a row (dual, with one block). The last
+axis, a *column*, is the test example. All functions take vectors of float32 or of float64. Places in them are
+unsigned numbers, which compilers turn into vector instructions.
 
-``design`` is (indices, counts, bounds, a, b): the sparse matrix U (primal) or UUᵀ (dual), row r being the entries
+``design`` is (indices, counts, bounds, a, b): the sparse matrix U (primal) or UUᵀ (dual), row r being the
+entries
 ``bounds[r] : bounds[r + 1]``, and the scales [row, 16], b None where there is one block.
 """
 
@@ -18,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 
 from simfluence.kernels.compile import compiled
-from simfluence.kernels.simd import double, load, spread, store
+from simfluence.kernels.simd import aligned_zeros, double, load, spread, store
 from simfluence.kernels.threads import SIMD_WIDTH
 
 _W = np.uint64(SIMD_WIDTH)
@@ -44,10 +45,40 @@ def add_primal_product(out, vectors, indices, counts, bounds, a, b):  # type: ig
         squares += double(total) * double(total)
         for at in range(bounds[row], bounds[row + 1]):
             i, count = np.uint64(indices[at]) * long, spread(counts[at])
-            store(out, i, load(out, i) + count * first)
+            add(out, i, count * first)
             if b is not None:
-                store(out, i + _W, load(out, i + _W) + count * second)
+                add(out, i + _W, count * second)
     return squares
+
+
+@compiled
+def add_moments(moment, within, target, indices, counts, bounds, a, b):  # type: ignore[no-untyped-def]
+    """moment += Xᵀy, within += the part of XᵀX that is within an example, laid out as ``precondition`` takes
+    it.
+    """
+    for row in range(len(bounds) - 1):
+        here = np.uint64(row) * _W
+        s, y = load(a, here), load(target, here)
+        for at in range(bounds[row], bounds[row + 1]):
+            example, count = np.uint64(indices[at]), spread(counts[at])
+            square = count * count
+            if b is None:
+                i = example * _W
+                add(moment, i, count * s * y)
+                add(within, i, square * s * s)
+            else:
+                i, k, t = example * (_W + _W), example * (_W + _W + _W), load(b, here)
+                add(moment, i, count * s * y)
+                add(moment, i + _W, count * t * y)
+                add(within, k, square * s * s)
+                add(within, k + _W, square * s * t)
+                add(within, k + _W + _W, square * t * t)
+
+
+@compiled
+def add(out, at, values):  # type: ignore[no-untyped-def]
+    """out[at : at + 16] += values"""
+    store(out, at, load(out, at) + values)
 
 
 @compiled
@@ -67,7 +98,7 @@ def add_dual_product(out, vectors, indices, counts, bounds, a, b):  # type: igno
         if b is not None:
             total += load(b, here) * second
         along += double(load(vectors, here)) * double(total)
-        store(out, here, load(out, here) + total)
+        add(out, here, total)
     return along
 
 
@@ -92,8 +123,8 @@ def apply(out, vectors, design, dual, penalty, penalised):  # type: ignore[no-un
 def precondition(out, residual, applied, step, inverse):  # type: ignore[no-untyped-def]
     """r −= step · applied, out = M⁻¹ r; returns rᵀM⁻¹r [16].
 
-    inverse : M⁻¹, a symmetric matrix for each item: flat [item, 1, 16], or for two blocks [item, 3, 16], the entries
-    (1, 1), (1, 2) and (2, 2).
+    inverse : M⁻¹, a symmetric matrix for each item: flat [item, 1, 16], or for two blocks [item, 3, 16], the
+    entries (1, 1), (1, 2) and (2, 2).
     """
     size, total, a = np.empty(SIMD_WIDTH), spread(0.0), load(step, np.uint64(0))
     length, place = np.uint64(len(residual)), np.uint64(0)
@@ -136,10 +167,12 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
 ):
     """Solve for ``residual``, which becomes what is left; ``found`` [vector], zeros at first, is the answer.
 
-    target : of rᵀM⁻¹r [16]; a column that has reached it rests. limit : of iterations. Returns the iterations taken.
+    target : of rᵀM⁻¹r [16]; a column that has reached it rests. limit : of iterations. Returns the iterations
+        taken.
     """
     kind = residual.dtype
-    z, direction, applied = np.zeros_like(residual), np.zeros_like(residual), np.zeros_like(residual)
+    direction, applied = aligned_zeros(len(residual), residual), aligned_zeros(len(residual), residual)
+    z = np.zeros_like(residual)
     step, momentum = np.zeros(SIMD_WIDTH, kind), np.zeros(SIMD_WIDTH, kind)
     size = precondition(z, residual, applied, step, inverse)
     for iteration in range(limit + 1):

@@ -1,7 +1,7 @@
 """Ridge regressions of many responses on the same sparse counts, scaled by numbers of each response's own.
 
-``problem`` states them. ``iterative`` solves them by conjugate gradients on the CPU, ``cholesky`` by factorization on
-the CPU or a GPU. ``leave_run_out`` is another problem: one dense design for all responses.
+``problem`` states them. ``iterative`` solves them by conjugate gradients on the CPU, ``cholesky`` by
+factorization on the CPU or a GPU. ``leave_run_out`` is another problem: one dense design for all responses.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def solve_ridge(
     Parameters
     ----------
     device : where systems are factorized. Iterations run on the CPU.
-    solver : "auto" factorizes where a penalty is 0, and small systems that all test examples share; it iterates for
-        the others.
+    solver : "auto" factorizes where a penalty is 0, and small systems that all test examples share; it
+        iterates for the others.
     tolerance : of iterations, for the residual relative to its size at zero.
     """
     if solver == "auto":
@@ -46,9 +46,8 @@ def solve_ridge(
         solver = "cholesky" if small or min(penalties) == 0 else "iterative"
     if solver == "iterative":
         return solve_iterative(problem, penalties, tolerance)
-    solved = [solve_cholesky(problem, penalty, device) for penalty in penalties]
-    thetas, singular = (np.stack(parts) for parts in zip(*solved, strict=True))
-    return RidgeSolution(thetas, "cholesky", singular.any(axis=0), np.zeros(singular.shape), 0)
+    thetas, singular = solve_cholesky(problem, penalties, device)
+    return RidgeSolution(thetas, "cholesky", np.asarray(singular.any(axis=0)), np.zeros(singular.shape), 0)
 
 
 def replace_unconverged(
@@ -58,14 +57,16 @@ def replace_unconverged(
     device: torch.device,
     tolerance: float = EXACT,
 ) -> None:
-    """Factorize the systems, of one penalty, whose iterations did not reach the tolerance; write to ``solution``.
+    """Factorize the systems, of one penalty, whose iterations did not reach the tolerance; write to
+    ``solution``.
 
     Those too large for that stay as they are.
     """
     missing = np.flatnonzero(solution.residual[0] > tolerance)
     if len(missing) and system_size(problem) <= _OWN_SIZE:
-        theta, solution.singular[missing] = solve_cholesky(problem.tests(missing), penalty, device)
-        solution.coefficients[0][..., missing], solution.residual[0, missing] = theta, 0.0
+        thetas, singular = solve_cholesky(problem.tests(missing), [penalty], device)
+        solution.coefficients[..., missing], solution.singular[missing] = thetas, singular[0]
+        solution.residual[0, missing] = 0.0
 
 
 __all__ = ["EXACT", "RidgeProblem", "RidgeSolution", "Solver", "replace_unconverged", "solve_ridge"]

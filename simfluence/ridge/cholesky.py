@@ -1,13 +1,16 @@
-"""Ridge regression by a Cholesky factorization for each test example, or one for all where their design is the same.
+"""Ridge regression by a Cholesky factorization for each test example, or one for all where their design is
+the same.
 
     primal  (XᵀX + λP) θ = Xᵀy                                   [columns, columns]
     dual    (XXᵀ + λI) α = y,   θ = Xᵀα                          [rows, rows]
 
-The smaller of the two is factorized, on the CPU or a GPU. Without a penalty, or with an example that is not penalised,
-it is the primal one.
+The smaller of the two is factorized, on the CPU or a GPU. Without a penalty, or with an example that is not
+penalised, it is the primal one.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,7 +19,7 @@ from scipy import sparse
 from simfluence.kernels.threads import slices
 from simfluence.ridge.problem import Array, BoolArray, RidgeProblem
 
-_GPU_BYTES = 2**30  # of systems that a GPU factorizes at once
+_BYTES = {"cpu": 2**23, "cuda": 2**30}  # of systems that are factorized at once
 
 
 def uses_dual(problem: RidgeProblem) -> bool:
@@ -29,49 +32,62 @@ def system_size(problem: RidgeProblem) -> int:
     return problem.counts.shape[0] if uses_dual(problem) else problem.columns
 
 
-def solve_cholesky(problem: RidgeProblem, penalty: float, device: torch.device) -> tuple[Array, BoolArray]:
-    """Coefficients float [block, n, test], and bool [test], where there is no unique solution."""
-    solve = _solve_dual if penalty > 0 and uses_dual(problem) else _solve_primal
-    if problem.shared:
-        coefficients, singular = solve(problem, penalty, device)
-        return coefficients, np.repeat(singular, problem.n_tests)
-    size = 1 if device.type == "cpu" else _GPU_BYTES // (8 * system_size(problem) ** 2)
-    parts = [solve(problem.tests(part), penalty, device) for part in slices(problem.n_tests, size)]
-    thetas, singular = zip(*parts, strict=True)
-    return np.concatenate(thetas, axis=-1), np.concatenate(singular)
+def solve_cholesky(
+    problem: RidgeProblem, penalties: Sequence[float], device: torch.device
+) -> tuple[Array, BoolArray]:
+    """Coefficients float [penalty, block, n, test], and bool [penalty, test], where there is no unique
+    solution.
+    """
+    dual = min(penalties) > 0 and uses_dual(problem)
+    size = max(1, _BYTES[device.type] // (8 * system_size(problem) ** 2))
+    parts = [slice(None)] if problem.shared else slices(problem.n_tests, size)
+    thetas = np.empty((len(penalties), problem.blocks, problem.n, problem.n_tests))
+    singular = np.empty((len(penalties), problem.n_tests), bool)
+    for part in parts:
+        some = problem.tests(part)
+        system, sides = _dual_system(some, device) if dual else _primal_system(some, device)
+        weights = torch.ones(system.shape[-1]) if dual else _penalised(problem)
+        for number, penalty in enumerate(penalties):
+            shifted = system.clone()
+            shifted.diagonal(dim1=-2, dim2=-1).add_(penalty * weights.to(system))
+            solved, singular_part = _solve_positive(shifted, sides)
+            found = solved.movedim(0, -2).flatten(1).cpu().numpy()  # [column or row, test]
+            thetas[number, ..., part] = (
+                _coefficients(some, found) if dual else found.reshape(thetas[0, ..., part].shape)
+            )
+            singular[number, part] = singular_part.cpu().numpy()
+    return thetas, singular
 
 
-def _solve_primal(problem: RidgeProblem, penalty: float, device: torch.device) -> tuple[Array, BoolArray]:
-    weights = penalty * penalised(problem)
-    grams, sides = [], []
-    scales = np.broadcast_arrays(*problem.scales)
+def _primal_system(problem: RidgeProblem, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """XᵀX [system, column, column] and Xᵀy [system, column, response]; one system where all share it."""
+    scales, grams, sides = np.broadcast_arrays(*problem.scales), [], []
     for z in range(scales[0].shape[1]):
         x = sparse.hstack([sparse.diags_array(scale[:, z]) @ problem.counts for scale in scales]).tocsr()
         grams.append((x.T @ x).toarray())
-        grams[-1][np.diag_indices(problem.columns)] += weights
         sides.append(x.T @ (problem.target if problem.shared else problem.target[:, [z]]))
-    system, side = (torch.from_numpy(np.stack(parts)).to(device) for parts in (grams, sides))
-    theta, singular = _solve_positive(system, side)
-    theta = theta.movedim(0, -2).flatten(1)  # [column, test]
-    return theta.reshape(problem.blocks, problem.n, -1).cpu().numpy(), singular.cpu().numpy()
+    return torch.from_numpy(np.stack(grams)).to(device), torch.from_numpy(np.stack(sides)).to(device)
 
 
-def _solve_dual(problem: RidgeProblem, penalty: float, device: torch.device) -> tuple[Array, BoolArray]:
-    """X Xᵀ = (a aᵀ + b bᵀ) ∘ UUᵀ, whose second factor all test examples share."""
-    counts = problem.counts
-    kernel = torch.from_numpy((counts @ counts.T).toarray()).to(device)
+def _dual_system(problem: RidgeProblem, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """XXᵀ = (a aᵀ + b bᵀ) ∘ UUᵀ [system, row, row], whose second factor all share, and y [system, row,
+    response].
+    """
+    kernel = torch.from_numpy((problem.counts @ problem.counts.T).toarray()).to(device)
     scales = torch.from_numpy(np.stack(np.broadcast_arrays(*problem.scales))).to(device)  # [block, row, test]
-    target = torch.from_numpy(problem.target).to(device)
+    target = torch.from_numpy(np.ascontiguousarray(problem.target)).to(device)
     system = torch.einsum("krz,ksz->zrs", scales, scales).mul_(kernel)
-    system.diagonal(dim1=-2, dim2=-1).add_(penalty)
-    alpha, singular = _solve_positive(system, target[None] if problem.shared else target.T[..., None])
-    rows = (scales * alpha.movedim(0, -2).flatten(1)).cpu().numpy()  # [block, row, test]
-    return np.stack([counts.T @ part for part in rows]), singular.cpu().numpy()
+    return system, target[None] if problem.shared else target.T[..., None]
 
 
-def penalised(problem: RidgeProblem) -> Array:
+def _coefficients(problem: RidgeProblem, alpha: Array) -> Array:
+    """θ = Xᵀα, [block, n, test]."""
+    return np.stack([problem.counts.T @ (scale * alpha) for scale in problem.scales])
+
+
+def _penalised(problem: RidgeProblem) -> torch.Tensor:
     """The diagonal of P, [column]."""
-    weights = np.ones((problem.blocks, problem.n))
+    weights = torch.ones(problem.blocks, problem.n)
     weights[:, problem.n - problem.free :] = 0.0
     return weights.ravel()
 

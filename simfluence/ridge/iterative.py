@@ -3,12 +3,12 @@
     primal  (XᵀX + λP) θ = Xᵀy
     dual    (XXᵀ + λI) α = y,  θ = Xᵀα        where there are few rows, with small batches
 
-The preconditioner M is the part of the matrix that is within an example (within a row, in the dual): an example's own
-two coefficients are nearly collinear, as losses are nearly constant along a run, while those of different examples are
-nearly orthogonal where curricula are shuffled.
+The preconditioner M is the part of the matrix that is within an example (within a row, in the dual): an
+example's own two coefficients are nearly collinear, as losses are nearly constant along a run, while those of
+different examples are nearly orthogonal where curricula are shuffled.
 
-Most iterations run in single precision, which takes less than half the time, inside a refinement whose residuals are
-of double precision. Where single precision gets no further, double precision goes on.
+Most iterations run in single precision, which takes less than half the time, inside a refinement whose
+residuals are of double precision. Where single precision gets no further, double precision goes on.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ def _matrix(problem: RidgeProblem) -> tuple[sparse.csr_array, bool]:
 class _Systems:
     """The systems of at most sixteen test examples.
 
-    Vectors are flat [item, block, 16], items being examples (primal) or rows (dual, with one block), in sixteen
-    columns however many are in use.
+    Vectors are flat [item, block, 16], items being examples (primal) or rows (dual, with one block), in
+    sixteen columns however many are in use.
     """
 
     def __init__(self, problem: RidgeProblem, matrix: sparse.csr_array, dual: bool) -> None:
@@ -72,15 +72,6 @@ class _Systems:
         self._kernels, self._problem, self._dual = kernels, problem, dual
         scales = [_columns(scale, problem.n_tests) for scale in problem.scales]
         target = _columns(problem.target, problem.n_tests)
-        pairs = [a * b for number, a in enumerate(scales) for b in scales[number:]]
-        if dual:
-            self._side, self._within = target, matrix.diagonal()[:, None] * sum(a * a for a in scales)
-        else:
-            transposed, squared = matrix.T.tocsr(), matrix.power(2).T.tocsr()
-            self._side = np.stack([transposed @ (a * target) for a in scales], axis=1)
-            self._within = np.stack([squared @ pair for pair in pairs], axis=1)
-        self._side = self._side.ravel()
-        self._penalised = len(self._side) - (0 if dual else problem.free * problem.blocks * SIMD_WIDTH)
         self._designs = {
             np.dtype(kind): (
                 matrix.indices,
@@ -91,10 +82,21 @@ class _Systems:
             )
             for kind in (np.float32, np.float64)
         }
+        if dual:
+            self._side = target.ravel()
+            self._within = (matrix.diagonal()[:, None] * sum(scale * scale for scale in scales)).ravel()
+        else:
+            size = problem.n * SIMD_WIDTH
+            self._side, self._within = np.zeros(len(scales) * size), np.zeros((2 * len(scales) - 1) * size)
+            kernels.add_moments(self._side, self._within, target.ravel(), *self._designs[target.dtype])
+        self._blocks = 1 if dual else problem.blocks
+        self._penalised = len(self._side) - (0 if dual else problem.free * problem.blocks * SIMD_WIDTH)
         self._found, self._residual, self._penalty = np.zeros_like(self._side), self._side, 0.0
 
     def solve(self, penalty: float, tolerance: float) -> tuple[Array, Array, int]:
-        """(solution, relative size of its residual [test], iterations taken), from the last penalty's solution on."""
+        """(solution, relative size of its residual [test], iterations taken), from the last penalty's
+        solution on.
+        """
         found, last = self._found, self._penalised
         residual = self._residual.copy()
         residual[:last] += (self._penalty - penalty) * found[:last]
@@ -104,12 +106,12 @@ class _Systems:
         for kind in (np.dtype(np.float32), np.dtype(np.float64)):
             gains = True
             while gains and (left > tolerance * whole).any() and iterations < MAX_ITERATIONS:
+                # single precision sees numbers near 1
                 unit = np.maximum(np.abs(residual.reshape(-1, SIMD_WIDTH)).max(axis=0), 1e-300)
-                units = np.resize(unit, len(residual))  # single precision sees numbers near 1
-                correction, remains = np.zeros(len(found), kind), (residual / units).astype(kind)
-                wanted = (
-                    np.maximum(0.5 * tolerance * whole, _SINGLE * left if kind == np.float32 else 0.0) / unit
-                )
+                remains = (residual.reshape(-1, SIMD_WIDTH) / unit).astype(kind).ravel()
+                correction, least = np.zeros(len(found), kind), _SINGLE * left if kind == np.float32 else 0.0
+                most = MAX_ITERATIONS - iterations
+                most -= most // 2 if kind == np.float32 else 0  # single precision may get nowhere
                 iterations += self._kernels.conjugate_gradients(
                     correction,
                     remains,
@@ -118,18 +120,15 @@ class _Systems:
                     penalty,
                     last,
                     inverse.astype(kind),
-                    wanted**2,
-                    (MAX_ITERATIONS - iterations + 1) // 2
-                    if kind == np.float32
-                    else MAX_ITERATIONS - iterations,
+                    (np.maximum(0.5 * tolerance * whole, least) / unit) ** 2,
+                    most,
                 )
-                trial = found + units * correction
+                trial = found + (correction.reshape(-1, SIMD_WIDTH) * unit).ravel()
                 after = self._side - self._product(trial, penalty)
                 new = self._size(after, inverse)
                 better = new < left
                 gains = bool(((new < 0.1 * left) | (new <= tolerance * whole)).all())
-                keep = np.resize(better, len(found))
-                found, residual = np.where(keep, trial, found), np.where(keep, after, residual)
+                found, residual = (_chosen(better, *pair) for pair in ((trial, found), (after, residual)))
                 left = np.where(better, new, left)
         self._found, self._residual, self._penalty = found, residual, penalty
         return found, (left / whole)[: self._problem.n_tests], iterations
@@ -155,7 +154,7 @@ class _Systems:
 
     def _inverse(self, penalty: float) -> Array:
         """M⁻¹, flat [item, 1 or 3, 16] as the kernels take it; 0 where M is 0."""
-        within = self._within.reshape(len(self._within), -1, SIMD_WIDTH)
+        within = self._within.reshape(len(self._side) // self._blocks // SIMD_WIDTH, -1, SIMD_WIDTH)
         weights = np.full((len(within), 1), penalty)
         weights[len(within) - (0 if self._dual else self._problem.free) :] = 0.0
         if within.shape[1] == 1:
@@ -165,6 +164,11 @@ class _Systems:
             a * b - cross * cross, 1e-14 * a * b
         )  # of collinear blocks: not below rounding
         return (np.stack([b, -cross, a], axis=1) * _inverted(determinant)[:, None]).ravel()
+
+
+def _chosen(where: npt.NDArray[np.bool_], a: Array, b: Array) -> Array:
+    """The columns of vector a where that is so, else those of b."""
+    return np.where(where, a.reshape(-1, SIMD_WIDTH), b.reshape(-1, SIMD_WIDTH)).ravel()
 
 
 def _inverted(values: Array) -> Array:

@@ -1,9 +1,10 @@
-"""What is solved: for each test example z a ridge regression, whose design has one or two blocks of the same counts.
+"""What is solved: for each test example z a ridge regression, whose design has one or two blocks of the same
+counts.
 
     minimise ‖X_z θ − y_z‖² + λ ‖Pθ‖²,    X_z = [diag(a_z) U] or [diag(a_z) U, diag(b_z) U]
 
-U are the counts [row, n], a and b the scales [row] of the blocks; a row whose scales and target are 0 is left out.
-P is the identity, or leaves out the last example if that is not penalised.
+U are the counts [row, n], a and b the scales [row] of the blocks; a row whose scales and target are 0 is left
+out. P is the identity, or leaves out the last example if that is not penalised.
 """
 
 from __future__ import annotations
@@ -80,8 +81,8 @@ class RidgeSolution:
     coefficients : float [penalty, block, n, test].
     solver : "iterative" or "cholesky".
     singular : bool [test], where there is no unique solution; coefficients are then the smallest.
-    residual : float [penalty, test], of the normal equations, relative to its size at 0, as the iterations measure it;
-        0 where the system was factorized.
+    residual : float [penalty, test], of the normal equations, relative to its size at 0, as the iterations
+        measure it; 0 where the system was factorized.
     iterations : int, of the slowest system; 0 where all systems were factorized.
     """
 

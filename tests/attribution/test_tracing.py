@@ -20,7 +20,6 @@ from simfluence.attribution import (
     example_gradients,
     gradient_similarity,
     influence,
-    linearise,
     proximal_bregman_response,
     tracin,
     trak,
@@ -293,7 +292,6 @@ def test_a_loss_function_may_return_metrics(only: bool) -> None:
         gradient_features(many.module, many.losses, train),
         gradient_features(plain.module, plain.losses, train),
     )
-    assert linearise(many.module, many.losses, train, test, coordinates=10).n_train == 6
 
 
 def test_a_mapping_without_losses_is_refused() -> None:

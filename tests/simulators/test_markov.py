@@ -14,11 +14,12 @@ from sklearn.linear_model import Ridge
 
 from simfluence import AdditiveSimulator, Curriculum, LinearSimulator, MultiplicativeSimulator, RunSet
 from simfluence.errors import RunDataError
+from simfluence.ridge import EXACT
 from simfluence.runs import ExampleTable, Run
 from simfluence.simulators import SimulationWarning, load_simulator
 from simfluence.simulators.markov import diagnostics
 from simfluence.simulators.markov.penalty import PENALTIES, choose_penalty
-from simfluence.simulators.markov.rollout import roll_out, simulate_linear
+from simfluence.simulators.markov.rollout import simulate_linear
 
 N, M, B = 10, 3, 3
 FAMILY = [AdditiveSimulator, MultiplicativeSimulator, LinearSimulator]
@@ -54,10 +55,10 @@ def runs():
 
 
 @pytest.mark.parametrize("center", ["zero", "identity", "pooled"])
-@pytest.mark.parametrize("solver", ["primal", "dual", "iterative"])
+@pytest.mark.parametrize("solver", ["iterative", "cholesky"])
 @pytest.mark.parametrize("family", FAMILY)
 def test_every_solver_gives_the_same(runs, family, solver, center):
-    expected = family(penalty=0.5, center=center, solver="primal").fit(runs)
+    expected = family(penalty=0.5, center=center, solver="cholesky").fit(runs)
     found = family(penalty=0.5, center=center, solver=solver).fit(runs)
     np.testing.assert_allclose(found.A_, expected.A_, atol=1e-8)
     np.testing.assert_allclose(found.B_, expected.B_, atol=1e-8)
@@ -76,41 +77,6 @@ def test_permuting_examples_permutes_coefficients(runs, family, center):
     np.testing.assert_allclose(b.B_[place], a.B_, atol=1e-9)
 
 
-@pytest.mark.parametrize("family", FAMILY)
-def test_a_run_of_weight_two_is_the_run_given_twice(runs, family):
-    batches = [list(curriculum) for curriculum in runs.curricula]
-    twice = RunSet.from_arrays([*batches, batches[2]], [*runs.loss, runs.loss[2]], train=N)
-    weights = np.ones(len(runs))
-    weights[2] = 2
-    a, b = family(penalty=0.3).fit(runs, weights=weights), family(penalty=0.3).fit(twice)
-    np.testing.assert_allclose(a.A_, b.A_, atol=1e-10)
-    np.testing.assert_allclose(a.B_, b.B_, atol=1e-10)
-
-
-def test_a_run_of_weight_zero_is_left_out(runs):
-    weights = np.array([1.0] * 6 + [0.0] * 2)
-    a, b = LinearSimulator(penalty=0.3).fit(runs, weights=weights), LinearSimulator(penalty=0.3).fit(runs[:6])
-    np.testing.assert_allclose(a.A_, b.A_, atol=1e-10)
-
-
-@pytest.mark.parametrize("weights", [[1.0], [-1.0] * 8, [np.nan] * 8, [0.0] * 8])
-def test_bad_weights_are_named(runs, weights):
-    with pytest.raises(ValueError, match="weight"):
-        LinearSimulator(penalty=1.0).fit(runs, weights=weights)
-
-
-def test_a_penalty_per_test_is_chosen_from_that_tests_rollouts(runs):
-    both = LinearSimulator(per_test=True).fit(runs)
-    assert both.penalty_.shape == (M,)
-    for z in range(M):
-        alone = RunSet.from_arrays(
-            [list(curriculum) for curriculum in runs.curricula], runs.loss[..., z : z + 1], train=N
-        )
-        single = LinearSimulator().fit(alone)
-        assert single.penalty_ == pytest.approx(both.penalty_[z])
-        np.testing.assert_allclose(single.B_[:, 0], both.B_[:, z], atol=1e-8)
-
-
 @pytest.mark.parametrize("lengths", [[25] * 8, [25, 10, 12, 9, 25, 8, 11, 9]], ids=["equal", "ragged"])
 def test_cross_validation_is_what_separate_fits_and_rollouts_say(runs, lengths):
     """In the ragged set all the longest runs are in one fold."""
@@ -127,7 +93,7 @@ def test_cross_validation_is_what_separate_fits_and_rollouts_say(runs, lengths):
             folds.append(np.nanmean(np.square(simulated - held_out.loss)[:, 1:]))
         errors[penalty] = np.mean(folds)
     assert found.penalty_ == min(errors, key=errors.get)
-    assert len(found.penalty_errors_) >= 3
+    assert len(found.penalty_errors_) >= 2
     for penalty, error in found.penalty_errors_.items():
         nearest = min(PENALTIES, key=lambda value: abs(value - float(penalty)))
         assert error == pytest.approx(errors[nearest], rel=1e-3)
@@ -140,15 +106,28 @@ def test_a_grid_of_ones_own(runs, tmp_path):
     assert repr(load_simulator(tmp_path / "s.safetensors")) == repr(simulator)
 
 
+def searched(errors: dict[float, float], few: dict[float, float] | None = None) -> tuple[float, list[float]]:
+    """(the penalty that is chosen, those compared on all test examples) for made-up errors."""
+    table = {True: few or errors, False: errors}
+    penalty, known = choose_penalty(
+        lambda rough, penalties: np.array([table[rough][value] for value in penalties]), list(errors)
+    )
+    assert known == {value: errors[value] for value in known}
+    return penalty, list(known)
+
+
+def test_the_best_penalty_and_its_neighbours_are_compared():
+    errors = dict(zip([0.01, 0.1, 1.0, 10.0, 100.0], [9.0, 3.0, 1.0, 2.0, 4.0], strict=True))
+    assert searched(errors) == (1.0, [0.1, 1.0, 10.0])
+    few = dict(zip(errors, [9.0, 8.0, 7.0, 6.0, 5.0], strict=True))  # mislead, and are not believed
+    assert searched(errors, few)[0] == 1.0
+
+
 def test_ties_go_to_the_larger_penalty_and_nothing_finite_is_an_error():
-    grid = np.array([0.1, 1.0, 10.0])
-    assert choose_penalty(np.array([[1.0], [1.0], [2.0]]), grid, per_test=False) == 1.0
-    assert choose_penalty(np.array([[1.0, 5.0], [2.0, 4.0], [3.0, np.inf]]), grid, True).tolist() == [
-        0.1,
-        1.0,
-    ]
+    assert searched({0.1: 1.0, 1.0: 1.0, 10.0: 2.0})[0] == 1.0
+    assert searched({0.1: 1.0, 1.0: np.inf, 10.0: np.inf})[0] == 0.1
     with pytest.raises(ValueError, match="range of floats"):
-        choose_penalty(np.full((3, 2), np.inf), grid, per_test=False)
+        searched({0.1: np.inf, 1.0: np.inf})
 
 
 def test_effects_proportional_to_the_learning_rate():
@@ -237,18 +216,11 @@ def test_diagnostics_are_plain_and_kept(runs, tmp_path):
     said = simulator.diagnostics_
     assert json.loads(json.dumps(said)) == said
     assert said["columns"] == 2 * N
-    assert 0 < said["degrees_of_freedom"] < 2 * N
-    assert 1 < said["condition"][0] <= said["condition"][1]
-    assert said["convergence"]["failed"] == 0
-    assert said["convergence"]["residual"] < 1e-9
+    assert said["iterations"] > 0
+    assert said["residual"] <= EXACT
+    assert said["singular"] == 0
     simulator.save(tmp_path / "s.safetensors")
     assert load_simulator(tmp_path / "s.safetensors").diagnostics_ == said
-
-
-def test_a_penalty_per_test_is_kept_too(runs, tmp_path):
-    simulator = AdditiveSimulator(per_test=True).fit(runs)
-    simulator.save(tmp_path / "s.safetensors")
-    np.testing.assert_array_equal(load_simulator(tmp_path / "s.safetensors").penalty_, simulator.penalty_)
 
 
 def growing_runs():
@@ -265,9 +237,7 @@ def test_growth_is_said():
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("at_once", [1, 2**26])  # bytes: run by run, and all together
-def test_growth_is_the_largest_over_runs_of_any_length(monkeypatch, scaled, at_once):
-    monkeypatch.setattr(diagnostics, "_CHUNK_BYTES", at_once)
+def test_growth_is_the_largest_over_runs_of_any_length(scaled):
     rng, lengths = np.random.default_rng(0), (3, 11, 0, 7, 5)
     curricula = [Curriculum.from_batches(rng.integers(0, 6, (steps, 2)).tolist(), 6) for steps in lengths]
     slope = rng.normal(0.1, 0.2, (6, 3))
@@ -278,7 +248,7 @@ def test_growth_is_the_largest_over_runs_of_any_length(monkeypatch, scaled, at_o
         for step, batch in enumerate(curriculum):
             response = response * (1 + (1.0 if rates is None else rates[run, step]) * slope[batch].sum(0))
             largest = np.maximum(largest, np.abs(response))
-    found = diagnostics.largest_growth(curricula, slope, None, 2.0, rates)
+    found = diagnostics.largest_growth(curricula, slope, 2.0, rates)
     np.testing.assert_allclose(found, largest, rtol=1e-12)
 
 
@@ -318,54 +288,13 @@ def test_without_a_unique_solution_a_warning_counts_the_fits():
         LinearSimulator(penalty=0.0).fit(tiny)
 
 
-@pytest.mark.parametrize("parts", ["both", "slope", "intercept"])
-@pytest.mark.parametrize("chunk", [1, 2**21])
-def test_simulation_is_the_naive_loop(monkeypatch, parts, chunk):
-    monkeypatch.setattr("simfluence.simulators.markov.rollout._CHUNK_BYTES", chunk)
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 12, 9)
-    batches = [[rng.integers(0, N, rng.integers(1, 5)) for _ in range(length)] for length in lengths]
-    slope, intercept = rng.normal(0, 0.1, (N, M)), rng.normal(0, 0.1, (N, M))
-    initial, rates = rng.uniform(1, 2, (9, M)), rng.uniform(0, 2, (9, 12))
-    found = simulate_linear(
-        [Curriculum.from_batches(b, N) for b in batches],
-        initial,
-        None if parts == "intercept" else slope,
-        None if parts == "slope" else intercept,
-        rates=rates,
-    )
-    zero = np.zeros((N, M))
-    for r, steps in enumerate(batches):
-        expected = naive(
-            steps,
-            initial[r],
-            zero if parts == "intercept" else slope,
-            zero if parts == "slope" else intercept,
-            rates[r],
-        )
-        np.testing.assert_allclose(found[r, : lengths[r] + 1], expected, rtol=1e-12)
-        assert (found[r, lengths[r] :] == found[r, lengths[r]]).all()
-
-
 def test_batches_weigh_as_one_of_the_usual_size():
     rng = np.random.default_rng(0)
     slope, intercept = rng.normal(0, 0.1, (N, M)), rng.normal(0, 0.1, (N, M))
     small, large = [[1, 2], [3, 4]], [[1, 1, 2, 2], [3, 3, 4, 4]]
     a, b = (
-        simulate_linear([Curriculum.from_batches(s, N)], np.ones((1, M)), slope, intercept, batch_size=4.0)
+        simulate_linear([Curriculum.from_batches(s, N)], np.ones((1, M)), slope, intercept, 4.0)
         for s in (small, large)
     )
     np.testing.assert_allclose(a, b, rtol=1e-14)
     np.testing.assert_allclose(b[0], naive(large, np.ones(M), slope, intercept), rtol=1e-12)
-
-
-def test_roll_out_is_the_recursion():
-    rng = np.random.default_rng(0)
-    alpha, beta, initial = rng.normal(1, 0.1, (4, 6, M)), rng.normal(0, 0.1, (4, 6, M)), rng.random((4, M))
-    losses = roll_out(alpha, beta, initial)
-    for t in range(6):
-        np.testing.assert_allclose(losses[:, t + 1], alpha[:, t] * losses[:, t] + beta[:, t], rtol=1e-13)
-    assert roll_out(None, beta, initial).shape == roll_out(alpha, None, initial).shape == (4, 7, M)
-    held = roll_out(alpha, beta, initial, clip=(0.2, 0.5))
-    assert held[:, 1:].min() >= 0.2
-    assert held[:, 1:].max() <= 0.5

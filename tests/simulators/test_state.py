@@ -47,8 +47,8 @@ WITH_OPTIONS: dict[str, Callable[[], Simulator]] = {
         InfluenceScores(-EFFECTS, "made up", weighing="run", scale=3.0), calibrated=False
     ),
     "dynamics": lambda: DynamicsSimulator([-EFFECTS, OTHERS]),
-    "linear, a penalty a test example": lambda: LinearSimulator(per_test=True, penalties=[0.1, 1, 10]),
-    "linear of order 2 by rate": lambda: LinearSimulator(penalty=1.0, order=2, rate_scaled=True),
+    "linear, with penalties of its own": lambda: LinearSimulator(penalties=[0.1, 1, 10], clip="range"),
+    "linear, pooled and by rate": lambda: LinearSimulator(penalty=1.0, center="pooled", rate_scaled=True),
     "auto": lambda: AutoSimulator([-EFFECTS, OTHERS]),
 }
 

@@ -10,7 +10,7 @@ Factor
 and train two linear layers, w ∈ ℝᵏ and a gain a, by the optimizer's rule. With f_i = f_0 + κ a ⟨u_i, w⟩ the
 log-odds of training example i being right,
 
-    g_t = 1/|c_t| Σ_{i ∈ c_t} ρ_i u_i,     ρ_i = σ(−f_i) / σ(−f_0)          the residual: what is left to learn
+    g_t = 1/|c_t| Σ_{i ∈ c_t} ρ_i u_i,     ρ_i = σ(−f_i) / σ(−f_0)      the residual: what is left to learn
     m_t = β m_{t-1} + (1 − β) g_t,         w_t = α_t w_{t-1} + γ_t a_{t-1} m_t / (1 − βᵗ)
     n_t = β n_{t-1} + (1 − β) ⟨w_{t-1}, g_t⟩,      a_t = a_{t-1} + η n_t / (1 − βᵗ),        a_0 = 1, w_0 = 0
     log(e^{L_t(z)} − 1) = mean over the training runs + ⟨v_z, x̄_t − x_t⟩,                    x = a w

@@ -23,13 +23,14 @@ UNSTABLE = 10.0
 class FitDiagnostics(TypedDict):
     """How well determined the coefficients are.
 
-    rows_used, rows_left_out : transitions × test examples that were fitted, and that had losses that are not finite.
+    rows_used, rows_left_out : transitions × test examples that were fitted, and that had losses that are not
+        finite.
     columns : coefficients of a test example.
     solver : "iterative" or "cholesky". iterations : of the slowest system.
     residual : the largest that iterations left, relative (see :class:`~simfluence.ridge.RidgeSolution`).
     singular : test examples whose fit has no unique solution.
-    growth : the largest |∂L_t / ∂L_0| = |α_1 ⋯ α_t| over steps and recorded runs, at least 1; median and largest over
-        test examples. At 1, errors never grow.
+    growth : the largest |∂L_t / ∂L_0| = |α_1 ⋯ α_t| over steps and recorded runs, at least 1; median and
+        largest over test examples. At 1, errors never grow.
     unstable : share of test examples whose growth is above ``UNSTABLE``.
     """
 

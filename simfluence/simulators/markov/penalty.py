@@ -2,9 +2,9 @@
 
     error(λ) = mean over folds and test examples of the mean squared error over runs and steps
 
-The grid is first gone through from the largest penalty down on a few test examples, until errors have risen three times
-in a row: small penalties take most of the time and are rarely best. The best one and its neighbours are then compared
-on all test examples.
+The grid is first gone through from the largest penalty down on a few test examples, until errors have risen
+three times in a row: small penalties take most of the time and are rarely best. The best one and its
+neighbours are then compared on all test examples.
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ _RISES = 3
 _BYTES = 2**27  # of coefficients held at once
 
 RollOut = Callable[[IntArray, Array, Array], Array]
-"""(numbers of runs, coefficients [block, n, column], initial losses [run, column]) → losses [run, step + 1, column]"""
+"""(numbers of runs, coefficients [block, n, column], initial losses [run, column]) → losses [run, step + 1,
+column]
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,9 @@ class Fold:
 
 
 def folds_over_runs(run_of_row: IntArray, n_runs: int, folds: int) -> list[Fold]:
-    """Every run is simulated once, by a fit to the runs of the other folds; ValueError if there is one run only."""
+    """Every run is simulated once, by a fit to the runs of the other folds; ValueError if there is one run
+    only.
+    """
     if n_runs < 2:
         raise ValueError(
             "choosing a penalty takes validation runs, or at least two training runs to"
@@ -127,7 +131,9 @@ def rollout_errors(
 
 
 def _mean_squares(true: Array, simulated: Array) -> Array:
-    """Mean squared errors over runs and steps 1 .. T where the truth is finite: [run, step + 1, λ × test] → [λ, test]."""
+    """Mean squared errors over runs and steps 1 .. T where the truth is finite: [run, step + 1, λ × test] →
+    [λ, test].
+    """
     true = true[:, : simulated.shape[1]]  # the longest run may be in another fold
     runs, points, tests = true.shape
     started = np.isfinite(true[:, :1])  # nothing can be simulated from an unknown start

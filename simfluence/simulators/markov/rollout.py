@@ -19,6 +19,7 @@ Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 _CHUNK_BYTES = 2**23  # of losses that a thread simulates at once
+_TABLE_BYTES = 2**19  # of A' and B that should stay in a core's cache
 _PROGRESS_AFTER = 2.0  # seconds
 
 
@@ -36,7 +37,8 @@ def simulate_linear(
 ) -> Array:
     """The losses of all steps, float [run, step + 1, test].
 
-    After a curriculum's end its last loss is repeated. A simulation that leaves the range of floats is inf or NaN.
+    After a curriculum's end its last loss is repeated. A simulation that leaves the range of floats is inf or
+    NaN.
 
     Parameters
     ----------
@@ -55,16 +57,15 @@ def simulate_linear(
     width = max(tests, SIMD_WIDTH)
     wide = np.empty((len(curricula), steps + 1, width)) if out is None or width > tests else out
     tables = [None if table is None else _widened(table, width).ravel() for table in (slope, intercept)]
-    firsts = sorted(
-        {min(first, width - SIMD_WIDTH) for first in range(0, width, SIMD_WIDTH)}
-    )  # the last overlap
+    firsts = np.unique(np.minimum(np.arange(0, width, SIMD_WIDTH), width - SIMD_WIDTH)).astype(np.uint64)
+    groups = slices(len(firsts), _TABLE_BYTES // (16 * SIMD_WIDTH * curricula[0].n_examples))
     low, high = (-np.inf, np.inf) if clip is None else clip
 
     def fill(runs: slice) -> None:
         wide[runs, 0] = _widened(initial_loss[runs], width)
         batches = _batches(curricula[runs], lengths[runs], batch_size, None if rates is None else rates[runs])
-        for first in firsts:
-            roll_out_into(wide[runs], first, *tables, *batches, float(low), float(high))
+        for group in groups:
+            roll_out_into(wide[runs], firsts[group], *tables, *batches, float(low), float(high))
 
     share = -(-len(curricula) // torch.get_num_threads())
     parts = slices(len(curricula), min(share, _CHUNK_BYTES // wide[0].nbytes))

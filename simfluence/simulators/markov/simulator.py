@@ -6,13 +6,14 @@
     additive          α = 1
     multiplicative    β = 0
 
-They are fitted by ridge regression of each recorded loss on the one before it. We write A_i = 1/b + A'_i, b being the
-usual batch size, so that the regression is one of loss *changes*,
+They are fitted by ridge regression of each recorded loss on the one before it. We write A_i = 1/b + A'_i, b
+being the usual batch size, so that the regression is one of loss *changes*,
 
     L_t − L_{t-1} = Σ_{i∈c_t} (A'_i L_{t-1} + B_i).
 
-This is the same model, and it adds up over steps where losses were not recorded at each. A batch of another size than
-b counts as b examples of its composition, since training averages over its batch (METHODS: α then stays about 1).
+This is the same model, and it adds up over steps where losses were not recorded at each. A batch of another
+size than b counts as b examples of its composition, since training averages over its batch (METHODS: α then
+stays about 1).
 
 Sign: B_i(z) < 0 means that training on i lowers the loss of z. Arrays are [train, test].
 
@@ -67,15 +68,15 @@ class MarkovSimulator(Simulator):
 
     Parameters
     ----------
-    penalty : λ ≥ 0 of the ridge regression. None chooses from ``penalties`` by the mean squared error of simulations
-        of the validation runs or, without any, by cross-validation over the training runs.
+    penalty : λ ≥ 0 of the ridge regression. None chooses from ``penalties`` by the mean squared error of
+        simulations of the validation runs or, without any, by cross-validation over the training runs.
     center : what coefficients shrink towards.
         "zero": A_i → 0, B_i → 0, as published. "identity": A_i → 1/b, B_i → 0, nothing is learnt.
         "pooled": towards the average example's A and B, which are themselves not penalised.
     folds : of the cross-validation.
     rate_scaled : whether effects are proportional to the step's learning rate.
-    clip : "range" moves every simulated loss into the range of recorded ones, widened by a tenth; None only warns of
-        those that leave it far.
+    clip : "range" moves every simulated loss into the range of recorded ones, widened by a tenth; None only
+        warns of those that leave it far.
     solver : "iterative", "cholesky" (see ``simfluence.ridge``), or "auto" for the one that should be faster.
     device : where to factorize, as torch names it; None is the GPU if torch finds one.
     penalties : what to choose from, all > 0; None is ``PENALTIES``, 1e-4 to 1e4.
@@ -86,8 +87,8 @@ class MarkovSimulator(Simulator):
     penalty_ : the λ used. penalty_errors_ : λ → error of simulations, of those compared on all test examples.
     diagnostics_ : :class:`~simfluence.simulators.markov.diagnostics.FitDiagnostics`.
     loss_range_ : the smallest and the largest recorded loss.
-    learning_rate_ : [step], mean schedule of the training runs, with ``rate_scaled``; usual_rate_ : the rate at which
-        A_ and B_ hold.
+    learning_rate_ : [step], mean schedule of the training runs, with ``rate_scaled``; usual_rate_ : the rate
+        at which A_ and B_ hold.
     """
 
     free_slope: ClassVar[bool]
@@ -197,15 +198,15 @@ class MarkovSimulator(Simulator):
 
             L_t − τ_t L_{t-1} = Σ_{i∈c_t} (θ_i1 L_{t-1} + θ_i2)
 
-        τ is 1, as coefficients shrink towards A' = 0 and B = 0; for "zero", towards A' = −1/b, it is 1 − |c_t| / b.
-        For "pooled" one more example, which is not penalised, occurs in a row as often as all others together: its
-        coefficients are those of the average example.
+        τ is 1, as coefficients shrink towards A' = 0 and B = 0; for "zero", towards A' = −1/b, it is 1 −
+        |c_t| / b. For "pooled" one more example, which is not penalised, occurs in a row as often as all
+        others together: its coefficients are those of the average example.
         """
         counts, everywhere = rows.counts, rows.observed.all()
         size = np.asarray(counts.sum(axis=1))[:, None]
-        kept = np.ones_like(size)
+        kept: Array = np.ones_like(size, np.float64)
         if self.center == "zero" and self.free_slope:
-            kept -= size / self.batch_size_
+            kept = kept - size / self.batch_size_
         target = rows.current - kept * rows.previous if kept.any() else rows.current
         scales = [rows.previous] if self.free_slope else []  # 0, as is the target, where losses are unknown
         if self.free_intercept:
@@ -262,8 +263,9 @@ class MarkovSimulator(Simulator):
             )
         if failed := int((solution.residual > ridge.EXACT).sum()):
             warnings.warn(
-                f"{name}: the iterative solver did not reach its tolerance for {failed} of {tests} test examples"
-                f" (relative residual {said['residual']:.1e}); take a larger penalty or another solver",
+                f"{name}: the iterative solver did not reach its tolerance for {failed} of {tests} test"
+                f" examples (relative residual {said['residual']:.1e}); take a larger penalty or another"
+                " solver",
                 SimulationWarning,
                 stacklevel=5,
             )
