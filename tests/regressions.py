@@ -37,5 +37,7 @@ def dense_solution(problem, penalty):
     found = []
     for z in range(problem.n_tests):
         x = dense_design(problem, z)
-        found.append(np.linalg.solve(x.T @ x + penalty * np.diag(weights.ravel()), x.T @ problem.target[:, z]))
+        found.append(
+            np.linalg.solve(x.T @ x + penalty * np.diag(weights.ravel()), x.T @ problem.target[:, z])
+        )
     return np.stack(found, axis=-1).reshape(problem.blocks, problem.n, -1)

@@ -24,8 +24,8 @@ def test_products_and_their_curvature(kind, dual, blocks, free):
     systems = _Systems(problem, matrix, dual)
     vectors = rng.normal(size=(14 if dual else problem.columns, SIMD_WIDTH)).astype(kind)
     out = np.empty(vectors.size, kind)
-    design, penalised = systems._designs[np.dtype(kind)], systems._penalised
-    curvature = kernels.apply(out, vectors.ravel(), design, dual, 0.7, penalised)
+    system = systems._systems[np.dtype(kind)]
+    curvature, penalised = kernels.apply(out, vectors.ravel(), system, 0.7), system[-1]
     weights = 0.7 * (np.arange(len(vectors)) < penalised // SIMD_WIDTH)
     for z in range(5):
         x = dense_design(problem, z)
@@ -34,7 +34,9 @@ def test_products_and_their_curvature(kind, dual, blocks, free):
         expected = matrix @ vectors[:, z]
         close = {"rtol": 0, "atol": (3e-6 if kind == np.float32 else 1e-13) * (1 + np.square(x).sum())}
         np.testing.assert_allclose(out.reshape(vectors.shape)[:, z], expected, **close)
-        assert curvature[z] == pytest.approx(vectors[:, z] @ expected, rel=1e-3 if kind == np.float32 else 1e-9)
+        assert curvature[z] == pytest.approx(
+            vectors[:, z] @ expected, rel=1e-3 if kind == np.float32 else 1e-9
+        )
         side = problem.target[:, z] if dual else x.T @ problem.target[:, z]
         np.testing.assert_allclose(systems._side.reshape(vectors.shape)[:, z], side, atol=1e-12)
 

@@ -216,7 +216,7 @@ def test_what_leaves_the_recorded_range_is_said_flagged_and_clipped_if_asked():
     longer = [Curriculum.from_batches([[0]] * 40, 1), Curriculum.from_batches([[0]] * 10, 1)]
     simulator = MultiplicativeSimulator(penalty=1e-9).fit(growing_runs())
     with pytest.warns(SimulationWarning, match="1 of 2 simulated runs leave the range"):
-        losses = simulator.simulate(longer, [1.0, 1.0])
+        simulator.simulate(longer, [1.0, 1.0])
     clipped = MultiplicativeSimulator(penalty=1e-9, clip="range").fit(growing_runs())
     held = clipped.simulate(longer, [1.0, 1.0])  # no warning: warnings are errors here
     low, high = clipped.loss_range_
@@ -253,10 +253,11 @@ def test_batches_weigh_as_one_of_the_usual_size():
     np.testing.assert_allclose(b[0], naive(large, np.ones(M), slope, intercept), rtol=1e-12)
 
 
-
-
 def test_the_smallest_error_is_found_however_the_few_test_examples_mislead():
-    grid, true = [0.1, 1.0, 10.0, 100.0, 1000.0], np.array([5.0, 4.0, 3.0, 2.0, 1.0])  # of ascending penalties
+    grid, true = (
+        [0.1, 1.0, 10.0, 100.0, 1000.0],
+        np.array([5.0, 4.0, 3.0, 2.0, 1.0]),
+    )  # of ascending penalties
     asked = []
 
     def errors_of(rough, penalties):
