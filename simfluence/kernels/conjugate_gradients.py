@@ -5,13 +5,12 @@
 
 X = [diag(a) U] or [diag(a) U, diag(b) U] is the design of a test example, U the counts that all share.
 
-Vectors are flat [item, block, 16]: an item is an example (primal) or a row (dual, with one block). The last
-axis, a *column*, is the test example. All functions take vectors of float32 or of float64. Places in them are
-unsigned numbers, which compilers turn into vector instructions.
+Vectors are flat [item, block, 16], of float32 or float64: an item is an example (primal) or a row (dual, with
+one block), the last axis is the test example. Places in them are unsigned, for the compiler's sake.
 
-``design`` is (indices, counts, bounds, a, b): the sparse matrix U (primal) or UUᵀ (dual), row r being the
-entries
-``bounds[r] : bounds[r + 1]``, and the scales [row, 16], b None where there is one block.
+``system`` is (design, dual, penalised). The design is (indices, counts, bounds, a, b): the sparse matrix U
+(primal) or UUᵀ (dual), row r being the entries ``bounds[r] : bounds[r + 1]``, and the scales [row, 16], b
+None where there is one block. ``penalised`` is how many numbers of a vector, from the first, are penalised.
 """
 
 from __future__ import annotations
@@ -53,9 +52,7 @@ def add_primal_product(out, vectors, indices, counts, bounds, a, b):  # type: ig
 
 @compiled
 def add_moments(moment, within, target, indices, counts, bounds, a, b):  # type: ignore[no-untyped-def]
-    """moment += Xᵀy, within += the part of XᵀX that is within an example, laid out as ``precondition`` takes
-    it.
-    """
+    """moment += Xᵀy; within += what of XᵀX is within an example, laid out as ``precondition`` takes it."""
     for row in range(len(bounds) - 1):
         here = np.uint64(row) * _W
         s, y = load(a, here), load(target, here)
@@ -103,11 +100,9 @@ def add_dual_product(out, vectors, indices, counts, bounds, a, b):  # type: igno
 
 
 @compiled
-def apply(out, vectors, design, dual, penalty, penalised):  # type: ignore[no-untyped-def]
-    """out = (XᵀX + λP) v or (XXᵀ + λI) v, and vᵀ out [16].
-
-    penalised : how many numbers of a vector, from the first, are penalised.
-    """
+def apply(out, vectors, system, penalty):  # type: ignore[no-untyped-def]
+    """out = (XᵀX + λP) v or (XXᵀ + λI) v; returns vᵀ out [16]."""
+    design, dual, penalised = system
     curvature, squares, weight = np.empty(SIMD_WIDTH), spread(0.0), spread(vectors.dtype.type(penalty))
     for at in range(np.uint64(0), np.uint64(penalised), _W):
         v = load(vectors, at)
@@ -123,8 +118,8 @@ def apply(out, vectors, design, dual, penalty, penalised):  # type: ignore[no-un
 def precondition(out, residual, applied, step, inverse):  # type: ignore[no-untyped-def]
     """r −= step · applied, out = M⁻¹ r; returns rᵀM⁻¹r [16].
 
-    inverse : M⁻¹, a symmetric matrix for each item: flat [item, 1, 16], or for two blocks [item, 3, 16], the
-    entries (1, 1), (1, 2) and (2, 2).
+    inverse : M⁻¹, a symmetric matrix for each item: flat [item, 1, 16] for one block, [item, 3, 16] for two,
+    the entries (1, 1), (1, 2) and (2, 2).
     """
     size, total, a = np.empty(SIMD_WIDTH), spread(0.0), load(step, np.uint64(0))
     length, place = np.uint64(len(residual)), np.uint64(0)
@@ -163,12 +158,11 @@ def turn(found, direction, z, step, momentum):  # type: ignore[no-untyped-def]
 
 @compiled
 def conjugate_gradients(  # type: ignore[no-untyped-def]
-    found, residual, design, dual, penalty, penalised, inverse, target, limit
+    found, residual, system, penalty, inverse, target, limit
 ):
     """Solve for ``residual``, which becomes what is left; ``found`` [vector], zeros at first, is the answer.
 
-    target : of rᵀM⁻¹r [16]; a column that has reached it rests. limit : of iterations. Returns the iterations
-        taken.
+    target : of rᵀM⁻¹r [16]; what has reached it rests. limit : of iterations. Returns how many it took.
     """
     kind = residual.dtype
     direction, applied = aligned_zeros(len(residual), residual), aligned_zeros(len(residual), residual)
@@ -179,7 +173,7 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
         turn(found, direction, z, step, momentum)
         if not (size > target).any() or iteration == limit:
             return iteration
-        curvature = apply(applied, direction, design, dual, penalty, penalised)
+        curvature = apply(applied, direction, system, penalty)
         moves = (size > target) & (curvature > 0.0)
         step[:] = np.where(moves, size / curvature, 0.0)
         new = precondition(z, residual, applied, step, inverse)

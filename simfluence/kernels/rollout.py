@@ -12,8 +12,7 @@ from simfluence.kernels.simd import bounded, load, spread, store
 def roll_out_into(  # type: ignore[no-untyped-def]
     losses, firsts, slope, intercept, examples, bounds, begins, weights, low, high
 ):
-    """L_t = (1 + w_t Σ_{i∈c_t} A'_i) L_{t-1} + w_t Σ_{i∈c_t} B_i, for the 16 columns from each of ``firsts``
-    on.
+    """L_t = (1 + w_t Σ_{i∈c_t} A'_i) L_{t-1} + w_t Σ_{i∈c_t} B_i, 16 columns from each of ``firsts`` on.
 
     losses : [run, step + 1, column], where step 0 is there; after a run's end its last loss is repeated.
     slope, intercept : A' and B, flat [train, column]; None where there is no such effect.

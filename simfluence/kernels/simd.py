@@ -1,9 +1,7 @@
-"""Sixteen numbers at once in compiled loops, as one value: ``load`` and ``store`` move them, +, - and * work
-on all.
+"""Sixteen numbers as one value in compiled loops: ``load`` and ``store`` move it, +, - and * work on all.
 
-A compiler vectorises a loop over sixteen numbers only if it can prove that the arrays do not overlap, and
-otherwise checks before every such loop and keeps sums in memory. These values need no proof and stay in
-registers.
+A compiler vectorises a loop over sixteen numbers only if it can prove that the arrays do not overlap; else it
+checks before every such loop and keeps sums in memory. These values need no proof and stay in registers.
 """
 
 from __future__ import annotations
@@ -106,11 +104,10 @@ def bounded(typing: Any, values: Any, low: Any, high: Any) -> Any:
 
 
 def _of_flat(array: Any) -> Simd:
-    """The type of sixteen numbers of a flat array; reads and writes are not checked against its length."""
-    if not (isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"):
-        raise TypingError(f"vectors are of flat contiguous arrays, got {array}")
-    if not isinstance(array.dtype, types.Float):
-        raise TypingError(f"vectors are of float32 or float64, got {array}")
+    """The type of sixteen numbers of a flat array; places are not checked against its length."""
+    flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
+    if not (flat and isinstance(array.dtype, types.Float)):
+        raise TypingError(f"vectors are of flat contiguous arrays of float32 or float64, got {array}")
     return Simd(array.dtype)
 
 
@@ -136,20 +133,13 @@ def _define(operation: Any, instruction: str) -> None:
 
 @compiled
 def aligned_zeros(length, like):  # type: ignore[no-untyped-def]
-    """Zeros of the type of the array ``like``, from a multiple of 64 bytes on, as memory is read: a fifth
-    faster.
-    """
+    """Zeros of the type of ``like``, from a multiple of 64 bytes on, as memory is read: a fifth faster."""
     size = like.itemsize
     raw = np.zeros(length + 64 // size, like.dtype)
     start = (-raw.ctypes.data % 64) // size
     return raw[start : start + length]
 
 
-for _operation, _instruction in (
-    (operator.add, "fadd"),
-    (operator.iadd, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.isub, "fsub"),
-    (operator.mul, "fmul"),
-):
+_INSTRUCTIONS = {operator.add: "fadd", operator.iadd: "fadd", operator.sub: "fsub", operator.isub: "fsub"}
+for _operation, _instruction in (_INSTRUCTIONS | {operator.mul: "fmul"}).items():
     _define(_operation, _instruction)

@@ -37,8 +37,7 @@ def solve_ridge(
     Parameters
     ----------
     device : where systems are factorized. Iterations run on the CPU.
-    solver : "auto" factorizes where a penalty is 0, and small systems that all test examples share; it
-        iterates for the others.
+    solver : "auto" factorizes where a penalty is 0, and small systems that all share, else iterates.
     tolerance : of iterations, for the residual relative to its size at zero.
     """
     if solver == "auto":
@@ -47,7 +46,7 @@ def solve_ridge(
     if solver == "iterative":
         return solve_iterative(problem, penalties, tolerance)
     thetas, singular = solve_cholesky(problem, penalties, device)
-    return RidgeSolution(thetas, "cholesky", np.asarray(singular.any(axis=0)), np.zeros(singular.shape), 0)
+    return RidgeSolution(thetas, "cholesky", np.any(singular, axis=0), np.zeros(singular.shape), 0)
 
 
 def replace_unconverged(
@@ -57,11 +56,7 @@ def replace_unconverged(
     device: torch.device,
     tolerance: float = EXACT,
 ) -> None:
-    """Factorize the systems, of one penalty, whose iterations did not reach the tolerance; write to
-    ``solution``.
-
-    Those too large for that stay as they are.
-    """
+    """Factorize what did not reach the tolerance in the solution for one penalty, if it is not too large."""
     missing = np.flatnonzero(solution.residual[0] > tolerance)
     if len(missing) and system_size(problem) <= _OWN_SIZE:
         thetas, singular = solve_cholesky(problem.tests(missing), [penalty], device)

@@ -1,11 +1,10 @@
-"""Ridge regression by a Cholesky factorization for each test example, or one for all where their design is
-the same.
+"""Ridge regression by Cholesky factorization: of each test example's system, or of one that all share.
 
     primal  (XᵀX + λP) θ = Xᵀy                                   [columns, columns]
     dual    (XXᵀ + λI) α = y,   θ = Xᵀα                          [rows, rows]
 
-The smaller of the two is factorized, on the CPU or a GPU. Without a penalty, or with an example that is not
-penalised, it is the primal one.
+The smaller of the two is factorized, on the CPU or a GPU; the primal one without a penalty, or with an
+example that is not penalised.
 """
 
 from __future__ import annotations
@@ -35,9 +34,7 @@ def system_size(problem: RidgeProblem) -> int:
 def solve_cholesky(
     problem: RidgeProblem, penalties: Sequence[float], device: torch.device
 ) -> tuple[Array, BoolArray]:
-    """Coefficients float [penalty, block, n, test], and bool [penalty, test], where there is no unique
-    solution.
-    """
+    """Coefficients [penalty, block, n, test], and bool [penalty, test], where there is no unique solution."""
     dual = min(penalties) > 0 and uses_dual(problem)
     size = max(1, _BYTES[device.type] // (8 * system_size(problem) ** 2))
     parts = [slice(None)] if problem.shared else slices(problem.n_tests, size)
@@ -46,15 +43,16 @@ def solve_cholesky(
     for part in parts:
         some = problem.tests(part)
         system, sides = _dual_system(some, device) if dual else _primal_system(some, device)
-        weights = torch.ones(system.shape[-1]) if dual else _penalised(problem)
+        weights = torch.ones(system.shape[-1]).to(system)
+        if problem.free:
+            weights.view(problem.blocks, -1)[:, -1] = 0.0
         for number, penalty in enumerate(penalties):
             shifted = system.clone()
-            shifted.diagonal(dim1=-2, dim2=-1).add_(penalty * weights.to(system))
+            shifted.diagonal(dim1=-2, dim2=-1).add_(penalty * weights)
             solved, singular_part = _solve_positive(shifted, sides)
-            found = solved.movedim(0, -2).flatten(1).cpu().numpy()  # [column or row, test]
-            thetas[number, ..., part] = (
-                _coefficients(some, found) if dual else found.reshape(thetas[0, ..., part].shape)
-            )
+            found = solved.movedim(0, -2).flatten(1).cpu().numpy()  # [row or column, test]
+            theta = some.from_dual(found) if dual else found.reshape(some.blocks, some.n, -1)
+            thetas[number, ..., part] = theta
             singular[number, part] = singular_part.cpu().numpy()
     return thetas, singular
 
@@ -70,26 +68,12 @@ def _primal_system(problem: RidgeProblem, device: torch.device) -> tuple[torch.T
 
 
 def _dual_system(problem: RidgeProblem, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """XXᵀ = (a aᵀ + b bᵀ) ∘ UUᵀ [system, row, row], whose second factor all share, and y [system, row,
-    response].
-    """
+    """XXᵀ = (a aᵀ + b bᵀ) ∘ UUᵀ [system, row, row], UUᵀ common to all, and y [system, row, response]."""
     kernel = torch.from_numpy((problem.counts @ problem.counts.T).toarray()).to(device)
     scales = torch.from_numpy(np.stack(np.broadcast_arrays(*problem.scales))).to(device)  # [block, row, test]
     target = torch.from_numpy(np.ascontiguousarray(problem.target)).to(device)
     system = torch.einsum("krz,ksz->zrs", scales, scales).mul_(kernel)
     return system, target[None] if problem.shared else target.T[..., None]
-
-
-def _coefficients(problem: RidgeProblem, alpha: Array) -> Array:
-    """θ = Xᵀα, [block, n, test]."""
-    return np.stack([problem.counts.T @ (scale * alpha) for scale in problem.scales])
-
-
-def _penalised(problem: RidgeProblem) -> torch.Tensor:
-    """The diagonal of P, [column]."""
-    weights = torch.ones(problem.blocks, problem.n)
-    weights[:, problem.n - problem.free :] = 0.0
-    return weights.ravel()
 
 
 def _solve_positive(system: torch.Tensor, sides: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

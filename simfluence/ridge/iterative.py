@@ -62,8 +62,7 @@ def _matrix(problem: RidgeProblem) -> tuple[sparse.csr_array, bool]:
 class _Systems:
     """The systems of at most sixteen test examples.
 
-    Vectors are flat [item, block, 16], items being examples (primal) or rows (dual, with one block), in
-    sixteen columns however many are in use.
+    Vectors are flat [item, block, 16], items being examples (primal) or rows (dual, with one block).
     """
 
     def __init__(self, problem: RidgeProblem, matrix: sparse.csr_array, dual: bool) -> None:
@@ -72,59 +71,45 @@ class _Systems:
         self._kernels, self._problem, self._dual = kernels, problem, dual
         scales = [_columns(scale, problem.n_tests) for scale in problem.scales]
         target = _columns(problem.target, problem.n_tests)
-        self._designs = {
-            np.dtype(kind): (
-                matrix.indices,
-                matrix.data.astype(kind),
-                matrix.indptr,
-                *(scale.astype(kind).ravel() for scale in scales),
-                *[None] * (2 - len(scales)),
-            )
-            for kind in (np.float32, np.float64)
-        }
+        blocks, items = (1, len(target)) if dual else (problem.blocks, problem.n)
+        self._systems: dict[Any, Any] = {}
+        for kind in (np.dtype(np.float32), np.dtype(np.float64)):
+            numbers = [matrix.data.astype(kind), *(scale.astype(kind).ravel() for scale in scales), None]
+            design = (matrix.indices, numbers[0], matrix.indptr, numbers[1], numbers[2])
+            self._systems[kind] = design, dual, (items - problem.free) * blocks * SIMD_WIDTH
+        self._side = np.zeros(items * blocks * SIMD_WIDTH)
+        self._within = np.zeros((items, 2 * blocks - 1, SIMD_WIDTH))
         if dual:
-            self._side = target.ravel()
-            self._within = (matrix.diagonal()[:, None] * sum(scale * scale for scale in scales)).ravel()
+            self._side[:] = target.ravel()
+            self._within[:, 0] = matrix.diagonal()[:, None] * sum(scale * scale for scale in scales)
         else:
-            size = problem.n * SIMD_WIDTH
-            self._side, self._within = np.zeros(len(scales) * size), np.zeros((2 * len(scales) - 1) * size)
-            kernels.add_moments(self._side, self._within, target.ravel(), *self._designs[target.dtype])
-        self._blocks = 1 if dual else problem.blocks
-        self._penalised = len(self._side) - (0 if dual else problem.free * problem.blocks * SIMD_WIDTH)
+            kernels.add_moments(self._side, self._within.ravel(), target.ravel(), *design)
         self._found, self._residual, self._penalty = np.zeros_like(self._side), self._side, 0.0
 
     def solve(self, penalty: float, tolerance: float) -> tuple[Array, Array, int]:
-        """(solution, relative size of its residual [test], iterations taken), from the last penalty's
-        solution on.
-        """
-        found, last = self._found, self._penalised
+        """(solution, relative residual [test], iterations); begins at the solution for the last penalty."""
+        found, last = self._found, self._systems[self._found.dtype][-1]
         residual = self._residual.copy()
         residual[:last] += (self._penalty - penalty) * found[:last]
         inverse = self._inverse(penalty)
         whole = np.maximum(self._size(self._side, inverse), 1e-300)
         left, iterations = self._size(residual, inverse), 0
-        for kind in (np.dtype(np.float32), np.dtype(np.float64)):
-            gains = True
+        for kind, system in self._systems.items():
+            single, gains = kind == np.float32, True
             while gains and (left > tolerance * whole).any() and iterations < MAX_ITERATIONS:
-                # single precision sees numbers near 1
+                # the residual in a unit of its largest number, which suits single precision
                 unit = np.maximum(np.abs(residual.reshape(-1, SIMD_WIDTH)).max(axis=0), 1e-300)
-                remains = (residual.reshape(-1, SIMD_WIDTH) / unit).astype(kind).ravel()
-                correction, least = np.zeros(len(found), kind), _SINGLE * left if kind == np.float32 else 0.0
-                most = MAX_ITERATIONS - iterations
-                most -= most // 2 if kind == np.float32 else 0  # single precision may get nowhere
+                scaled = (residual.reshape(-1, SIMD_WIDTH) / unit).astype(kind).ravel()
+                correction, rest = np.zeros(len(found), kind), MAX_ITERATIONS - iterations
+                limit = rest - rest // 2 if single else rest  # single precision may get nowhere
+                target = np.square(np.maximum(0.5 * tolerance * whole, _SINGLE * left * single) / unit)
                 iterations += self._kernels.conjugate_gradients(
-                    correction,
-                    remains,
-                    self._designs[kind],
-                    self._dual,
-                    penalty,
-                    last,
-                    inverse.astype(kind),
-                    (np.maximum(0.5 * tolerance * whole, least) / unit) ** 2,
-                    most,
+                    correction, scaled, system, penalty, inverse.astype(kind), target, limit
                 )
                 trial = found + (correction.reshape(-1, SIMD_WIDTH) * unit).ravel()
-                after = self._side - self._product(trial, penalty)
+                product = np.empty_like(trial)
+                self._kernels.apply(product, trial, self._systems[trial.dtype], penalty)
+                after = self._side - product
                 new = self._size(after, inverse)
                 better = new < left
                 gains = bool(((new < 0.1 * left) | (new <= tolerance * whole)).all())
@@ -139,13 +124,7 @@ class _Systems:
         if not self._dual:
             vectors = found.reshape(problem.n, problem.blocks, SIMD_WIDTH)
             return vectors.transpose(1, 0, 2)[..., : problem.n_tests]
-        alpha = found.reshape(-1, SIMD_WIDTH)[:, : problem.n_tests]
-        return np.stack([problem.counts.T @ (scale * alpha) for scale in problem.scales])
-
-    def _product(self, vectors: Array, penalty: float) -> Array:
-        out = np.empty_like(vectors)
-        self._kernels.apply(out, vectors, self._designs[out.dtype], self._dual, penalty, self._penalised)
-        return out
+        return problem.from_dual(found.reshape(-1, SIMD_WIDTH)[:, : problem.n_tests])
 
     def _size(self, residual: Array, inverse: Array) -> Array:
         """√(rᵀM⁻¹r) [16]"""
@@ -154,25 +133,21 @@ class _Systems:
 
     def _inverse(self, penalty: float) -> Array:
         """M⁻¹, flat [item, 1 or 3, 16] as the kernels take it; 0 where M is 0."""
-        within = self._within.reshape(len(self._side) // self._blocks // SIMD_WIDTH, -1, SIMD_WIDTH)
-        weights = np.full((len(within), 1), penalty)
-        weights[len(within) - (0 if self._dual else self._problem.free) :] = 0.0
-        if within.shape[1] == 1:
-            return _inverted(within[:, 0] + weights).ravel()
-        a, cross, b = within[:, 0] + weights, within[:, 1], within[:, 2] + weights
-        determinant = np.maximum(
-            a * b - cross * cross, 1e-14 * a * b
-        )  # of collinear blocks: not below rounding
-        return (np.stack([b, -cross, a], axis=1) * _inverted(determinant)[:, None]).ravel()
+        weights = np.full((len(self._within), 1), penalty)
+        weights[len(weights) - self._problem.free :] = 0.0
+        a, adjugate = self._within[:, 0] + weights, np.ones_like(self._within)
+        determinant = a
+        if self._within.shape[1] == 3:
+            cross, b = self._within[:, 1], self._within[:, 2] + weights
+            adjugate = np.stack([b, -cross, a], axis=1)
+            determinant = np.maximum(a * b - cross * cross, 1e-14 * a * b)  # not below rounding
+        divisor = np.broadcast_to(determinant[:, None], adjugate.shape)
+        return np.divide(adjugate, divisor, out=np.zeros_like(adjugate), where=divisor > 0).ravel()
 
 
 def _chosen(where: npt.NDArray[np.bool_], a: Array, b: Array) -> Array:
     """The columns of vector a where that is so, else those of b."""
     return np.where(where, a.reshape(-1, SIMD_WIDTH), b.reshape(-1, SIMD_WIDTH)).ravel()
-
-
-def _inverted(values: Array) -> Array:
-    return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
 
 
 def _columns(values: npt.NDArray[Any], width: int) -> Array:

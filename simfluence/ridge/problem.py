@@ -1,5 +1,4 @@
-"""What is solved: for each test example z a ridge regression, whose design has one or two blocks of the same
-counts.
+"""What is solved: for each test example z a ridge regression on one or two blocks of the same counts.
 
     minimise ‖X_z θ − y_z‖² + λ ‖Pθ‖²,    X_z = [diag(a_z) U] or [diag(a_z) U, diag(b_z) U]
 
@@ -60,8 +59,8 @@ class RidgeProblem:
 
     @property
     def shared(self) -> bool:
-        """Whether all test examples have the same design."""
-        return all(scale.shape[1] == 1 for scale in self.scales)
+        """Whether several test examples have the same design."""
+        return self.n_tests > 1 and all(scale.shape[1] == 1 for scale in self.scales)
 
     def tests(self, chosen: slice | IntArray) -> RidgeProblem:
         """The regressions of these test examples."""
@@ -73,6 +72,10 @@ class RidgeProblem:
         scales = [scale[chosen] for scale in self.scales]
         return replace(self, counts=self.counts[chosen], scales=scales, target=self.target[chosen])
 
+    def from_dual(self, alpha: Array) -> Array:
+        """θ = Xᵀα: [row, test] → [block, n, test]."""
+        return np.stack([self.counts.T @ (scale * alpha) for scale in self.scales])
+
 
 @dataclass(frozen=True)
 class RidgeSolution:
@@ -81,7 +84,7 @@ class RidgeSolution:
     coefficients : float [penalty, block, n, test].
     solver : "iterative" or "cholesky".
     singular : bool [test], where there is no unique solution; coefficients are then the smallest.
-    residual : float [penalty, test], of the normal equations, relative to its size at 0, as the iterations
+    residual : float [penalty, test], of the normal equations, relative to that at zero, as the iterations
         measure it; 0 where the system was factorized.
     iterations : int, of the slowest system; 0 where all systems were factorized.
     """

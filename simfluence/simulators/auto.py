@@ -35,6 +35,10 @@ from simfluence.simulators.effects.regression import OutOfFold
 from simfluence.simulators.effects.simulator import EffectsSimulator, on_every_step, pooled_error
 from simfluence.simulators.scores import portable_scores
 
+_RUNS_FOR_DYNAMICS = 6
+"""Of fewer runs, dynamics of effects are taken beside another candidate only: what they predict of runs that were
+left out is too good there (analysis/LOG.md)."""
+
 
 @register
 class AutoSimulator(Simulator):
@@ -99,6 +103,8 @@ class AutoSimulator(Simulator):
         best = np.inf
         for size in (1, 2):
             for names in itertools.combinations(candidates, size):
+                if names == ("effects with dynamics",) and len(data.train) < _RUNS_FOR_DYNAMICS:
+                    continue
                 members = [candidates[name] for name in names]
                 error = _error_of_mean(members, data, validation)
                 self.candidates_[" and ".join(names)] = error

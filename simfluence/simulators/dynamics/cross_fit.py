@@ -128,13 +128,13 @@ def _alternate(
     """All rounds; fewer where no effects are found. ``starts`` : numbers of the dynamics of each round."""
     settings = EffectsSettings(momentum=data.momentum, decay=DECAY)
     rounds: list[_Round] = []
-    weights, effects, near = None, np.zeros(data.shape), 0.1
+    weights, effects, near = None, np.zeros(data.shape), [0.1, 10.0]
     for number in range(ROUNDS if penalties is None else len(penalties)):
         regression = EffectsRegression(data, settings, use_weights=weights)
         if penalties is None:
-            chosen = choose_penalty(regression, start=near)
+            chosen = choose_penalty(regression, starts=near)
             penalty, model = chosen.penalty, chosen.fit.model
-            near = penalty if np.isfinite(penalty) else near
+            near = [penalty] if np.isfinite(penalty) else near
         else:
             penalty = penalties[number]
             model = regression.solve(penalty, leave_out=False).model

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,11 @@ class Chosen:
 def choose_penalty(
     regression: EffectsRegression,
     penalty: float | None = None,
-    start: float = 0.1,
+    starts: Sequence[float] = (0.1, 10.0),
     error_of: Callable[[EffectsFit], float] | None = None,
 ) -> Chosen:
-    """The fit with this λ, or with the λ of least error: from ``start`` downhill both ways, and λ = inf.
+    """The fit with this λ, or with the λ of least error: from each of ``starts`` downhill both ways, and λ =
+    inf.
 
     Of two runs, how well one predicts the other is no measure of a fit to both: there λ is at least 1. Of a
     single run, nothing but λ = inf can be chosen.
@@ -63,10 +64,13 @@ def choose_penalty(
         return Chosen(penalty, errors, fits[penalty])
     least = 1.0 if runs == 2 and error_of is None else 0.0
     penalties = [value for value in PENALTIES if value >= least]
-    at = int(np.argmin(np.abs(np.log(np.array(penalties) / start))))
-    for way in (-1, 1):
-        while 0 <= at + way < len(penalties) and error(penalties[at + way]) < error(penalties[at]):
-            at += way
+    ends = [np.inf]
+    for start in starts:
+        at = int(np.argmin(np.abs(np.log(np.array(penalties) / start))))
+        for way in (-1, 1):
+            while 0 <= at + way < len(penalties) and error(penalties[at + way]) < error(penalties[at]):
+                at += way
+        ends.append(penalties[at])
     error(np.inf)
-    best = min((value for value in (penalties[at], np.inf) if value in fits), key=error)
+    best = min((value for value in ends if value in fits), key=error)
     return Chosen(best, errors, fits[best])

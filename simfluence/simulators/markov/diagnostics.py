@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from simfluence.curriculum import Curriculum
 from simfluence.kernels.threads import slices
-from simfluence.ridge import RidgeSolution
+from simfluence.ridge.problem import Array
 from simfluence.simulators.markov.rollout import simulate_linear
-
-Array = npt.NDArray[np.float64]
 
 UNSTABLE = 10.0
 """A model under which differences in the initial losses grow by more than this factor counts as unstable."""
@@ -23,8 +20,7 @@ UNSTABLE = 10.0
 class FitDiagnostics(TypedDict):
     """How well determined the coefficients are.
 
-    rows_used, rows_left_out : transitions × test examples that were fitted, and that had losses that are not
-        finite.
+    rows_used, rows_left_out : transitions × test examples that were fitted, and whose losses are not finite.
     columns : coefficients of a test example.
     solver : "iterative" or "cholesky". iterations : of the slowest system.
     residual : the largest that iterations left, relative (see :class:`~simfluence.ridge.RidgeSolution`).
@@ -43,22 +39,6 @@ class FitDiagnostics(TypedDict):
     singular: int
     growth: list[float]
     unstable: float
-
-
-def fit_diagnostics(solution: RidgeSolution, growth: Array, rows_used: int, left_out: int) -> FitDiagnostics:
-    """The diagnostics of a solution for one penalty; growth [test] is of :func:`largest_growth`."""
-    _, blocks, n, _ = solution.coefficients.shape
-    return FitDiagnostics(
-        rows_used=rows_used,
-        rows_left_out=left_out,
-        columns=blocks * n,
-        solver=solution.solver,
-        iterations=solution.iterations,
-        residual=float(solution.residual.max()),
-        singular=int(solution.singular.sum()),
-        growth=[float(np.median(growth)), float(np.max(growth))],
-        unstable=float(np.mean(growth > UNSTABLE)),
-    )
 
 
 def largest_growth(

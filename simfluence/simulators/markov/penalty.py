@@ -2,9 +2,9 @@
 
     error(λ) = mean over folds and test examples of the mean squared error over runs and steps
 
-The grid is first gone through from the largest penalty down on a few test examples, until errors have risen
-three times in a row: small penalties take most of the time and are rarely best. The best one and its
-neighbours are then compared on all test examples.
+The grid is first gone through from the largest penalty down on a few test examples, until three penalties in
+a row were worse than the best: small penalties take most of the time and are rarely best. The best one and
+its neighbours are then compared on all test examples.
 """
 
 from __future__ import annotations
@@ -13,26 +13,21 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from simfluence.kernels.threads import SIMD_WIDTH, slices
 from simfluence.ridge import RidgeProblem, solve_ridge
-
-Array = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from simfluence.ridge.problem import Array, IntArray
 
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
 """The grid that penalties are chosen from."""
 
 _TOLERANCE = 3e-6  # of coefficients that are compared: errors are then good to about a part in ten thousand
-_RISES = 3
+_WORSE = 3  # penalties in a row after the best one
 _BYTES = 2**27  # of coefficients held at once
 
 RollOut = Callable[[IntArray, Array, Array], Array]
-"""(numbers of runs, coefficients [block, n, column], initial losses [run, column]) → losses [run, step + 1,
-column]
-"""
+"""(numbers of runs, coefficients [block, n, column], L_0 [run, column]) → losses [run, step + 1, column]"""
 
 
 @dataclass(frozen=True)
@@ -44,9 +39,7 @@ class Fold:
 
 
 def folds_over_runs(run_of_row: IntArray, n_runs: int, folds: int) -> list[Fold]:
-    """Every run is simulated once, by a fit to the runs of the other folds; ValueError if there is one run
-    only.
-    """
+    """Every run is simulated once, by a fit to runs of other folds. ValueError if there is one run only."""
     if n_runs < 2:
         raise ValueError(
             "choosing a penalty takes validation runs, or at least two training runs to"
@@ -70,30 +63,24 @@ def choose_penalty(
 
     Raises ValueError if no penalty gives finite errors.
     """
-    penalties, rough = np.sort(grid)[::-1], np.empty(0)
-    while len(rough) < len(penalties) and len(rough) <= _best(rough) + _RISES:
-        rough = np.append(rough, errors_of(True, penalties[len(rough) : len(rough) + _RISES]))
-    errors = np.full(len(penalties), np.nan)
-    best, found = -1, _best(rough)
+    penalties = np.sort(grid)[::-1]
+    rough: list[float] = []
+    while len(rough) < len(penalties) and (not rough or len(rough) <= int(np.argmin(rough)) + _WORSE):
+        rough.extend(errors_of(True, penalties[len(rough) : len(rough) + _WORSE]))
+    errors: dict[int, float] = {}
+    best, found = -1, int(np.argmin(rough))
     while found != best:  # until the best one's neighbours are both worse
         best = found
-        near = np.arange(max(best - 1, 0), min(best + 2, len(penalties)))
-        near = near[np.isnan(errors[near])]
-        if len(near):
-            errors[near] = errors_of(False, penalties[near])
-        found = _best(errors)
+        near = [k for k in (best - 1, best, best + 1) if 0 <= k < len(penalties) and k not in errors]
+        if near:
+            errors.update(zip(near, errors_of(False, penalties[near]), strict=True))
+        found = min(sorted(errors), key=errors.__getitem__)  # of equal ones the larger penalty
     if not np.isfinite(errors[best]):
         raise ValueError(
             "every penalty tried gives simulations that leave the range of floats: look for runs that"
             " diverged, or give a larger penalty, another center or clip='range'"
         )
-    known = np.flatnonzero(~np.isnan(errors))[::-1]
-    return float(penalties[best]), {float(penalties[k]): float(errors[k]) for k in known}
-
-
-def _best(errors: Array) -> int:
-    """The place of the smallest; the first one where several are, or where none is known."""
-    return int(np.argmin(np.where(np.isnan(errors), np.inf, errors))) if len(errors) else 0
+    return float(penalties[best]), {float(penalties[k]): float(errors[k]) for k in sorted(errors)[::-1]}
 
 
 def rollout_errors(
@@ -131,13 +118,10 @@ def rollout_errors(
 
 
 def _mean_squares(true: Array, simulated: Array) -> Array:
-    """Mean squared errors over runs and steps 1 .. T where the truth is finite: [run, step + 1, λ × test] →
-    [λ, test].
-    """
+    """[λ, test], over runs and steps with known losses; ``simulated`` is [run, step + 1, λ × test]."""
     true = true[:, : simulated.shape[1]]  # the longest run may be in another fold
     runs, points, tests = true.shape
-    started = np.isfinite(true[:, :1])  # nothing can be simulated from an unknown start
-    known = np.isfinite(true[:, 1:]) & started
+    known = np.isfinite(true[:, 1:]) & np.isfinite(true[:, :1])  # without a start, nothing is simulated
     target = np.where(known, true[:, 1:], 0.0)[:, :, None]
     with np.errstate(over="ignore", invalid="ignore"):
         difference = simulated[:, 1:points].reshape(runs, points - 1, -1, tests) - target

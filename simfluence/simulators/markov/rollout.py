@@ -8,19 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
 from simfluence.kernels.threads import SIMD_WIDTH, in_threads, slices
-
-Array = npt.NDArray[np.float64]
-IntArray = npt.NDArray[np.int64]
+from simfluence.ridge.problem import Array, IntArray
 
 _CHUNK_BYTES = 2**23  # of losses that a thread simulates at once
 _TABLE_BYTES = 2**19  # of A' and B that should stay in a core's cache
-_PROGRESS_AFTER = 2.0  # seconds
 
 
 def simulate_linear(
@@ -37,8 +33,7 @@ def simulate_linear(
 ) -> Array:
     """The losses of all steps, float [run, step + 1, test].
 
-    After a curriculum's end its last loss is repeated. A simulation that leaves the range of floats is inf or
-    NaN.
+    After a curriculum's end its last loss is repeated. What leaves the range of floats is inf or NaN.
 
     Parameters
     ----------
@@ -47,7 +42,7 @@ def simulate_linear(
     batch_size : b; batches count as that many examples of their composition.
     rates : ρ, float [run, step]; None for 1.
     clip : bounds that every L_t is moved into, if given.
-    progress : whether to show a progress bar, where it takes long.
+    progress : whether to show a progress bar, where it takes over two seconds.
     out : where to write the losses, if an array is at hand: fresh memory can cost more than the arithmetic.
     """
     from simfluence.kernels.rollout import roll_out_into  # compiled when first used
@@ -70,12 +65,11 @@ def simulate_linear(
     share = -(-len(curricula) // torch.get_num_threads())
     parts = slices(len(curricula), min(share, _CHUNK_BYTES // wide[0].nbytes))
     done = in_threads(fill, parts)
-    for _ in tqdm(done, "simulate", len(parts), delay=_PROGRESS_AFTER, leave=False, disable=not progress):
+    for _ in tqdm(done, "simulate", len(parts), delay=2, leave=False, disable=not progress):
         pass
     if width == tests:
         return wide
-    if out is None:
-        return wide[..., :tests].copy()
+    out = np.empty((*wide.shape[:2], tests)) if out is None else out
     out[:] = wide[..., :tests]
     return out
 

@@ -37,7 +37,7 @@ from simfluence.errors import RunDataError
 from simfluence.runs import RunSet, Transitions, transitions
 from simfluence.runs.schedule import as_schedule, mean_learning_rate
 from simfluence.simulators.base import Array, Simulator, register
-from simfluence.simulators.markov.diagnostics import FitDiagnostics, fit_diagnostics, largest_growth
+from simfluence.simulators.markov.diagnostics import UNSTABLE, FitDiagnostics, largest_growth
 from simfluence.simulators.markov.penalty import (
     PENALTIES,
     Fold,
@@ -75,8 +75,8 @@ class MarkovSimulator(Simulator):
         "pooled": towards the average example's A and B, which are themselves not penalised.
     folds : of the cross-validation.
     rate_scaled : whether effects are proportional to the step's learning rate.
-    clip : "range" moves every simulated loss into the range of recorded ones, widened by a tenth; None only
-        warns of those that leave it far.
+    clip : "range" moves every simulated loss into the range of recorded ones, widened by a tenth; None warns
+        of those that leave it far.
     solver : "iterative", "cholesky" (see ``simfluence.ridge``), or "auto" for the one that should be faster.
     device : where to factorize, as torch names it; None is the GPU if torch finds one.
     penalties : what to choose from, all > 0; None is ``PENALTIES``, 1e-4 to 1e4.
@@ -157,8 +157,17 @@ class MarkovSimulator(Simulator):
         growth = np.ones(shape[1])
         if slope is not None:
             growth = largest_growth(train.curricula, slope, self.batch_size_, _padded(self._factors(train)))
-        used = int(rows.observed.sum())
-        self.diagnostics_: FitDiagnostics = fit_diagnostics(solution, growth, used, rows.n_left_out)
+        self.diagnostics_: FitDiagnostics = {
+            "rows_used": int(rows.observed.sum()),
+            "rows_left_out": rows.n_left_out,
+            "columns": problem.columns,
+            "solver": solution.solver,
+            "iterations": solution.iterations,
+            "residual": float(solution.residual.max()),
+            "singular": int(solution.singular.sum()),
+            "growth": [float(np.median(growth)), float(np.max(growth))],
+            "unstable": float(np.mean(growth > UNSTABLE)),
+        }
         self._warn_of(solution)
 
     def refit(self, train: RunSet) -> Self:
@@ -198,15 +207,15 @@ class MarkovSimulator(Simulator):
 
             L_t − τ_t L_{t-1} = Σ_{i∈c_t} (θ_i1 L_{t-1} + θ_i2)
 
-        τ is 1, as coefficients shrink towards A' = 0 and B = 0; for "zero", towards A' = −1/b, it is 1 −
-        |c_t| / b. For "pooled" one more example, which is not penalised, occurs in a row as often as all
+        τ is 1, as coefficients shrink towards A' = 0 and B = 0; for "zero", towards A' = −1/b, it is
+        1 − |c_t| / b. For "pooled" one more example, which is not penalised, occurs in a row as often as all
         others together: its coefficients are those of the average example.
         """
         counts, everywhere = rows.counts, rows.observed.all()
         size = np.asarray(counts.sum(axis=1))[:, None]
-        kept: Array = np.ones_like(size, np.float64)
+        kept: Array = np.ones_like(size)
         if self.center == "zero" and self.free_slope:
-            kept = kept - size / self.batch_size_
+            kept -= size / self.batch_size_
         target = rows.current - kept * rows.previous if kept.any() else rows.current
         scales = [rows.previous] if self.free_slope else []  # 0, as is the target, where losses are unknown
         if self.free_intercept:
@@ -253,21 +262,16 @@ class MarkovSimulator(Simulator):
         return penalty
 
     def _warn_of(self, solution: ridge.RidgeSolution) -> None:
-        name, said, tests = type(self).__name__, self.diagnostics_, len(solution.singular)
+        said, tests = self.diagnostics_, len(solution.singular)
         if said["singular"]:
-            warnings.warn(
-                f"{name}: {said['singular']} of {tests} fits have no unique solution"
-                f" ({said['rows_used']} rows in all, penalty {self.penalty_}); took the smallest",
-                SimulationWarning,
-                stacklevel=5,
+            self._warn(
+                f"{said['singular']} of {tests} fits have no unique solution ({said['rows_used']} rows in"
+                f" all, penalty {self.penalty_}); took the smallest"
             )
         if failed := int((solution.residual > ridge.EXACT).sum()):
-            warnings.warn(
-                f"{name}: the iterative solver did not reach its tolerance for {failed} of {tests} test"
-                f" examples (relative residual {said['residual']:.1e}); take a larger penalty or another"
-                " solver",
-                SimulationWarning,
-                stacklevel=5,
+            self._warn(
+                f"iterations did not reach their tolerance for {failed} of {tests} test examples (relative"
+                f" residual {said['residual']:.1e}); take a larger penalty, or solver='cholesky'"
             )
 
     # --------------------------------------------------------------------------------- simulating
@@ -285,14 +289,16 @@ class MarkovSimulator(Simulator):
             clip=None if self.clip is None else self._widened_range(0.1),
             progress=True,
         )
-        if (wild := int(self._far_outside(losses).sum())) > 0:
+        low, high = self._widened_range(_WIDTHS)
+        flat = losses.reshape(len(losses), -1)
+        with np.errstate(invalid="ignore"):
+            wild = np.sum(~((flat.min(axis=1) > low) & (flat.max(axis=1) < high)))
+        if wild:
             low, high = self.loss_range_
-            warnings.warn(
-                f"{type(self).__name__}: {wild} of {len(curricula)} simulated runs leave the range"
-                f" of recorded losses ({low:.3g} .. {high:.3g}) by more than {_WIDTHS:g} times its width:"
-                " the model is unstable there; a larger penalty, another center or clip='range' may help",
-                SimulationWarning,
-                stacklevel=3,
+            self._warn(
+                f"{wild} of {len(curricula)} simulated runs leave the range of recorded losses"
+                f" ({low:.3g} .. {high:.3g}) by more than {_WIDTHS:g} times its width: the model is unstable"
+                " there; a larger penalty, another center or clip='range' may help"
             )
         return losses
 
@@ -310,12 +316,8 @@ class MarkovSimulator(Simulator):
         margin = widths * max(high - low, 1e-12)
         return low - margin, high + margin
 
-    def _far_outside(self, losses: Array) -> npt.NDArray[np.bool_]:
-        """bool [run]"""
-        low, high = self._widened_range(_WIDTHS)
-        flat = losses.reshape(len(losses), -1)
-        with np.errstate(invalid="ignore"):
-            return ~((flat.min(axis=1) > low) & (flat.max(axis=1) < high))
+    def _warn(self, message: str) -> None:
+        warnings.warn(f"{type(self).__name__}: {message}", SimulationWarning, stacklevel=5)
 
 
 @register
