@@ -36,8 +36,8 @@ from simfluence.simulators.effects.simulator import EffectsSimulator, on_every_s
 from simfluence.simulators.scores import portable_scores
 
 _RUNS_FOR_DYNAMICS = 6
-"""Of fewer runs, dynamics of effects are taken beside another candidate only: what they predict of runs that were
-left out is too good there (analysis/LOG.md)."""
+"""Of fewer runs, dynamics of effects are taken beside another candidate only: their errors on runs that were
+left out are too small there (analysis/LOG.md)."""
 
 
 @register
