@@ -23,6 +23,8 @@ _HOMES = {
     "MultiplicativeSimulator": "simfluence.simulators",
     "LinearSimulator": "simfluence.simulators",
     "EffectsSimulator": "simfluence.simulators",
+    "DynamicsSimulator": "simfluence.simulators",
+    "ScoresSimulator": "simfluence.simulators",
     "FeatureSimulator": "simfluence.simulators",
     "AutoSimulator": "simfluence.simulators",
     "PredictiveBands": "simfluence.simulators",
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from simfluence.runs import RunSet as RunSet
     from simfluence.simulators import AdditiveSimulator as AdditiveSimulator
     from simfluence.simulators import AutoSimulator as AutoSimulator
+    from simfluence.simulators import DynamicsSimulator as DynamicsSimulator
     from simfluence.simulators import EffectsSimulator as EffectsSimulator
     from simfluence.simulators import FeatureSimulator as FeatureSimulator
     from simfluence.simulators import LinearSimulator as LinearSimulator
@@ -49,6 +52,7 @@ if TYPE_CHECKING:
     from simfluence.simulators import MultiplicativeSimulator as MultiplicativeSimulator
     from simfluence.simulators import Persistence as Persistence
     from simfluence.simulators import PredictiveBands as PredictiveBands
+    from simfluence.simulators import ScoresSimulator as ScoresSimulator
     from simfluence.simulators import load_simulator as load_simulator
     from simfluence.whatif import what_if as what_if
 

@@ -11,6 +11,24 @@ import pytest
 ROOT = Path(__file__).parents[1]
 BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 
+GOING_ON = """
+state = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+options = {"model": model, "loss": per_example_loss, "optimizer": optimizer, "state": state}
+with recorder.run("seed-0", **options, resume=True, resume_every=20) as run:
+    for step in range(run.start, n_steps):
+        train_on(batches[step])
+        run.step(example_ids=batches[step])
+"""
+TRAINER = """
+from simfluence.recording.trainer import record_trainer
+record_trainer(trainer, recorder, "seed-0")
+trainer.train()
+"""
+LIGHTNING = """
+from simfluence.recording.lightning import RecordingCallback
+Trainer(callbacks=[RecordingCallback(recorder, "seed-0", loss=per_example_loss)]).fit(module, loader)
+"""
+
 
 def test_ten_lines_of_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
@@ -84,7 +102,7 @@ def test_going_on_after_a_kill(tmp_path: Path) -> None:
             "recorder": recorder, "per_example_loss": per_example, "batches": batches, "train_on": train_on,
             "n_steps": 30,
         }  # fmt: skip
-        exec(BLOCKS[2], names)
+        exec(GOING_ON, names)
         assert len(taken) == (10 if folder == "cut" else 30)  # steps 21 .. 30 again
 
     go("whole")
@@ -112,7 +130,7 @@ def test_a_trainer(tmp_path: Path) -> None:
     trainer = Trainer(
         new_model("bert"), arguments, data_collator=collate, train_dataset=datasets.Dataset.from_list(train)
     )
-    exec(BLOCKS[3], {"trainer": trainer, "recorder": RunRecorder(tmp_path / "runs", train=train, test=test)})
+    exec(TRAINER, {"trainer": trainer, "recorder": RunRecorder(tmp_path / "runs", train=train, test=test)})
     assert RunSet.load(tmp_path / "runs").loss.shape == (1, 7, 4)
 
 
@@ -137,7 +155,7 @@ def test_lightning(tmp_path: Path) -> None:
         "module": Module(),
         "loader": loader(),
     }  # fmt: skip
-    exec(BLOCKS[4], names)
+    exec(LIGHTNING, names)
     assert RunSet.load(tmp_path / "runs").loss.shape == (1, 7, 6)
 
 
@@ -177,9 +195,9 @@ def test_one_run_and_its_gradients(tmp_path: Path) -> None:
     model.load_state_dict(start)
     runs = RunSet.load(tmp_path)
     names["runs"] = runs[:1]
-    exec(BLOCKS[5], names)
-    told = names["simulator"].simulate(runs[1:].curricula, runs[1:].initial_loss)
+    exec(BLOCKS[2], names)
+    predicted = names["simulator"].simulate(runs[1:].curricula, runs[1:].initial_loss)
     errors = [
-        np.square(guess - runs[1:].loss).mean() for guess in (told, runs[0].loss)
+        np.square(guess - runs[1:].loss).mean() for guess in (predicted, runs[0].loss)
     ]  # or as that one went
     assert 1 - errors[0] / errors[1] > 0.5

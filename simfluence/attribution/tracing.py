@@ -291,7 +291,7 @@ class Tracer:
             wrong = self._wrong(examples[:1])
             self._differentiate_directly(list(self.parameters) if wrong is None else wrong)
         if self.one_by_one and not self.note:
-            self.note = "one example at a time, since two examples could not be told apart in a batch"
+            self.note = "one example at a time, since two examples could not be separated in a batch"
         self.layers = [
             Layer(layer.name, layer.module, layer.kind, kept)
             for layer in self.layers

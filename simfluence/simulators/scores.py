@@ -11,7 +11,7 @@ Calibrated, k is the one number that fits the training runs best, by least squar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -55,8 +55,9 @@ def portable_scores(scores: Any) -> Any:
     array = getattr(scores, "scores", None)
     if array is None:
         return np.asarray(scores, np.float64)
-    about = {name: getattr(scores, name) for name in ("weighing", "scale", "tables") if hasattr(scores, name)}
-    return GivenScores(np.asarray(array), **about)
+    known = GivenScores(np.asarray(array))
+    about = {name: getattr(scores, name, getattr(known, name)) for name in ("weighing", "scale", "tables")}
+    return replace(known, **about)
 
 
 def check_scores(scores: Any, runs: RunSet) -> None:
