@@ -103,7 +103,7 @@ def against_separate_fits(repeats: int) -> dict:
         return errors
 
     a, b = together(), separately()
-    difference = max(abs(a[key] / b[key] - 1) for key in b)
+    difference = max(abs(a[key] / b[key] - 1) for key in a)
     assert min(a, key=a.__getitem__) == min(b, key=b.__getitem__)
     assert difference < 2e-3, difference
     mine, theirs = side_by_side(together, separately, repeats=repeats)

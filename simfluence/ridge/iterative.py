@@ -107,9 +107,8 @@ class _Systems:
                     correction, scaled, system, penalty, inverse.astype(kind), target, limit
                 )
                 trial = found + (correction.reshape(-1, SIMD_WIDTH) * unit).ravel()
-                product = np.empty_like(trial)
-                self._kernels.apply(product, trial, self._systems[trial.dtype], penalty)
-                after = self._side - product
+                self._kernels.apply(after := np.empty_like(trial), trial, self._systems[trial.dtype], penalty)
+                after = self._side - after
                 new = self._size(after, inverse)
                 better = new < left
                 gains = bool(((new < 0.1 * left) | (new <= tolerance * whole)).all())

@@ -51,13 +51,13 @@ def simulate_linear(
     steps, tests = int(lengths.max()), initial_loss.shape[1]
     width = max(tests, SIMD_WIDTH)
     wide = np.empty((len(curricula), steps + 1, width)) if out is None or width > tests else out
-    tables = [None if table is None else _widened(table, width).ravel() for table in (slope, intercept)]
+    tables = [None if table is None else _flat(table, width) for table in (slope, intercept)]
     firsts = np.unique(np.minimum(np.arange(0, width, SIMD_WIDTH), width - SIMD_WIDTH)).astype(np.uint64)
     groups = slices(len(firsts), _TABLE_BYTES // (16 * SIMD_WIDTH * curricula[0].n_examples))
     low, high = (-np.inf, np.inf) if clip is None else clip
 
     def fill(runs: slice) -> None:
-        wide[runs, 0] = _widened(initial_loss[runs], width)
+        wide[runs, 0, :tests], wide[runs, 0, tests:] = initial_loss[runs], 0.0
         batches = _batches(curricula[runs], lengths[runs], batch_size, None if rates is None else rates[runs])
         for group in groups:
             roll_out_into(wide[runs], firsts[group], *tables, *batches, float(low), float(high))
@@ -74,9 +74,13 @@ def simulate_linear(
     return out
 
 
-def _widened(values: Array, width: int) -> Array:
-    """[…, test] with zeros up to ``width`` columns."""
-    return np.pad(np.asarray(values, np.float64), ((0, 0), (0, width - values.shape[1])))
+def _flat(table: Array, width: int) -> Array:
+    """[train, test] with zeros up to ``width`` columns, row by row."""
+    from simfluence.kernels.simd import aligned_zeros  # compiled when first used
+
+    flat: Array = aligned_zeros(len(table) * width, np.empty(0))
+    flat.reshape(-1, width)[:, : table.shape[1]] = table
+    return flat
 
 
 def _batches(

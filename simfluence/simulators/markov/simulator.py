@@ -143,10 +143,8 @@ class MarkovSimulator(Simulator):
             raise ValueError("no recorded transition has finite losses on both sides: nothing to fit")
         problem, device = self._problem(rows), chosen_device(self.device)
         self.penalty_errors_: dict[str, float] = {}
-        if self.penalty is None:
-            self.penalty_ = self._choose(train, problem, rows, validation)
-        else:
-            self.penalty_ = float(self.penalty)
+        given = self.penalty
+        self.penalty_ = self._choose(train, problem, rows, validation) if given is None else float(given)
         solution = ridge.solve_ridge(problem, [self.penalty_], device, self.solver)
         if self.solver == "auto":
             ridge.replace_unconverged(problem, self.penalty_, solution, device)
