@@ -336,6 +336,6 @@ def test_curvature_of_a_language_model() -> None:
         ids = torch.randint(0, 11, (length,))
         scored = ids.clone()
         scored[: length - 2] = IGNORED
-        model._tokens[example.id] = [(ids, scored)]
+        model._tokens[example] = [(ids, scored)]
     check_by_finite_differences(model, examples)
     check_by_finite_differences(model, examples, ["lm.transformer.h.1.mlp"])

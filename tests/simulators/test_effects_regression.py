@@ -221,7 +221,7 @@ def test_simulating_is_the_naive_loop(rng, kernel, name):
         optimizer=ADAM,
     )
     runs = RunSet([*runs[:6], cut(runs[6], 9)], runs.train, runs.test)
-    fit = EffectsSimulator(-effects, kernel, penalty=0.2, link=name, decay=0.3, max_rows=40).fit(runs)
+    fit = EffectsSimulator(-effects, kernel, penalty=0.2, link=name, decay=0.3, max_rows=30).fit(runs)
     model = fit.model_
     assert model.with_initial
     assert len(model.scores) == 2  # given, and shared groups

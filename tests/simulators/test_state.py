@@ -176,7 +176,9 @@ def rewritten(file: Path, change: Callable[[str], str]) -> Path:
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An auto simulator with two members, one of them with training dynamics."""
     path = tmp_path_factory.mktemp("states") / "auto.safetensors"
-    AutoSimulator([-EFFECTS, OTHERS]).fit(RUNS[:6]).save(path)
+    auto = AutoSimulator([-EFFECTS, OTHERS]).fit(RUNS[:6])
+    auto.members_[0] = EffectsSimulator([-EFFECTS, OTHERS], "scores").fit(RUNS[:6])
+    auto.save(path)
     return path
 
 
