@@ -36,7 +36,12 @@ def train(  # type: ignore[no-untyped-def]
     start,
     points,
 ):
-    """(x = a y [run, point, k] after the steps ``points``, after a run's end where it ended; ρ [use])."""
+    """Simulate the training of every run; return its states [run, point, k] and the residuals [use].
+
+    A state is x = a y, the gain times the linear state, after the steps listed in ``points``; a run that
+    ended before such a step keeps its last state. A residual ρ is the share of its first gradient that an
+    example still has when a step uses it. analysis/METHODS.md has the equations.
+    """
     k = factors.shape[1]
     found, residuals = np.zeros((len(lengths), len(points), k)), np.empty(len(indices))
     y, gradient, moment = np.empty(k), np.empty(k), np.empty(k)

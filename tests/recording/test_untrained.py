@@ -35,7 +35,7 @@ def on_disk(recorder, run_id="run"):
 
 @pytest.mark.parametrize("fused", [False, True])
 def test_updates_that_a_gradient_scaler_skips(recorder, fused):
-    """A fused optimizer is called all the same, and is told of the infinities."""
+    """A fused optimizer is called all the same, and receives the flag of infinite gradients."""
     model = new_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=fused)
     scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
