@@ -319,15 +319,46 @@ class RunSet:
         a, b, c = np.cumsum([train, validation, test])
         return self[order[:a]], self[order[a:b]], self[order[b:c]]
 
-    def split_to_fit(self, train: int, validation: int = 0) -> tuple[RunSet, RunSet, list[str]]:
+    def split_to_fit(
+        self, train: int, validation: int = 0, *, held_out: str | None = None
+    ) -> tuple[RunSet, RunSet, list[str]]:
         """The first runs, for fitting and for choosing; where there are fewer, all of them for fitting.
+
+        held_out : the name of a run that is left out of both, unless it is the only one.
 
         Returns (training runs, validation runs, notes), the notes being sentences on what was done otherwise.
         """
-        if len(self) >= (wanted := train + validation):
-            return *self.split(train, validation)[:2], []
-        note = f"{len(self)} runs, fewer than train + validation = {wanted}: fitted to all"
-        return *self.split(len(self))[:2], [note]
+        if held_out is not None and len(self) == 1:
+            return *self.split(1)[:2], [f"fitted to {held_out} itself, since the set has no other run"]
+        others = self[[number for number, run in enumerate(self.ids) if run != held_out]]
+        if len(others) >= (wanted := train + validation):
+            return *others.split(train, validation)[:2], []
+        beside = "" if held_out is None else f" beside {held_out}"
+        note = f"{len(others)} runs{beside}, fewer than train + validation = {wanted}: fitted to all of these"
+        return *others.split(len(others))[:2], [note]
+
+    def split_to_test(
+        self, train: int, validation: int = 0, test: int | None = None, *, seed: int | None = None
+    ) -> tuple[RunSet, RunSet, RunSet, list[str]]:
+        """As :meth:`split`; where there are fewer runs, a quarter of them (or ``test``) to be predicted, and
+        all others for fitting.
+
+        Returns (training runs, validation runs, test runs, notes), the notes being sentences on what was done
+        otherwise.
+
+        Raises ValueError if no run would be left to fit to.
+        """
+        wanted = train + validation + (1 if test is None else test)
+        if min(train, validation, test or 0) < 0 or len(self) >= wanted:
+            return *self.split(train, validation, test, seed=seed), []
+        held_out = max(len(self) // 4, 1) if test is None else test
+        if held_out >= len(self):
+            raise ValueError(
+                f"of {len(self)} runs, {held_out} to be predicted leave none to fit to; record more runs"
+            )
+        parts = self.split(len(self) - held_out, 0, held_out, seed=seed)
+        note = f"{len(self)} runs, fewer than train + validation + test = {wanted}: fitted to {len(parts[0])}"
+        return *parts, [note]
 
     # ------------------------------------------------------------------------------- as arrays
 
