@@ -16,7 +16,7 @@ from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from simfluence import __version__, options, outputs, renamed
 from simfluence.errors import RecordingError
@@ -242,6 +242,9 @@ _EXAMPLES = {
 
 # --------------------------------------------------------------------------------------- parsing
 
+FLAGS = ("-h", "--help", "--version", "-m", "--multirun", "--cfg", "--resolve", "--info", "--hydra-help")
+"""Ours, and those of hydra's that show something."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point; ``arguments`` as on the command line."""
@@ -278,18 +281,19 @@ def main(arguments: list[str] | None = None) -> None:
     run(_reported_plainly(command))()
 
 
-FLAGS = ("-h", "--help", "--version", "-m", "--multirun", "--cfg", "--resolve", "--info", "--hydra-help")
-"""Those of ours, and hydra's that show something."""
-
-
 def _from_files(command: str, given: list[str]) -> list[str]:
     """simulator=FILE as fitted=FILE: a file that ``fit`` wrote is no choice of a group."""
-    taken = [option for option in given if re.match(r"simulator=.*\.safetensors", option)]
+    taken = [
+        option
+        for option in given
+        if re.match(r"simulator=.*(\.safetensors|/)", option)
+        or (option.startswith("simulator=") and Path(option.removeprefix("simulator=")).is_file())
+    ]
     if taken and command == "fit":
         raise ValueError(f"{taken[0]} is fitted already: whatif and evaluate take it")
-    if taken and command == "whatif":
-        if others := [option for option in given if option.startswith("simulator.")]:
-            raise ValueError(f"{taken[0]} is fitted already: it does not take {others[0]}")
+    settings = [option for option in given if option.startswith("simulator.")]
+    if taken and settings and command == "whatif":
+        raise ValueError(f"{taken[0]} is fitted already: it does not take {settings[0]}")
     return [option.replace("simulator=", "fitted=", 1) if option in taken else option for option in given]
 
 
@@ -332,6 +336,8 @@ def _reported_plainly(command: str) -> Command:
     def reported(config: DictConfig) -> None:
         try:
             function(options.typed(command, config))
+        except MissingMandatoryValue as error:
+            _fail(f"{error.full_key} has no value: give one by {error.full_key}=…")
         except OmegaConfBaseException as error:
             _fail(str(error).splitlines()[0])
         except (RecordingError, ValueError, OSError) as error:

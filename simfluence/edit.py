@@ -1,14 +1,14 @@
 """Edits of a curriculum by name, of training examples that are named by group or id.
 
-The edits themselves are functions on curricula (:mod:`simfluence.curriculum`). To add one: a line in ``EDITS``,
-and what calls it in :meth:`Edit.apply`.
+The edits themselves are functions on curricula (:mod:`simfluence.curriculum`). To add one: a line in
+``EDITS``, and what calls it in :meth:`Edit.apply`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,8 +46,8 @@ class Edit:
     window : of "shuffle": within how many steps in turn; None is the whole curriculum.
     seed : of the places that "repeat" and "shuffle" draw.
 
-    Raises ValueError for an unknown edit, an option that it does not take or that is missing, and a number that
-    is not whole.
+    Raises ValueError for an unknown edit, an option that it does not take or that is missing, and a number
+    that is not whole.
     """
 
     name: str
@@ -132,15 +132,14 @@ def _rows(train: ExampleTable, groups: Sequence[str], ids: Sequence[Any]) -> Int
 
 def _names(given: Any) -> tuple[str, ...]:
     """One name or several, as text."""
-    several = [given] if isinstance(given, str) or not isinstance(given, Sequence | np.ndarray) else given
+    several = [given] if isinstance(given, str) or not isinstance(given, Iterable) else given
     return tuple(as_text(name) for name in several)
 
 
 def _whole(option: str, value: Any) -> int | None:
-    if value is None or (isinstance(value, int | np.integer) and not isinstance(value, bool)):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+    is_number = isinstance(value, int | float | np.integer) and not isinstance(value, bool)
+    if value is None or (is_number and value == int(value)):
+        return None if value is None else int(value)
     raise ValueError(f"{option} must be a whole number, got {value!r}")
 
 

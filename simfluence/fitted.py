@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy.typing as npt
 
@@ -26,8 +26,8 @@ class Fitted:
     """A fitted simulator, and what should be known of its fit.
 
     simulator : the fitted one. bands : around its predictions; None for none.
-    runs : name → fingerprint of the runs that it was fitted to, or whose errors chose hyperparameters; None if
-        they are not known.
+    runs : name → fingerprint of the runs that it was fitted to, or whose errors chose hyperparameters; None
+        if they are not known.
     notes : what was done otherwise than asked for, one sentence each.
     """
 
@@ -38,10 +38,10 @@ class Fitted:
 
     def __str__(self) -> str:
         if self.runs is None:
-            return f"{self.simulator.name}, fitted to runs that its file does not name"
+            return f"the simulator {self.simulator.name} was fitted to runs that its file does not name"
         names = list(self.runs)
         which = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, …, {names[-1]}"
-        return f"{self.simulator.name}, fitted to {which} ({len(names)} runs)"
+        return f"the simulator {self.simulator.name} was fitted to {which} ({len(names)} runs)"
 
     def has_seen(self, run: Run) -> bool:
         """Whether it was fitted to this run; False if its runs are not known."""
@@ -54,8 +54,8 @@ class Fitted:
         """
         if seen := [run.id for run in test if self.has_seen(run)]:
             raise ValueError(
-                f"{self}, was fitted to {seen[0]}, which it is to be tested on: fit it to fewer runs, as with"
-                " train=, or test it on others"
+                f"{self}, of which {seen[0]} is one that it is to be tested on: fit it to fewer runs, or test"
+                " it on others"
             )
         return _Unchanged(self.simulator)
 
@@ -69,6 +69,8 @@ class Fitted:
     @classmethod
     def load(cls, path: str | Path) -> Fitted:
         """What ``save`` wrote, or a simulator's own ``save``. Raises RunDataError for any other file."""
+        if not Path(path).is_file():
+            raise RunDataError(f"there is no file {path}")
         simulator, about = load_simulator(path), states.read(path).get("fit") or {}
         try:
             bands = None

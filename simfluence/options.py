@@ -1,7 +1,7 @@
 """The options of the command line: which there are, what type each has, and what is wrong with those given.
 
-hydra composes them from conf/. The type of an option is that of its default there; where the default is null, it
-stands in ``TYPES``.
+hydra composes them from conf/. The type of an option is that of its default there; where the default is null,
+it stands in ``TYPES``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def compose(command: str, overrides: Sequence[str] = ()) -> DictConfig:
 
 def groups_of(command: str) -> dict[str, list[str]]:
     """The groups of conf/ that a command chooses one of, and their choices."""
-    defaults = OmegaConf.load(conf_folder() / f"{command}.yaml")["defaults"]
+    defaults = OmegaConf.select(OmegaConf.load(conf_folder() / f"{command}.yaml"), "defaults")
     names = [str(key) for entry in defaults if not isinstance(entry, str) for key in entry]
     return {
         name: sorted(file.stem for file in (conf_folder() / name).glob("*.yaml"))
@@ -104,7 +104,7 @@ def options_of(command: str) -> dict[str, Option]:
 
 
 def _type_of(default: Any, command: str, name: str) -> Type:
-    if default is None or name in TYPES:
+    if default is None:
         return TYPES[f"{command}.{name}"] if f"{command}.{name}" in TYPES else TYPES[name]
     is_numbers = isinstance(default, list) and default and not isinstance(default[0], str)
     return tuple if is_numbers else type(default)
@@ -165,10 +165,8 @@ def check(command: str, options: Sequence[str], sweep: bool = False) -> None:
         if key in groups and override.package is None and not override.is_sweep_override():
             value = override.value()
             if value not in groups[key] and not (key == "experiment" and value is None):
-                raise ValueError(
-                    f"there is no {key} {value!r}{_hint(str(value), groups[key])}"
-                    f"; {key} is one of {', '.join(groups[key])}"
-                )
+                there = f"{key} is one of {', '.join(groups[key])}, not {value}"
+                raise ValueError(there + _hint(str(value), groups[key]))
             chosen.append(option)
     known = _known(command, chosen, sweep)
     for override in given:
@@ -176,6 +174,8 @@ def check(command: str, options: Sequence[str], sweep: bool = False) -> None:
         is_new = override.is_add() or override.package is not None or key.startswith("hydra")
         if not is_new and key not in known and key not in groups:
             _unknown(command, key, known)
+        if override.is_delete() and (key.split(".")[0] not in groups or key.endswith(".name")):
+            raise ValueError(f"{command} needs the option {key}: ~ takes out options of {', '.join(groups)}")
     if not sweep:
         try:
             compose(command, options)
@@ -184,7 +184,7 @@ def check(command: str, options: Sequence[str], sweep: bool = False) -> None:
 
 
 def typed(command: str, config: DictConfig) -> DictConfig:
-    """The configuration with every value as its option's type, and one value where a list is expected as a list.
+    """The configuration with every value as its option's type, and a list where one is expected.
 
     Raises ValueError for a value of another type.
     """
@@ -196,7 +196,8 @@ def typed(command: str, config: DictConfig) -> DictConfig:
         if isinstance(value, dict):
             return {name: walk(inner, f"{key}.{name}" if key else str(name)) for name, inner in value.items()}
         if inside := [name for name in known if name.startswith(f"{general}.")]:
-            raise ValueError(f"{key} is not an option itself; there are {', '.join(inside)}")
+            several = [f"{key}{name.removeprefix(general)}" for name in inside]
+            raise ValueError(f"{key} is not one option but several: {', '.join(several)}")
         return value
 
     found = OmegaConf.create(walk(OmegaConf.to_container(config, resolve=False), ""))
@@ -209,6 +210,8 @@ def convert(value: Any, option: Option, key: str) -> Any:
     kind = option.type
     if kind is None or (value is None and option.nullable) or (isinstance(value, str) and "${" in value):
         return value
+    if kind is tuple and not isinstance(value, list):
+        raise ValueError(f"{key} must be a list of numbers, got {value}")
     if kind in (list, tuple):
         items = value if isinstance(value, list) else [] if value is None else [value]
         of = Option(str if kind is list else float, False)
@@ -233,8 +236,8 @@ def _parsed(option: str) -> Override:
         key, _, value = option.partition("=")
         quoted = value.replace("'", "\\'")
         raise ValueError(
-            f"{option!r} cannot be read: a list is written {key}=[a,b], and a text with other signs in quotes, as"
-            f" \"{key}='{quoted}'\""
+            f"{option!r} cannot be read: write a list as {key}=[a,b], and a text with other signs in quotes,"
+            f" as \"{key}='{quoted}'\""
         ) from None
 
 
@@ -249,15 +252,15 @@ def _known(command: str, chosen: Sequence[str], sweep: bool) -> set[str]:
 def _unknown(command: str, key: str, known: set[str]) -> None:
     if key == "simulator" and command == "evaluate":
         raise ValueError(
-            "evaluate compares several simulators: only=[linear,auto] chooses among them, and simulator=FILE adds"
-            " one that `simfluence fit` wrote"
+            "evaluate compares several simulators: only=[linear,auto] chooses among them, and simulator=FILE"
+            " adds one that `simfluence fit` wrote"
         )
     hint = _hint(key, known) or f"; `simfluence {command} --help` lists them"
     raise ValueError(f"{key!r} is no option of {command}{hint}")
 
 
 def _hint(name: str, known: Sequence[str] | set[str]) -> str:
-    """ "; did you mean 'edit.ids'?" for "edit.id", or for "ids"."""
+    """The known name that is meant, as a question: edit.ids for edit.id, or for ids; "" if none is close."""
     by_end: dict[str, str] = {}
     for key in sorted(known):
         by_end.setdefault(key.split(".")[-1], key)

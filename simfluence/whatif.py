@@ -1,7 +1,7 @@
 """What would have been learnt under an edited curriculum: the change, test example by test example.
 
-``what_if`` is given a fitted simulator; ``ask`` fits one to a recorded run set first or reads it from a file, as
-the command line does.
+``what_if`` is given a fitted simulator; ``ask`` fits one to a recorded run set first or reads it from a file,
+as the command line does.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def what_if(
         runs; of an edit unlike all of them it promises nothing.
     retrain : trains the recorded run ``original`` again on the edited curriculum, and so verifies the answer.
 
-    Raises ValueError for a curriculum without initial losses, if nothing was edited, or if retraining is asked for
-    without a run.
+    Raises ValueError for a curriculum without initial losses, if nothing was edited, or if retraining is
+    asked for without a run.
     """
     run = original if isinstance(original, Run) else None
     curriculum = original.curriculum if isinstance(original, Run) else original
@@ -140,12 +140,12 @@ def ask(
 
     Parameters
     ----------
-    simulator : to be fitted to ``train`` and ``validation`` runs, of which the edited one is none, if there is
-        another (see :meth:`RunSet.split_to_fit`); or a fitted one, or its file, which is taken as it is.
+    simulator : to be fitted to ``train`` and ``validation`` runs, of which the edited one is none, if there
+        is another (see :meth:`RunSet.split_to_fit`); or a fitted one, or its file, which is taken as it is.
     edit : what to change, or a function that changes a curriculum.
     run_id : the run whose curriculum is edited; None is the last of the set.
-    level : of the band around every edited loss; None for no bands. Bands take three training runs. Those of a
-        fitted simulator have their own level.
+    level : of the band around every edited loss; None for no bands. Bands take three training runs. Those of
+        a fitted simulator have their own level.
     retrain : see :func:`what_if`.
 
     Raises ValueError if the edit changes nothing, and RunDataError for a simulator of other examples.

@@ -34,12 +34,12 @@ def recorded_context(
 ) -> AttributionContext:
     """The model, examples and weights of a run, which belongs to the run set in the folder ``path``.
 
-    steps : only the weights after this step, or these; None: all that were kept; "initial": the weights before
-        training, which need not be kept.
+    steps : only the weights after this step, or these; None: all that were kept; "initial": the weights
+        before training, which need not be kept.
     device : where the model lies, as torch names it; None is the GPU if torch finds one.
 
-    Raises ValueError for other steps, and RunDataError if the run was not recorded by ``simfluence record``, kept
-    no such weights, or its task no longer has the examples of the set.
+    Raises ValueError for other steps, and RunDataError if the run was not recorded by ``simfluence record``,
+    kept no such weights, or its task no longer has the examples of the set.
     """
     chosen = None if steps is None or steps == "initial" else _whole(steps)
     if not run.config:

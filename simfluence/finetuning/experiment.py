@@ -90,18 +90,20 @@ def record_runs(
 
     Returns
     -------
-    The names of the runs recorded now; [] if all were complete. Nothing is written before a model is loaded.
+    The names of the runs recorded now; [] if all were complete.
 
     Raises
     ------
-    RecordingError : some runs failed (named, with their errors; the others are recorded), or the set holds runs
-        of other examples or settings.
+    RecordingError : some runs failed (named, with their errors; the others are recorded), or the set holds
+        runs of other examples or settings.
     ValueError : there is no such device, run, metric or option, or an option in ``run`` has a new name.
+        Nothing is written then.
     """
     where, path = chosen_device(device), Path(path)
     outputs.check_folder(path)
-    if count < 1 or (processes is not None and processes < 1):
-        raise ValueError(f"count and processes are at least 1, got {count} and {processes}")
+    for name, value in (("count", count), ("processes", processes)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     task = load_task(**config["task"])
     drawn = curricula is None
     if curricula is None:
@@ -146,7 +148,7 @@ def record_runs(
 
 
 def check_run_options(options: Mapping[str, Any], curricula: Mapping[str, Curriculum]) -> None:
-    """Raises ValueError or TypeError if runs with these curricula cannot be recorded with such ``run`` options."""
+    """Raises ValueError or TypeError if runs with these curricula cannot have such ``run`` options."""
     renamed.check(options, renamed.RECORDING, ValueError)
     if unknown := sorted(set(options) - set(RUN_OPTIONS)):
         raise ValueError(f"run has no option {unknown[0]!r}; it has {', '.join(RUN_OPTIONS)}")
@@ -157,12 +159,13 @@ def check_run_options(options: Mapping[str, Any], curricula: Mapping[str, Curric
 
 
 def check_settings(path: Path, config: Config, names: Sequence[str], *, drawn: bool, mixed: bool) -> None:
-    """Raises RecordingError if the set holds runs that were recorded with other settings (``SETTINGS``), or runs
-    of these names whose curricula were drawn otherwise (``DRAWN_BY``).
+    """Raises RecordingError if the set holds runs that were recorded with other settings (``SETTINGS``), or
+    runs of these names whose curricula were drawn otherwise (``DRAWN_BY``).
 
     Compared is what both say: a setting that one of them leaves out may be the same default.
 
-    drawn : whether curricula follow from the configuration. mixed : compare only with runs that would be resumed.
+    drawn : whether curricula follow from the configuration. mixed : compare only with runs that would be
+        resumed.
     """
     ours = _flat(json.loads(json.dumps(config)))
     for run_id in storage.run_ids(path):

@@ -57,8 +57,8 @@ def retrain_as_recorded(of: str, name: str, device: str | None = None) -> Callab
 
     of : the folder of the run set. Recordings are added to one whose name ends in "-whatif" instead of being
         mixed with it; one that is there already is not made again.
-    name : what was changed, in words. It is part of the recording's name, with the run's and a hash: recordings
-        of other curricula have other names.
+    name : what was changed, in words. It is part of the recording's name, with the run's and a hash:
+        recordings of other curricula have other names.
     device : where to train, as torch names it; None is where the run was trained.
 
     The function raises RunDataError for a run that ``simfluence record`` did not make.

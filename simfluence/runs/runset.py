@@ -357,7 +357,8 @@ class RunSet:
                 f"of {len(self)} runs, {held_out} to be predicted leave none to fit to; record more runs"
             )
         parts = self.split(len(self) - held_out, 0, held_out, seed=seed)
-        note = f"{len(self)} runs, fewer than train + validation + test = {wanted}: fitted to {len(parts[0])}"
+        note = f"{len(self)} runs, fewer than train + validation + test = {wanted}:"
+        note += f" fitted to {len(parts[0])}, tested on {held_out}"
         return *parts, [note]
 
     # ------------------------------------------------------------------------------- as arrays
