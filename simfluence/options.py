@@ -54,7 +54,7 @@ _NODES: dict[Type, tuple[Any, str]] = {
     float: (FloatNode, "a number"),
     bool: (BooleanNode, "true or false"),
 }
-_LIST_ITEM = re.compile(r"(^\[?|,)([^\s,\[\](){}'\"\\$]+)(?=\]?$|,)")
+_LIST_ITEM = re.compile(r"((?:^\[?|,)\s*)([^\s,\[\](){}'\"\\$]+)(?=\s*(?:\]?$|,))")
 """An item of a list, or a value of its own: without blanks, quotes, brackets and interpolations."""
 
 
@@ -132,12 +132,11 @@ def as_typed(command: str, options: Sequence[str]) -> list[str]:
     found = []
     for option in options:
         key, equals, value = option.partition("=")
-        if equals and options_of(command).get(_general(key.lstrip("+")), Option(None, False)).type in (
-            str,
-            list,
-        ):
+        known = options_of(command).get(_general(key.lstrip("+")))
+        is_whole = value.startswith("[") == value.endswith("]")
+        if equals and is_whole and known is not None and known.type in (str, list):
             value = _LIST_ITEM.sub(
-                lambda item: f"{item[1]}'{item[2]}'" if item[2] != "null" else item[0], value
+                lambda item: item[0] if item[2] == "null" else f"{item[1]}'{item[2]}'", value
             )
         found.append(f"{key}{equals}{value}")
     return found
@@ -211,7 +210,7 @@ def convert(value: Any, option: Option, key: str) -> Any:
     if kind is None or (value is None and option.nullable) or (isinstance(value, str) and "${" in value):
         return value
     if kind is tuple and not isinstance(value, list):
-        raise ValueError(f"{key} must be a list of numbers, got {value}")
+        raise ValueError(f"{key} must be a list of numbers, got {_shown(value)}")
     if kind in (list, tuple):
         items = value if isinstance(value, list) else [] if value is None else [value]
         of = Option(str if kind is list else float, False)
@@ -224,7 +223,7 @@ def convert(value: Any, option: Option, key: str) -> Any:
     try:
         return node(value, is_optional=False)._value()
     except OmegaConfBaseException:
-        raise ValueError(f"{key} must be {what}, got {'null' if value is None else value}") from None
+        raise ValueError(f"{key} must be {what}, got {_shown(value)}") from None
 
 
 def _parsed(option: str) -> Override:
@@ -269,3 +268,12 @@ def _hint(name: str, known: Sequence[str] | set[str]) -> str:
         by_end[end] for end in difflib.get_close_matches(name.split(".")[-1], by_end, n=1, cutoff=0.75)
     ]
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as it is typed."""
+    if isinstance(value, list):
+        return f"[{','.join(_shown(item) for item in value)}]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return str(value)

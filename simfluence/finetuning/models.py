@@ -63,9 +63,9 @@ def load_model(
     try:
         config = transformers.AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
         raise RunDataError(
-            f"no model is named {name!r}: it is no packaged one ({', '.join((*PACKAGED, *CONVERTED))}), and"
-            " transformers finds it neither in a folder nor on the hub"
+            f"the model {name!r} cannot be loaded: {said} (packaged are {', '.join((*PACKAGED, *CONVERTED))})"
         ) from error
     kind = kind or kind_of(config)
     classes = {

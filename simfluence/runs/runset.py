@@ -333,8 +333,8 @@ class RunSet:
         others = self[[number for number, run in enumerate(self.ids) if run != held_out]]
         if len(others) >= (wanted := train + validation):
             return *others.split(train, validation)[:2], []
-        beside = "" if held_out is None else f" beside {held_out}"
-        note = f"{len(others)} runs{beside}, fewer than train + validation = {wanted}: fitted to all of these"
+        but = "" if held_out is None else f" but {held_out}"
+        note = f"fewer runs than train + validation = {wanted}: fitted to all{but}"
         return *others.split(len(others))[:2], [note]
 
     def split_to_test(
@@ -357,8 +357,8 @@ class RunSet:
                 f"of {len(self)} runs, {held_out} to be predicted leave none to fit to; record more runs"
             )
         parts = self.split(len(self) - held_out, 0, held_out, seed=seed)
-        note = f"{len(self)} runs, fewer than train + validation + test = {wanted}:"
-        note += f" fitted to {len(parts[0])}, tested on {held_out}"
+        note = f"fewer runs than train + validation + test = {wanted}: "
+        note += f"fitted to {len(parts[0])}, tested on {held_out}"
         return *parts, [note]
 
     # ------------------------------------------------------------------------------- as arrays
