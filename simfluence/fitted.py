@@ -40,8 +40,10 @@ class Fitted:
         if self.runs is None:
             return f"the simulator {self.simulator.name} was fitted to runs that its file does not name"
         names = list(self.runs)
-        which = ", ".join(names) if len(names) < 4 else f"{names[0]}, {names[1]}, …, {names[-1]}"
-        return f"the simulator {self.simulator.name} was fitted to {which} ({len(names)} runs)"
+        which = ", ".join(names)
+        if len(names) > 3:
+            which = f"{names[0]}, {names[1]}, …, {names[-1]} ({len(names)} runs)"
+        return f"the simulator {self.simulator.name} was fitted to {which}"
 
     def has_seen(self, run: Run) -> bool:
         """Whether it was fitted to this run; False if its runs are not known."""

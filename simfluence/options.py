@@ -105,7 +105,7 @@ def options_of(command: str) -> dict[str, Option]:
 
 def _type_of(default: Any, command: str, name: str) -> Type:
     if default is None:
-        return TYPES[f"{command}.{name}"] if f"{command}.{name}" in TYPES else TYPES[name]
+        return TYPES.get(f"{command}.{name}", TYPES.get(name))
     is_numbers = isinstance(default, list) and default and not isinstance(default[0], str)
     return tuple if is_numbers else type(default)
 
@@ -212,9 +212,11 @@ def convert(value: Any, option: Option, key: str) -> Any:
     if kind is tuple and not isinstance(value, list):
         raise ValueError(f"{key} must be a list of numbers, got {_shown(value)}")
     if kind in (list, tuple):
-        items = value if isinstance(value, list) else [] if value is None else [value]
+        items = value if isinstance(value, list) else [] if value in (None, "") else [value]
         of = Option(str if kind is list else float, False)
         return [convert(item, of, key) for item in items]
+    if value == "":
+        raise ValueError(f"{key} must be {_NODES[kind][1]}, got nothing")
     if kind is str and value is not None and not isinstance(value, dict | list):
         return str(value)
     node, what = _NODES[kind]

@@ -155,6 +155,7 @@ def test_what_is_wrong_is_reported_in_a_sentence(
         ("fit", "train=null", "a whole number"),
         ("fit", "level=high", "a number"),
         ("fit", "path=[a]", "one text"),
+        ("fit", "output=", "one text"),
         ("fit", "simulator.max_rows=1.5", "a whole number"),
         ("evaluate", "seed=abc", "a whole number"),
         ("evaluate", "simulators.linear.penalty=abc", "a number"),
@@ -172,7 +173,7 @@ def test_a_value_of_another_type_is_refused(
     result = simfluence(command, option, cwd=recorded)
     key, value = option.split("=")
     assert result.returncode == 2
-    assert result.stderr == f"simfluence: {key} must be {expected}, got {value}\n"
+    assert result.stderr == f"simfluence: {key} must be {expected}, got {value or 'nothing'}\n"
 
 
 def test_every_option_has_a_type() -> None:

@@ -121,30 +121,45 @@ def record_runs(
     pending = {name: curriculum for name, curriculum in curricula.items() if name not in complete}
     if not pending:
         return []
-    processes = processes or (cpu_count() if where.type == "cpu" else 1)
-    threads = max(1, torch.get_num_threads() // processes)
-    jobs = (
-        delayed(_record_one)(json.dumps(config), str(path), name, curriculum, threads, str(where))
-        for name, curriculum in pending.items()
-    )
-    outcomes: Iterator[tuple[str, str | None]] = Parallel(n_jobs=processes, return_as="generator_unordered")(
-        jobs
-    )
-    failures = {}
-    with tqdm(
-        total=len(curricula), initial=len(curricula) - len(pending), desc="recording", unit="run",
-        disable=not progress,
-    ) as bar:  # fmt: skip
-        for name, error in outcomes:
-            if error is not None:
-                failures[name] = error
-            bar.update()
+    done = len(curricula) - len(pending)
+    failures = _record_all(config, path, pending, processes, where, done=done, progress=progress)
     if failures:
         raise RecordingError(
             f"{len(failures)} of {len(pending)} runs failed (the others are recorded; the same command"
             " records these again): " + "; ".join(f"{name}: {error}" for name, error in failures.items())
         )
     return list(pending)
+
+
+def _record_all(
+    config: Config,
+    path: Path,
+    curricula: Mapping[str, Curriculum],
+    processes: int | None,
+    where: torch.device,
+    *,
+    done: int,
+    progress: bool,
+) -> dict[str, str]:
+    """Record these runs, after ``done`` others. Returns run name → what went wrong, of those that failed."""
+    processes = processes or (cpu_count() if where.type == "cpu" else 1)
+    threads = max(1, torch.get_num_threads() // processes)
+    jobs = (
+        delayed(_record_one)(json.dumps(config), str(path), name, curriculum, threads, str(where))
+        for name, curriculum in curricula.items()
+    )
+    outcomes: Iterator[tuple[str, str | None]] = Parallel(n_jobs=processes, return_as="generator_unordered")(
+        jobs
+    )
+    failures = {}
+    with tqdm(
+        total=done + len(curricula), initial=done, desc="recording", unit="run", disable=not progress
+    ) as bar:
+        for name, error in outcomes:
+            if error is not None:
+                failures[name] = error
+            bar.update()
+    return failures
 
 
 def check_run_options(options: Mapping[str, Any], curricula: Mapping[str, Curriculum]) -> None:
