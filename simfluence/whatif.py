@@ -203,11 +203,14 @@ def by_group(changes: pd.DataFrame) -> pd.DataFrame:
 
 def agreement(changes: pd.DataFrame) -> dict[str, float]:
     """How well predicted changes agree with true ones: correlations over test examples, share of right
-    signs, mean changes, and the share of retrained losses within the band, where there is one."""
+    signs, mean changes, and the share of retrained losses within the band, where there is one.
+
+    Correlations are NaN where all predicted or all true changes are the same."""
     predicted, true = changes["change"].to_numpy(), changes["true_change"].to_numpy()
+    differ = min(np.ptp(predicted), np.ptp(true)) > 0
     found = {
-        "pearson": float(stats.pearsonr(predicted, true).statistic),
-        "spearman": float(stats.spearmanr(predicted, true).statistic),
+        "pearson": float(stats.pearsonr(predicted, true).statistic) if differ else np.nan,
+        "spearman": float(stats.spearmanr(predicted, true).statistic) if differ else np.nan,
         "same_sign": float(np.mean(np.sign(predicted) == np.sign(true))),
         "mean_predicted": float(predicted.mean()),
         "mean_true": float(true.mean()),

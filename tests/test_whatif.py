@@ -48,6 +48,7 @@ def test_verification_compares_with_the_retrained_run() -> None:
     found = agreement(changes.assign(change=changes["true_change"]))
     assert found["pearson"] == pytest.approx(1)
     assert found["same_sign"] == 1
+    assert np.isnan(agreement(changes.assign(change=0.0))["pearson"])  # and no warning
 
 
 def test_the_band_holds_most_retrained_losses() -> None:
