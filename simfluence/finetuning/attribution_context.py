@@ -46,7 +46,7 @@ def recorded_context(
         raise RunDataError(f"{path} was not recorded by `simfluence record`: its model is not known")
     if steps == "initial":
         first = float(np.asarray(run.learning_rate)[0])
-        kept = [Checkpoint(0, first, lambda module: None, rates_at(run, 0))]
+        kept = [Checkpoint(0, first, lambda module: None, rates_at(run, 0), run.optimizer)]
     else:
         kept = recorded_checkpoints(Path(path) / run.id, run, chosen)
     prepared = prepare(run.config, device)

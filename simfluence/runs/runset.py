@@ -14,7 +14,7 @@ import pandas as pd
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs import gptfluence, long_table, storage
-from simfluence.runs.importing import InitialLoss, check_finite
+from simfluence.runs.importing import InitialLoss, Read, check_finite, runs_of
 from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.tables import ExampleTable
 
@@ -206,18 +206,9 @@ class RunSet:
         RunDataError : a column, a step or a loss is missing; a row says nothing, or two things; a loss stands
             twice; or an id is not in its table. The message names the row or the run.
         """
-        parts = long_table.read(
-            table,
-            batches=batches,
-            prefix=prefix,
-            train=train,
-            test=test,
-            dtype=dtype,
-            initial_loss=initial_loss,
-            optimizer=optimizer,
-            allow_nonfinite=allow_nonfinite,
-        )
-        return cls(*parts)
+        options: dict[str, Any] = {"batches": batches, "prefix": prefix, "dtype": dtype}
+        read = long_table.read(table, train=train, test=test, allow_missing=allow_nonfinite, **options)
+        return cls._of_logs(read, initial_loss, optimizer, allow_nonfinite)
 
     def to_table(self, path: str | Path | None = None) -> pd.DataFrame:
         """The set as a long table (:mod:`simfluence.runs.long_table`), which is also written to ``path``, a
@@ -241,15 +232,13 @@ class RunSet:
         The options mean the same as in :meth:`from_table`. The published logs have no losses before the first
         step, so by default a run begins at the first losses it has.
         """
-        parts = gptfluence.read(
-            path,
-            train=train,
-            test=test,
-            initial_loss=initial_loss,
-            optimizer=optimizer,
-            allow_nonfinite=allow_nonfinite,
-        )
-        return cls(*parts)
+        read = gptfluence.read(path, train=train, test=test)
+        return cls._of_logs(read, initial_loss, optimizer, allow_nonfinite)
+
+    @classmethod
+    def _of_logs(cls, read: Read, *options: Any) -> RunSet:
+        """``options`` : as in :func:`~simfluence.runs.importing.runs_of`."""
+        return cls(runs_of(*read, *options), *read[1:])
 
     def save(self, path: str | Path, *, text: bool = True) -> None:
         """Write the set to a new folder; without the texts of the examples, if ``text`` is False.

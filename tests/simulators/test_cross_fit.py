@@ -13,6 +13,7 @@ from simfluence import Curriculum, RunSet, load_simulator
 from simfluence.links import link
 from simfluence.simulators import AutoSimulator, EffectsSimulator
 from simfluence.simulators.dynamics import cross_fit
+from simfluence.simulators.dynamics.cross_fit import ROUNDS
 from simfluence.simulators.effects.data import TrainingData
 
 
@@ -111,7 +112,7 @@ def test_saved_refitted_and_asked_beyond_the_recorded_steps(rng, tmp_path):
     runs, _, _ = log_linear_runs(rng, 8)
     fit = EffectsSimulator(kernel="effects").fit(runs[:6])
     assert fit.dynamics_ is not None
-    assert len(fit.kernel_penalties_) == 3
+    assert 1 <= len(fit.kernel_penalties_) <= ROUNDS
     fit.save(tmp_path / "fit")
     loaded = load_simulator(tmp_path / "fit")
     long = Curriculum.from_batches([*runs[0].curriculum, *runs[1].curriculum], TRAIN)

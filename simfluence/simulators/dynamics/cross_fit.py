@@ -38,7 +38,7 @@ IntArray = npt.NDArray[np.int64]
 FOLDS = 8
 MANY_RUNS = 16
 """From so many runs on, five parts do."""
-ROUNDS = 3
+ROUNDS = 2
 SHUFFLES = 19
 _MOST_MISFIT = 0.8  # of few runs, dynamics of scores have to explain a fifth of what changes
 _FOLD_EVALUATIONS = 4  # a fold's fit begins at the numbers found on all runs

@@ -38,7 +38,7 @@ ROUGHNESS, TRUST = 0.1, 0.01
 KEPT_ROUGHNESS, KEPT_TRUST, POWER_TRUST, GROWTH_TRUST = 1.0, 0.1, 0.01, 0.003
 ENOUGH_RUNS = 16
 """With this many runs the penalties of a changing kernel count as stated; they were chosen there."""
-POINTS = 32
+POINTS = 16
 """Curves are compared at about that many steps."""
 _LEVELS = np.arange(-6.0, 6.5, 1.0)  # of log γ to start from
 _BETA = (0.02, 0.98)

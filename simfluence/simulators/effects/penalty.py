@@ -9,7 +9,7 @@ import numpy as np
 
 from simfluence.simulators.effects.regression import EffectsFit, EffectsRegression
 
-PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 3.5, 0.5))
+PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4))
 
 
 @dataclass(frozen=True)
