@@ -1,231 +1,151 @@
 """Training dynamics, step by step, and their derivatives (the equations stand in
 simulators/dynamics/model.py).
 
-State of a run: y [k], its moment m [k], the gain a and its moment n. Arguments that the loops share:
-
-    indices, bounds, lengths : the batches of all runs, one after the other; ``lengths`` are the steps of each
-        run
-    factors : u [example, k], before the power of the spectrum. metric : σ^{2q} [k]
-    rates, kept : γ [run, step] and α [step]. points : int, ascending: the steps after which the state is
-        wanted
+Derivatives are taken forward, beside the recursion, by parameters in the order log κ, logit β, η, q, those of
+log γ, those of log α. A name that begins with ``d_`` holds derivatives, its first axis is the parameter.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
+from simfluence.kernels.arguments import BETA, ETA, KAPPA, POWER, RATES
 from simfluence.kernels.compile import compiled_sums
 
 GAIN = (0.1, 10.0)
 """Bounds of the gain a: two layers can run away where rates are absurd."""
 
 
-@compiled_sums
-def train(  # type: ignore[no-untyped-def]
-    indices,
-    bounds,
-    lengths,
-    factors,
-    metric,
-    rates,
-    kept,
-    beta,
-    bias_correction,
-    feedback,
-    growth,
-    start,
-    points,
-):
-    """Simulate the training of every run; return its states [run, point, k] and the residuals [use].
+class State(NamedTuple):
+    """y [k], the gradient and its moment m [k], the gain a and its moment n; and the derivatives of each."""
 
-    A state is x = a y, the gain times the linear state, after the steps listed in ``points``; a run that
-    ended before such a step keeps its last state. A residual ρ is the share of its first gradient that an
-    example still has when a step uses it. analysis/METHODS.md has the equations.
-    """
-    k = factors.shape[1]
-    found, residuals = np.zeros((len(lengths), len(points), k)), np.empty(len(indices))
-    y, gradient, moment = np.empty(k), np.empty(k), np.empty(k)
-    at_start = 1.0 + np.exp(start)
-    batch = 0
-    for run in range(len(lengths)):
-        y[:] = 0.0
-        moment[:] = 0.0
-        gain, gain_moment, forgotten, point = 1.0, 0.0, 1.0, 0
-        while point < len(points) and points[point] == 0:
-            point += 1
-        for t in range(lengths[run]):
-            first, last = bounds[batch], bounds[batch + 1]
-            batch += 1
-            gradient[:] = 0.0
-            for use in range(first, last):
-                u = factors[indices[use]]
-                known = 0.0
-                for c in range(k):
-                    known += u[c] * metric[c] * y[c]
-                residuals[use] = at_start / (1.0 + np.exp(min(start + feedback * gain * known, 300.0)))
-                share = residuals[use] / (last - first)
-                for c in range(k):
-                    gradient[c] += share * u[c]
-            forgotten *= beta
-            correction = 1.0 - forgotten if bias_correction else 1.0
-            now = min(t, len(kept) - 1)
-            size = rates[run, t] * gain / correction
-            along = 0.0
-            for c in range(k):
-                along += metric[c] * y[c] * gradient[c]
-                moment[c] = beta * moment[c] + (1.0 - beta) * gradient[c]
-                y[c] = kept[now] * y[c] + size * moment[c]
-            gain_moment = beta * gain_moment + (1.0 - beta) * along
-            gain = min(max(gain + growth * gain_moment / correction, GAIN[0]), GAIN[1])
-            if point < len(points) and points[point] == t + 1:
-                found[run, point] = gain * y
-                point += 1
-        while point < len(points):
-            found[run, point] = gain * y
-            point += 1
-    return found, residuals
+    y: np.ndarray
+    gradient: np.ndarray
+    moment: np.ndarray
+    gain: np.ndarray
+    d_y: np.ndarray
+    d_gradient: np.ndarray
+    d_moment: np.ndarray
+    d_gain: np.ndarray
 
 
 @compiled_sums
-def train_with_derivatives(  # type: ignore[no-untyped-def]
-    indices,
-    bounds,
-    lengths,
-    factors,
-    metric,
-    rates,
-    kept,
-    beta,
-    bias_correction,
-    feedback,
-    growth,
-    start,
-    points,
-    log_metric,
-    d_log_rates,
-    d_log_kept,
-    begins,
-):
-    """(x, ∂x/∂parameter [parameter, run, point, k]), forward derivatives beside the recursion of ``train``.
+def train(batches, dynamics, parameters, points):  # type: ignore[no-untyped-def]
+    """Simulate the training of every run (``Batches``, ``Dynamics``, ``Parameters``); returns (X, ∂X, ρ).
 
-    The parameters are log κ, logit β, η, q, then those of log γ, then those of log α.
-
-    log_metric : ∂ log σ^{2q} / ∂q = 2 log σ [k].
-    d_log_rates, d_log_kept : [step, parameter of log γ] and [step, parameter of log α], their derivatives.
-    begins : int [parameter], the first step at which a parameter has an effect.
+    X [run, point, k] is the state x = a y after each of the steps ``points`` (ascending; a run that ended
+    before keeps its last state). ∂X has the parameters before these axes. ρ [use] is the share of its first
+    gradient that an example still has when a step uses it.
     """
-    k, n_rates, n_kept = factors.shape[1], d_log_rates.shape[1], d_log_kept.shape[1]
-    n = 4 + n_rates + n_kept
-    found = np.zeros((len(lengths), len(points), k))
-    derivatives = np.zeros((n, len(lengths), len(points), k))
-    y, gradient, moment = np.empty(k), np.empty(k), np.empty(k)
-    dy, d_gradient, d_moment = np.empty((n, k)), np.empty((n, k)), np.empty((n, k))
-    d_gain, d_gain_moment = np.empty(n), np.empty(n)
-    at_start, d_beta = 1.0 + np.exp(start), beta * (1.0 - beta)
+    k, n, runs = dynamics.factors.shape[1], len(parameters.begins), len(batches.lengths)
+    found, d_found = np.zeros((runs, len(points), k)), np.zeros((n, runs, len(points), k))
+    residuals = np.empty(len(batches.indices))
     batch = 0
-    for run in range(len(lengths)):
-        y[:] = 0.0
-        moment[:] = 0.0
-        dy[:] = 0.0
-        d_moment[:] = 0.0
-        d_gain[:] = 0.0
-        d_gain_moment[:] = 0.0
-        gain, gain_moment, forgotten, point = 1.0, 0.0, 1.0, 0
-        while point < len(points) and points[point] == 0:
-            point += 1
-        for t in range(lengths[run]):
-            first, last = bounds[batch], bounds[batch + 1]
+    for run in range(runs):
+        state = State(
+            np.zeros(k), np.zeros(k), np.zeros(k), np.array([1.0, 0.0]),
+            np.zeros((n, k)), np.zeros((n, k)), np.zeros((n, k)), np.zeros((n, 2)),
+        )  # fmt: skip
+        point = np.searchsorted(points, 1)
+        for t in range(batches.lengths[run]):
+            _set_gradient(state, batches, batch, residuals, dynamics, parameters, t)
             batch += 1
-            gradient[:] = 0.0
-            d_gradient[:] = 0.0
-            for use in range(first, last):
-                u = factors[indices[use]]
-                known, d_known_power = 0.0, 0.0
-                for c in range(k):
-                    product = u[c] * metric[c] * y[c]
-                    known += product
-                    d_known_power += product * log_metric[c]
-                odds = np.exp(min(start + feedback * gain * known, 300.0))
-                residual = at_start / (1.0 + odds)
-                share = residual / (last - first)
-                for c in range(k):
-                    gradient[c] += share * u[c]
-                slope = -share * odds / (1.0 + odds) * feedback
+            _step(state, dynamics, parameters, run, t)
+            while point < len(points) and (points[point] == t + 1 or t + 1 == batches.lengths[run]):
+                found[run, point] = state.gain[0] * state.y
                 for p in range(n):
-                    if t < begins[p]:
-                        continue
-                    d_known = 0.0
-                    for c in range(k):
-                        d_known += u[c] * metric[c] * dy[p, c]
-                    if p == 3:
-                        d_known += d_known_power
-                    d_share = d_gain[p] * known + gain * d_known
-                    if p == 0:
-                        d_share += gain * known
-                    d_share *= slope
-                    for c in range(k):
-                        d_gradient[p, c] += d_share * u[c]
-            before = forgotten
-            forgotten *= beta
-            correction = 1.0 - forgotten if bias_correction else 1.0
-            d_correction = -(t + 1) * before * d_beta if bias_correction else 0.0
-            now = min(t, len(kept) - 1)
-            size = rates[run, t] / correction
-            along, d_along_power = 0.0, 0.0
-            for c in range(k):
-                product = metric[c] * y[c] * gradient[c]
-                along += product
-                d_along_power += product * log_metric[c]
-            for p in range(n):
-                if t < begins[p]:
-                    continue
-                d_along = d_along_power if p == 3 else 0.0
-                for c in range(k):
-                    d_along += metric[c] * (dy[p, c] * gradient[c] + y[c] * d_gradient[p, c])
-                d_log_size = 0.0
-                if p == 1:
-                    d_log_size = -d_correction / correction
-                elif 4 <= p < 4 + n_rates:
-                    d_log_size = d_log_rates[min(t, len(d_log_rates) - 1), p - 4]
-                d_keep = kept[now] * d_log_kept[now, p - 4 - n_rates] if p >= 4 + n_rates else 0.0
-                d_size = size * (gain * d_log_size + d_gain[p])
-                for c in range(k):
-                    d_moment[p, c] = beta * d_moment[p, c] + (1.0 - beta) * d_gradient[p, c]
-                    if p == 1:
-                        d_moment[p, c] += d_beta * (moment[c] - gradient[c])
-                    new = beta * moment[c] + (1.0 - beta) * gradient[c]
-                    dy[p, c] = (
-                        kept[now] * dy[p, c] + d_keep * y[c] + d_size * new + size * gain * d_moment[p, c]
-                    )
-                d_gain_moment[p] = beta * d_gain_moment[p] + (1.0 - beta) * d_along
-                if p == 1:
-                    d_gain_moment[p] += d_beta * (gain_moment - along)
-            gain_moment = beta * gain_moment + (1.0 - beta) * along
-            grown = gain + growth * gain_moment / correction
-            for p in range(n):
-                if t < begins[p]:
-                    continue
-                d_gain[p] += growth * d_gain_moment[p] / correction
-                if p == 1:
-                    d_gain[p] -= growth * gain_moment * d_correction / correction**2
-                elif p == 2:
-                    d_gain[p] += gain_moment / correction
-                if grown < GAIN[0] or grown > GAIN[1]:
-                    d_gain[p] = 0.0
-            for c in range(k):
-                moment[c] = beta * moment[c] + (1.0 - beta) * gradient[c]
-                y[c] = kept[now] * y[c] + size * gain * moment[c]
-            gain = min(max(grown, GAIN[0]), GAIN[1])
-            if point < len(points) and points[point] == t + 1:
-                found[run, point] = gain * y
-                for p in range(n):
-                    for c in range(k):
-                        derivatives[p, run, point, c] = d_gain[p] * y[c] + gain * dy[p, c]
+                    d_found[p, run, point] = state.d_gain[p, 0] * state.y + state.gain[0] * state.d_y[p]
                 point += 1
-        while point < len(points):
-            found[run, point] = gain * y
-            for p in range(n):
-                for c in range(k):
-                    derivatives[p, run, point, c] = d_gain[p] * y[c] + gain * dy[p, c]
-            point += 1
-    return found, derivatives
+    return found, d_found, residuals
+
+
+@compiled_sums
+def _set_gradient(state, batches, batch, residuals, dynamics, parameters, t):  # type: ignore[no-untyped-def]
+    """g = 1/|c| Σ ρ_i u_i over a batch, and its derivatives; and the residuals."""
+    k, at_start, gain = len(state.y), 1.0 + np.exp(dynamics.start), state.gain[0]
+    first, last = batches.bounds[batch], batches.bounds[batch + 1]
+    state.gradient[:] = 0.0
+    state.d_gradient[:] = 0.0
+    for use in range(first, last):
+        u = dynamics.factors[batches.indices[use]]
+        known, d_known_power = 0.0, 0.0
+        for c in range(k):
+            product = u[c] * dynamics.metric[c] * state.y[c]
+            known += product
+            d_known_power += product * parameters.log_metric[c]
+        odds = np.exp(min(dynamics.start + dynamics.feedback * gain * known, 300.0))
+        residuals[use] = at_start / (1.0 + odds)
+        share = residuals[use] / (last - first)
+        for c in range(k):
+            state.gradient[c] += share * u[c]
+        slope = -share * odds / (1.0 + odds) * dynamics.feedback
+        for p in range(len(parameters.begins)):
+            if t < parameters.begins[p]:
+                continue
+            d_known = d_known_power if p == POWER else 0.0
+            for c in range(k):
+                d_known += u[c] * dynamics.metric[c] * state.d_y[p, c]
+            d_share = state.d_gain[p, 0] * known + gain * d_known
+            if p == KAPPA:
+                d_share += gain * known
+            for c in range(k):
+                state.d_gradient[p, c] += slope * d_share * u[c]
+
+
+@compiled_sums
+def _step(state, dynamics, parameters, run, t):  # type: ignore[no-untyped-def]
+    """The optimizer's step with the gradient g, and its derivatives."""
+    k, beta, gain = len(state.y), dynamics.beta, state.gain[0]
+    kept, d_beta = dynamics.kept[min(t, len(dynamics.kept) - 1)], beta * (1.0 - beta)
+    correction = 1.0 - beta ** (t + 1) if dynamics.bias_correction else 1.0
+    d_correction = -(t + 1) * beta**t * d_beta if dynamics.bias_correction else 0.0
+    size = dynamics.rates[run, t] / correction
+    along, d_along_power = 0.0, 0.0
+    for c in range(k):
+        product = dynamics.metric[c] * state.y[c] * state.gradient[c]
+        along += product
+        d_along_power += product * parameters.log_metric[c]
+    gain_moment = beta * state.gain[1] + (1.0 - beta) * along
+    grown = gain + dynamics.growth * gain_moment / correction
+    n_rates = parameters.log_rates.shape[1]
+    for p in range(len(parameters.begins)):
+        if t < parameters.begins[p]:
+            continue
+        d_along, d_log_size, d_kept = 0.0, 0.0, 0.0
+        for c in range(k):
+            d_product = state.d_y[p, c] * state.gradient[c] + state.y[c] * state.d_gradient[p, c]
+            d_along += dynamics.metric[c] * d_product
+        if p == BETA:
+            d_log_size = -d_correction / correction
+        elif p == POWER:
+            d_along += d_along_power
+        elif RATES <= p < RATES + n_rates:
+            d_log_size = parameters.log_rates[min(t, len(parameters.log_rates) - 1), p - RATES]
+        elif p >= RATES + n_rates:
+            own = p - RATES - n_rates
+            d_kept = kept * parameters.log_kept[min(t, len(parameters.log_kept) - 1), own]
+        d_size = size * (gain * d_log_size + state.d_gain[p, 0])
+        d_now = d_beta if p == BETA else 0.0
+        for c in range(k):
+            new = beta * state.moment[c] + (1.0 - beta) * state.gradient[c]
+            d_new = beta * state.d_moment[p, c] + (1.0 - beta) * state.d_gradient[p, c]
+            d_new += d_now * (state.moment[c] - state.gradient[c])
+            state.d_moment[p, c] = d_new
+            state.d_y[p, c] = (
+                kept * state.d_y[p, c] + d_kept * state.y[c] + d_size * new + size * gain * d_new
+            )
+        d_gain_moment = beta * state.d_gain[p, 1] + (1.0 - beta) * d_along + d_now * (state.gain[1] - along)
+        state.d_gain[p, 1] = d_gain_moment
+        state.d_gain[p, 0] += dynamics.growth * d_gain_moment / correction
+        if p == BETA:
+            state.d_gain[p, 0] -= dynamics.growth * gain_moment * d_correction / correction**2
+        elif p == ETA:
+            state.d_gain[p, 0] += gain_moment / correction
+        if grown < GAIN[0] or grown > GAIN[1]:
+            state.d_gain[p, 0] = 0.0
+    for c in range(k):
+        state.moment[c] = beta * state.moment[c] + (1.0 - beta) * state.gradient[c]
+        state.y[c] = kept * state.y[c] + size * gain * state.moment[c]
+    state.gain[0], state.gain[1] = min(max(grown, GAIN[0]), GAIN[1]), gain_moment

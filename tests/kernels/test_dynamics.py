@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from simfluence.kernels.dynamics import GAIN, train, train_with_derivatives
+from simfluence.kernels.arguments import ETA, POWER, RATES, Batches, Dynamics, Parameters
+from simfluence.kernels.dynamics import GAIN, train
 
-N, K, RATES, KEPT = 6, 3, 4, 2
+N, K, RATE_KNOTS, KEPT = 6, 3, 4, 2
 NEVER = np.iinfo(np.int64).max
 
 
@@ -31,43 +32,47 @@ class Problem:
         self.factors = rng.normal(size=(N, K))
         self.log_sizes = rng.normal(size=K)
         self.given_rates = rng.uniform(0.2, 0.5, (3, 9))
-        self.rate_hats, self.kept_hats = rng.uniform(0, 1, (9, RATES)), rng.uniform(0, 1, (9, KEPT))
+        self.rate_hats, self.kept_hats = rng.uniform(0, 1, (9, RATE_KNOTS)), rng.uniform(0, 1, (9, KEPT))
         self.points = np.array([0, 1, 3, 6, 9])
         self.start = 0.3
-        own = rng.normal(0, 0.1, RATES + KEPT)
+        own = rng.normal(0, 0.1, RATE_KNOTS + KEPT)
         self.numbers = np.concatenate([[np.log(0.8), 1.1, self.growth, -0.2], own])
 
-    def arguments(self, numbers: np.ndarray) -> tuple:
-        """Those that ``train`` takes, for log κ, logit β, η, q and the parameters of log γ and log α."""
-        feedback, beta, growth, power = numbers[:4]
-        gamma, alpha = np.split(numbers[4:], [RATES])
-        return (
-            self.indices,
-            self.bounds,
-            np.array(self.lengths),
-            self.factors,
-            np.exp(2 * power * self.log_sizes),
-            self.given_rates * np.exp(self.rate_hats @ gamma),
-            np.exp(self.kept_hats @ alpha),
-            1 / (1 + np.exp(-beta)),
-            self.bias_correction,
-            np.exp(feedback),
-            growth,
-            self.start,
-            self.points,
+    @property
+    def batches(self) -> Batches:
+        return Batches(self.indices, self.bounds, np.array(self.lengths))
+
+    def dynamics(self, numbers: np.ndarray) -> Dynamics:
+        """Those of log κ, logit β, η, q and the parameters of log γ and log α."""
+        feedback, beta, growth, power = numbers[:RATES]
+        gamma, alpha = np.split(numbers[RATES:], [RATE_KNOTS])
+        return Dynamics(
+            factors=self.factors,
+            metric=np.exp(2 * power * self.log_sizes),
+            rates=self.given_rates * np.exp(self.rate_hats @ gamma),
+            kept=np.exp(self.kept_hats @ alpha),
+            beta=1 / (1 + np.exp(-beta)),
+            bias_correction=self.bias_correction,
+            feedback=np.exp(feedback),
+            growth=growth,
+            start=self.start,
         )
 
+    def trained(self, numbers: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        parameters = Parameters(2 * self.log_sizes, self.rate_hats, self.kept_hats, begins)
+        return train(self.batches, self.dynamics(numbers), parameters, self.points)
+
     def states(self, numbers: np.ndarray) -> np.ndarray:
-        return train(*self.arguments(numbers))[0]
+        return self.trained(numbers, np.empty(0, np.int64))[0]
 
     def derivatives(self, numbers: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        hats = self.rate_hats, self.kept_hats
-        return train_with_derivatives(*self.arguments(numbers), 2 * self.log_sizes, *hats, begins)
+        return self.trained(numbers, begins)[:2]
 
 
 def naive_states(problem: Problem, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[float]]:
     """(x [run, point, k], ρ [use], the gain after each step), by the equations in dynamics/model.py."""
-    _, _, _, u, metric, rates, kept, beta, corrected, kappa, eta, f0, points = problem.arguments(numbers)
+    u, metric, rates, kept, beta, corrected, kappa, eta, f0 = problem.dynamics(numbers)
+    points = problem.points
     states, residuals, gains, step = np.zeros((3, len(points), K)), [], [], 0
     for run, length in enumerate(problem.lengths):
         y, m, gain, n = np.zeros(K), np.zeros(K), 1.0, 0.0
@@ -93,7 +98,7 @@ def naive_states(problem: Problem, numbers: np.ndarray) -> tuple[np.ndarray, np.
 @pytest.mark.parametrize("growth", [0.0, 0.3, 50.0])
 def test_states_and_residuals_are_those_of_the_equations(bias_correction, growth):
     problem = Problem(bias_correction, growth)
-    states, residuals = train(*problem.arguments(problem.numbers))
+    states, _, residuals = problem.trained(problem.numbers, np.empty(0, np.int64))
     expected = naive_states(problem, problem.numbers)
     np.testing.assert_allclose(states, expected[0], rtol=1e-11, atol=1e-13)
     np.testing.assert_allclose(residuals, expected[1], rtol=1e-11)
@@ -125,8 +130,8 @@ def test_derivatives_of_a_fixed_kernel_leave_out_what_does_not_change():
     """η, q and α are held: their derivatives are 0, and the others are right without them."""
     problem = Problem(True, growth=0.0)
     numbers = problem.numbers.copy()
-    numbers[[3, *range(4 + RATES, 4 + RATES + KEPT)]] = 0.0
-    held = np.r_[2:4, 4 + RATES : 4 + RATES + KEPT]
+    numbers[[POWER, *range(RATES + RATE_KNOTS, RATES + RATE_KNOTS + KEPT)]] = 0.0
+    held = np.r_[ETA, POWER, RATES + RATE_KNOTS : RATES + RATE_KNOTS + KEPT]
     begins = np.zeros(len(numbers), np.int64)
     begins[held] = NEVER
     derivatives = problem.derivatives(numbers, begins)[1]
@@ -142,7 +147,7 @@ def test_a_parameter_may_begin_where_it_first_matters():
     problem.kept_hats[:5, 1] = 0.0
     begins = np.zeros(len(problem.numbers), np.int64)
     derivatives = problem.derivatives(problem.numbers, begins)[1]
-    begins[[5, 4 + RATES + 1]] = 3, 5
+    begins[[RATES + 1, RATES + RATE_KNOTS + 1]] = 3, 5
     np.testing.assert_allclose(problem.derivatives(problem.numbers, begins)[1], derivatives, atol=1e-15)
     np.testing.assert_allclose(derivatives, finite_differences(problem, problem.numbers), atol=1e-8)
 

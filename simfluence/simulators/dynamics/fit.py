@@ -23,8 +23,9 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 from scipy.special import expit, logit
 
+from simfluence.kernels.arguments import ETA, POWER, RATES, Parameters
 from simfluence.links import link, unlink
-from simfluence.simulators.dynamics.model import Batches, TrainingDynamics
+from simfluence.simulators.dynamics.model import TrainingDynamics, batches_of
 from simfluence.simulators.effects.data import FEWEST_RUNS, TrainingData
 from simfluence.simulators.effects.grid import mean_over_runs
 from simfluence.simulators.effects.momentum import Momentum
@@ -42,8 +43,8 @@ POINTS = 16
 """Curves are compared at about that many steps."""
 _LEVELS = np.arange(-6.0, 6.5, 1.0)  # of log γ to start from
 _BETA = (0.02, 0.98)
-_NUMBERS = 4  # log κ, logit β, η and q stand before log γ and log α
-_CHANGING = np.r_[2:4, _NUMBERS + RATE_KNOTS : _NUMBERS + RATE_KNOTS + KEPT_KNOTS]  # η, q and log α
+_NUMBERS = RATES  # log κ, logit β, η and q stand before log γ and log α
+_CHANGING = np.r_[ETA, POWER, _NUMBERS + RATE_KNOTS : _NUMBERS + RATE_KNOTS + KEPT_KNOTS]  # η, q and log α
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def anchored(dynamics: TrainingDynamics, data: TrainingData) -> TrainingDynamics
     γ.
     """
     grid, levels = data.recorded.grid, data.levels("log_odds")
-    changed = dynamics.changed(Batches.of(data.train.curricula), grid, data.run_rates)
+    changed = dynamics.changed(batches_of(data.train.curricula), grid, data.run_rates)
     rest = mean_over_runs([level - own[: len(level)] for level, own in zip(levels, changed, strict=True)])
     steps = np.arange(grid[-1] + 1)
     average = np.stack([np.interp(steps, grid, column) for column in rest.T], axis=1)
@@ -206,7 +207,7 @@ class _Family:
         left, values, right = np.linalg.svd(-effects / unit, full_matrices=False)
         self.train, self.test = (np.ascontiguousarray(side * np.sqrt(values)) for side in (left, right.T))
         self.log_sizes = np.log(np.maximum(values / (np.sqrt(np.square(values).mean()) or 1.0), 1e-12))
-        self.batches = Batches.of(data.train.curricula)
+        self.batches = batches_of(data.train.curricula)
         steps = int(self.batches.lengths.max())
         self.rates = data.run_rates
         self.bias_correction, self.curves = data.momentum.bias_correction, curves
@@ -241,37 +242,17 @@ class _Family:
 
     def derivatives(self, numbers: Array, free: npt.NDArray[np.bool_]) -> tuple[Array, Array]:
         """``changed``, and its derivatives by the free numbers [number, run, point, test]."""
-        from simfluence.kernels.dynamics import train_with_derivatives  # compiled when first used
-
-        dynamics = self.dynamics(numbers)
-        never = np.iinfo(np.int64).max
+        dynamics, log_metric = self.dynamics(numbers), 2 * self.log_sizes
         begins = np.concatenate(
             [np.zeros(_NUMBERS, np.int64), _first(self.rate_hats), _first(self.kept_hats)]
         )
-        found, derivatives = train_with_derivatives(
-            self.batches.indices,
-            self.batches.bounds,
-            self.batches.lengths,
-            self.train,
-            dynamics.metric,
-            self.rates * dynamics.profile,
-            dynamics.kept,
-            dynamics.momentum.beta,
-            self.bias_correction,
-            dynamics.feedback,
-            dynamics.growth,
-            dynamics.start,
-            self.curves.points,
-            2 * self.log_sizes,
-            self.rate_hats,
-            self.kept_hats,
-            np.where(free, begins, never),
-        )
-        seen = (self.test * dynamics.metric).T
-        by_number = -derivatives[free] @ seen
-        if free[3]:
-            by_number[int(free[:3].sum())] -= found @ (2 * self.log_sizes[:, None] * seen)
-        return -found @ seen, by_number
+        never = np.iinfo(np.int64).max
+        parameters = Parameters(log_metric, self.rate_hats, self.kept_hats, np.where(free, begins, never))
+        found, derivatives, _ = dynamics.train_along(self.batches, self.curves.points, self.rates, parameters)
+        by_number = dynamics.on_test(derivatives[free])
+        if free[POWER]:  # v has the power q too
+            by_number[int(free[:POWER].sum())] += dynamics.on_test(found * log_metric)
+        return dynamics.on_test(found), by_number
 
     def penalties(self, numbers: Array, few: float) -> Array:
         """What is squared in the objective beside the losses; few : max(1, 15 / (R − 1))."""

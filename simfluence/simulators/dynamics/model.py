@@ -32,6 +32,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum
+from simfluence.kernels.arguments import Batches, Dynamics, Parameters
 from simfluence.links import unlink
 from simfluence.simulators.effects.momentum import Momentum
 from simfluence.simulators.state import saved
@@ -40,23 +41,14 @@ Array = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Batches:
-    """Curricula one after the other: row numbers, where each batch begins and ends, and the steps of each
-    run.
-    """
-
-    indices: IntArray
-    bounds: IntArray
-    lengths: IntArray
-
-    @classmethod
-    def of(cls, curricula: Sequence[Curriculum]) -> Batches:
-        """Those of these curricula."""
-        lengths = np.array([len(curriculum) for curriculum in curricula])
-        sizes = np.concatenate([curriculum.batch_sizes for curriculum in curricula])
-        indices = np.concatenate([curriculum.examples for curriculum in curricula])
-        return cls(indices, np.concatenate([[0], np.cumsum(sizes)]), lengths)
+def batches_of(curricula: Sequence[Curriculum]) -> Batches:
+    """The curricula one after the other, as the compiled loops take them."""
+    sizes = np.concatenate([curriculum.batch_sizes for curriculum in curricula])
+    return Batches(
+        np.concatenate([curriculum.examples for curriculum in curricula]),
+        np.concatenate([[0], np.cumsum(sizes)]),
+        np.array([len(curriculum) for curriculum in curricula]),
+    )
 
 
 @saved
@@ -89,19 +81,23 @@ class TrainingDynamics:
         shift : what log(eᴸ − 1) differs by from the training runs' mean before the first step, [run, test].
         """
         steps = max(len(curriculum) for curriculum in curricula)
-        changed = self.changed(Batches.of(curricula), np.arange(steps + 1), rates)
+        changed = self.changed(batches_of(curricula), np.arange(steps + 1), rates)
         step = np.minimum(np.arange(steps + 1), len(self.average) - 1)
         shift = np.asarray(shift, np.float64)
         return unlink(self.average[step] + changed + (shift[:, None] if shift.ndim else shift), "log_odds")
 
     def changed(self, batches: Batches, points: IntArray, rates: Array) -> Array:
         """What training has added to log(eᴸ − 1) after the steps ``points``, [run, point, test]."""
-        return np.asarray(-self._train(batches, points, rates)[0] @ (self.test * self.metric).T, np.float64)
+        return self.on_test(self.train_along(batches, points, rates)[0])
+
+    def on_test(self, states: Array) -> Array:
+        """What states x [..., k] have added to log(eᴸ − 1), [..., test]."""
+        return np.asarray(-states @ (self.test * self.metric).T, np.float64)
 
     def use_weights(self, curricula: Sequence[Curriculum], rates: Array) -> list[Array]:
         """ρ_i γ_t over the training runs' mean of γ: what each use still teaches, one [use] a curriculum."""
-        batches = Batches.of(curricula)
-        residuals = self._train(batches, np.empty(0, np.int64), rates)[1]
+        batches = batches_of(curricula)
+        residuals = self.train_along(batches, np.empty(0, np.int64), rates)[2]
         gamma = self._gamma(rates)
         reached = np.arange(gamma.shape[1]) < batches.lengths[:, None]
         weights = residuals * np.repeat(gamma[reached] / self.usual, np.diff(batches.bounds))
@@ -114,26 +110,26 @@ class TrainingDynamics:
         lengths = np.array([len(curriculum) for curriculum in curricula])
         return float(gamma[np.arange(gamma.shape[1]) < lengths[:, None]].mean())
 
-    def _gamma(self, rates: Array) -> Array:
-        return rates * self.profile[np.minimum(np.arange(rates.shape[1]), len(self.profile) - 1)]
-
-    def _train(self, batches: Batches, points: IntArray, rates: Array) -> tuple[Array, Array]:
-        """(x [run, point, k], ρ [use])"""
+    def train_along(
+        self, batches: Batches, points: IntArray, rates: Array, parameters: Parameters | None = None
+    ) -> tuple[Array, Array, Array]:
+        """(x [run, point, k], its derivatives [parameter, run, point, k], ρ [use])"""
         from simfluence.kernels.dynamics import train  # compiled when first used
 
-        found, residuals = train(
-            batches.indices,
-            batches.bounds,
-            batches.lengths,
+        dynamics = Dynamics(
             self.train,
             self.metric,
             np.ascontiguousarray(self._gamma(rates)),
             self.kept,
-            self.momentum.beta,
+            float(self.momentum.beta),
             self.momentum.bias_correction,
-            self.feedback,
-            self.growth,
-            self.start,
-            points,
+            float(self.feedback),
+            float(self.growth),
+            float(self.start),
         )
-        return found, residuals
+        none = Parameters(np.zeros(0), np.zeros((1, 0)), np.zeros((1, 0)), np.empty(0, np.int64))
+        found: tuple[Array, Array, Array] = train(batches, dynamics, parameters or none, points)
+        return found
+
+    def _gamma(self, rates: Array) -> Array:
+        return rates * self.profile[np.minimum(np.arange(rates.shape[1]), len(self.profile) - 1)]
