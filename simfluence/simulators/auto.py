@@ -9,9 +9,10 @@ The candidates:
     effects                    without dynamics; of fewer than 16 runs, where dynamics are easily misled
 
 Each candidate predicts every training run by a fit that left this run out (and the validation runs, if there
-are any). Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error. One
-to three runs are too few to leave any out: there scores are taken if they explain the runs
-(dynamics/cross_fit.py states the test), otherwise effects, shrunken towards the mean trajectory.
+are any). Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error.
+One to three runs are too few to leave any out. There dynamics with the scores as their kernel are taken,
+shrunken to the share that they explain of what is peculiar to these runs (``explained_share`` in
+dynamics/fit.py); if that is nothing, or there are no scores, effects, shrunken towards the mean trajectory.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
 from simfluence.simulators.base import SIMULATORS, Array, Simulator, register, stages
-from simfluence.simulators.dynamics.cross_fit import MANY_RUNS, scores_dynamics, stages_of
+from simfluence.simulators.dynamics.cross_fit import LEAST_EXPLAINED, MANY_RUNS, stages_of
+from simfluence.simulators.dynamics.kernels import fit_scores
 from simfluence.simulators.dynamics.simulator import DynamicsSimulator
 from simfluence.simulators.effects.data import FEWEST_RUNS, TrainingData
 from simfluence.simulators.effects.regression import OutOfFold
@@ -55,6 +57,8 @@ class AutoSimulator(Simulator):
     members_ : the fitted simulators whose mean is predicted, one or two.
     error_ : all-steps MSE on runs that were left out of the fit; NaN for a single run.
     candidates_ : what was compared: name → error. taken_ : the name of what was chosen.
+    explained_ : of few runs and scores, the share of what is peculiar to them that the scores explain, 0 … 1;
+        NaN of four runs or more.
     out_of_fold_ : float [run, point of ``grid_``, test], the training runs as predicted by fits without them.
     """
 
@@ -63,6 +67,7 @@ class AutoSimulator(Simulator):
         "error_",
         "candidates_",
         "taken_",
+        "explained_",
         "grid_",
         "out_of_fold_",
         "lengths_",
@@ -75,8 +80,9 @@ class AutoSimulator(Simulator):
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
+        self.explained_ = np.nan
         if len(train) < FEWEST_RUNS:
-            self._fit_few(data, validation)
+            self._take_scores(data) or self._take_effects(data, validation)
             return
         candidates = {
             "mean trajectory": EffectsSimulator(penalty=np.inf, max_rows=self.max_rows),
@@ -113,24 +119,34 @@ class AutoSimulator(Simulator):
                     self._take(list(members), np.mean([one.out_of_fold_ for one in members], axis=0), data)
         self.error_ = best
 
-    def _fit_few(self, data: TrainingData, validation: RunSet | None) -> None:
-        """Of one to three runs: dynamics with the scores as their kernel, or else effects."""
+    def _take_scores(self, data: TrainingData) -> bool:
+        """Of few runs: dynamics with the scores, or else shared groups, as their kernel, if they explain any
+        of what is peculiar to these runs. Returns whether they do.
+        """
+        kernels = data.given_scores if len(data.given_scores) else data.scores
+        self.explained_ = 0.0
+        if len(kernels) and data.has_log_odds:
+            with stages(1, "fit auto"):
+                found, _ = fit_scores(kernels, data)
+            self.explained_ = found.explained
+        if self.explained_ < LEAST_EXPLAINED:
+            return False
+        dynamics = DynamicsSimulator(list(kernels), self.max_rows)
+        dynamics.examples_ = self.examples_
+        dynamics.set_dynamics(found.dynamics, data)
+        self.taken_ = "scores with dynamics"
+        self.candidates_, self.error_ = {self.taken_: np.nan}, np.nan
+        self._take([dynamics], np.empty((0, len(data.recorded.grid), data.shape[1])), data)
+        return True
+
+    def _take_effects(self, data: TrainingData, validation: RunSet | None) -> None:
+        """Of one to three runs, effects, shrunken towards the mean trajectory."""
         effects = EffectsSimulator(self.scores, max_rows=self.max_rows)
         effects.examples_ = self.examples_
-        with stages(1, "fit auto") as bar:
-            kernels = data.given_scores if len(data.given_scores) else data.scores  # or shared groups
-            found = scores_dynamics(data, kernels.sum(0), bar.update) if len(kernels) else None
-            effects._fit_to(data, validation, bar.update)
-        self.candidates_, self.taken_ = {"effects": effects.error_}, "effects"
-        self.error_ = effects.error_
+        effects._fit_to(data, validation, lambda: None)
+        self.taken_, self.error_ = "effects", effects.error_
+        self.candidates_ = {self.taken_: self.error_}
         self._take([effects], effects.out_of_fold_, data)
-        if found is not None:
-            dynamics = DynamicsSimulator(list(kernels), self.max_rows)
-            dynamics.examples_ = self.examples_
-            dynamics.set_dynamics(found.dynamics, data)
-            self.taken_ = "scores with dynamics"
-            self.candidates_[self.taken_] = self.error_ = np.nan
-            self._take([dynamics], np.empty((0, *effects.out_of_fold_.shape[1:])), data)
 
     def _take(self, members: list[Any], out_of_fold: Array, data: TrainingData) -> None:
         self.members_ = members
@@ -142,7 +158,7 @@ class AutoSimulator(Simulator):
         self.check_examples(train)
         other = type(self)(**self.get_params())
         other.examples_, other.candidates_, other.error_ = self.examples_, self.candidates_, self.error_
-        other.taken_ = self.taken_
+        other.taken_, other.explained_ = self.taken_, self.explained_
         data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         members = [member.refit(train) for member in self.members_]
         known = [one.out_of_fold_ for one in members if isinstance(one, EffectsSimulator)]

@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simfluence.simulators.dynamics.fit import Fitted, anchored, fit_dynamics
+from simfluence.simulators.dynamics.kernels import fit_scores
 from simfluence.simulators.dynamics.model import TrainingDynamics
 from simfluence.simulators.effects.data import FEWEST_RUNS, TrainingData
 from simfluence.simulators.effects.model import EffectsSettings
@@ -39,8 +40,8 @@ FOLDS = 8
 MANY_RUNS = 16
 """From so many runs on, five parts do."""
 ROUNDS = 2
-SHUFFLES = 19
-_MOST_MISFIT = 0.8  # of few runs, dynamics of scores have to explain a fifth of what changes
+LEAST_EXPLAINED = 0.01
+"""Scores that explain less of few runs are not used."""
 _FOLD_EVALUATIONS = 4  # a fold's fit begins at the numbers found on all runs
 DECAY = 0.1
 """Effects of uses weighted by their residuals change little over training."""
@@ -52,12 +53,14 @@ class CrossFitted:
 
     predicted : losses, one [step + 1, test] a run. use_weights : ρ γ, one [use] a run.
     penalties : λ of every round of the alternating fit; empty where the kernel is scores.
+    explained : as in ``Fitted``.
     """
 
     dynamics: TrainingDynamics
     predicted: list[Array]
     use_weights: list[Array]
     penalties: list[float]
+    explained: float
 
 
 def stages_of(data: TrainingData) -> int:
@@ -67,26 +70,28 @@ def stages_of(data: TrainingData) -> int:
 
 
 def scores_dynamics(data: TrainingData, scores: Array, advance: Callable[[], Any]) -> CrossFitted | None:
-    """Training dynamics whose kernel is scores [train, test]; about 22 numbers are fitted.
+    """Training dynamics whose kernel is scores [array, train, test]; about 22 numbers are fitted.
 
-    None for losses without log-odds. Of few runs none is left out. There the scores have to explain a fifth
-    of what changes, and more than the same scores given to other training examples do, every one of
-    ``SHUFFLES`` times; if they do not, None is returned too.
+    None for losses without log-odds. Of few runs none is left out; there deviations from the runs are shrunken
+    to the share that the dynamics explain, and None is returned too where that is nothing.
     """
     if not data.has_log_odds:
         return None
-    found = fit_dynamics(-scores, data, changing=True)
+    found, kernel = fit_scores(scores, data)
     advance()
     if len(data.train) < FEWEST_RUNS:
-        return _unless_by_luck(found, data, scores)
+        if found.explained < LEAST_EXPLAINED:
+            return None
+        parts = _predictions(found.dynamics, data, np.arange(len(data.train)))
+        return _put_together(found, parts, [])
     parts: dict[int, tuple[Array, Array]] = {}
     for runs in _folds(data):
         other = fit_dynamics(
-            -scores, data.without(runs), changing=True, start=found.numbers, evaluations=_FOLD_EVALUATIONS
+            -kernel, data.without(runs), changing=True, start=found.numbers, evaluations=_FOLD_EVALUATIONS
         )
         advance()
         parts |= _unseen(other.dynamics, data, runs)
-    return _put_together(found.dynamics, parts, [])
+    return _put_together(found, parts, [])
 
 
 def effects_dynamics(
@@ -111,7 +116,7 @@ def effects_dynamics(
         if not others:
             return None
         parts |= _unseen(others[-1].fitted.dynamics, data, runs)
-    return _put_together(rounds[-1].fitted.dynamics, parts, penalties)
+    return _put_together(rounds[-1].fitted, parts, penalties)
 
 
 @dataclass(frozen=True)
@@ -156,21 +161,6 @@ def _alternate(
     return rounds
 
 
-def _unless_by_luck(found: Fitted, data: TrainingData, scores: Array) -> CrossFitted | None:
-    """The dynamics, of few runs, unless useless scores might have fitted as well."""
-    if found.misfit > _MOST_MISFIT:
-        return None
-    rng = np.random.default_rng(0)
-    for _ in range(SHUFFLES):
-        shuffled = fit_dynamics(
-            -rng.permutation(scores), data, changing=True, start=found.numbers, evaluations=_FOLD_EVALUATIONS
-        )
-        if shuffled.misfit <= found.misfit:
-            return None
-    parts = _predictions(found.dynamics, data, np.arange(len(data.train)))
-    return _put_together(found.dynamics, parts, [])
-
-
 def _folds(data: TrainingData) -> list[IntArray]:
     """Numbers of the runs in each part."""
     runs = len(data.train)
@@ -195,7 +185,8 @@ def _predictions(
 
 
 def _put_together(
-    dynamics: TrainingDynamics, parts: dict[int, tuple[Array, Array]], penalties: list[float]
+    fitted: Fitted, parts: dict[int, tuple[Array, Array]], penalties: list[float]
 ) -> CrossFitted:
     runs = sorted(parts)
-    return CrossFitted(dynamics, [parts[run][0] for run in runs], [parts[run][1] for run in runs], penalties)
+    losses, weights = ([parts[run][which] for run in runs] for which in (0, 1))
+    return CrossFitted(fitted.dynamics, losses, weights, penalties, fitted.explained)

@@ -26,8 +26,8 @@ from scipy.special import expit, logit
 from simfluence.kernels.arguments import ETA, POWER, RATES, Parameters
 from simfluence.links import link, unlink
 from simfluence.simulators.dynamics.model import TrainingDynamics, batches_of
-from simfluence.simulators.effects.data import FEWEST_RUNS, TrainingData
-from simfluence.simulators.effects.grid import mean_over_runs
+from simfluence.simulators.effects.data import TrainingData
+from simfluence.simulators.effects.grid import mean_over_runs, smooth
 from simfluence.simulators.effects.momentum import Momentum
 
 Array = npt.NDArray[np.float64]
@@ -49,13 +49,16 @@ _CHANGING = np.r_[ETA, POWER, _NUMBERS + RATE_KNOTS : _NUMBERS + RATE_KNOTS + KE
 
 @dataclass(frozen=True)
 class Fitted:
-    """Fitted dynamics with the numbers that were found, and the share of the losses that they leave
-    unexplained.
+    """Fitted dynamics with the numbers that were found.
+
+    misfit : the share of what was to be explained that they leave. explained : of few runs and scores, what
+        deviations from the runs were multiplied by, see :func:`explained_share`; otherwise 1.
     """
 
     dynamics: TrainingDynamics
     numbers: Array
     misfit: float
+    explained: float
 
 
 def fit_dynamics(
@@ -63,6 +66,7 @@ def fit_dynamics(
     data: TrainingData,
     *,
     changing: bool,
+    whole: bool = False,
     start: Array | None = None,
     evaluations: int = 40,
 ) -> Fitted:
@@ -74,10 +78,12 @@ def fit_dynamics(
     data : the runs; all losses must be above 0.
     changing : whether α, η and q are fitted, or are 1, 0 and 0. Effects that were found in the same runs
         predict these runs too well, and a kernel that changes with them goes astray on others.
+    whole : of few runs and scores: whether curves are predicted as a whole too, and deviations from the runs
+        shrunken to what is explained.
     start : numbers found for a similar kernel or for similar runs, to start from.
     evaluations : the most that the least-squares solver may take.
     """
-    curves = _Curves(data, whole=changing)
+    curves = _Curves(data, whole)
     family = _Family(effects, data, curves)
     free = np.full(_NUMBERS + RATE_KNOTS + KEPT_KNOTS, True)
     free[_CHANGING] = changing
@@ -96,8 +102,13 @@ def fit_dynamics(
         max_nfev=evaluations,
     )
     numbers = problem.whole(found.x)
-    dynamics = anchored(family.dynamics(numbers), data)
-    return Fitted(dynamics, numbers, float(np.square(curves.wrong(family.changed(numbers))).sum()))
+    dynamics = family.dynamics(numbers)
+    explained = 1.0
+    if curves.share:
+        explained = explained_share(dynamics, data)
+        dynamics = replace(dynamics, test=explained * dynamics.test)
+    misfit = float(np.square(curves.wrong(family.changed(numbers))).sum())
+    return Fitted(anchored(dynamics, data), numbers, misfit, explained)
 
 
 def anchored(dynamics: TrainingDynamics, data: TrainingData) -> TrainingDynamics:
@@ -110,6 +121,41 @@ def anchored(dynamics: TrainingDynamics, data: TrainingData) -> TrainingDynamics
     steps = np.arange(grid[-1] + 1)
     average = np.stack([np.interp(steps, grid, column) for column in rest.T], axis=1)
     return replace(dynamics, average=average, usual=dynamics.mean_gamma(data.train.curricula, data.run_rates))
+
+
+def explained_share(dynamics: TrainingDynamics, data: TrainingData) -> float:
+    """The share of what is peculiar to few runs that dynamics explain, 0 … 1.
+
+        R²(d, d̂) = (Σ d d̂)² / (Σ d² Σ d̂²),     0 if Σ d d̂ < 0
+
+    d are fluctuations: increments of the recorded log(eᴸ − 1) from point to point less their moving average
+    over a sixth of the run, d̂ the predicted ones. They depend on the batches of those very steps; a curve as
+    a whole can be met by dynamics whose kernel is wrong. Of two or three runs it is the mean of this R² and
+    that of their deviations from their mean.
+    """
+    grid, levels = data.recorded.grid, data.levels("log_odds")
+    changed = dynamics.changed(batches_of(data.train.curricula), grid, data.run_rates)
+    predicted = [own[: len(level)] for own, level in zip(changed, levels, strict=True)]
+    fluctuations = [[_fluctuations(run) for run in runs] for runs in (levels, predicted)]
+    shares = [_explained(*(np.concatenate(runs) for runs in fluctuations))]
+    if len(levels) > 1:
+        means = [mean_over_runs(runs) for runs in (levels, predicted)]
+        deviations = [
+            np.concatenate([run - mean[: len(run)] for run in runs])
+            for runs, mean in zip((levels, predicted), means, strict=True)
+        ]
+        shares.append(_explained(*deviations))
+    return float(np.mean(shares))
+
+
+def _fluctuations(levels: Array) -> Array:
+    increments = np.diff(levels, axis=0)
+    return np.asarray(increments - smooth(increments, max(len(levels) // 6, 5)), np.float64)
+
+
+def _explained(true: Array, predicted: Array) -> float:
+    size = np.square(true).sum() * np.square(predicted).sum()
+    return float(max((true * predicted).sum(), 0.0) ** 2 / max(size, 1e-300))
 
 
 class _LeastSquares:
@@ -144,7 +190,7 @@ class _Curves:
 
     Padded arrays are [run, point, test]; ``known`` [run, point, 1] is whether a run reached a point, after
     the first.
-    whole : whether the curves of few runs are to be predicted as a whole too.
+    whole : whether curves are to be predicted as a whole too.
     """
 
     def __init__(self, data: TrainingData, whole: bool) -> None:
@@ -157,7 +203,7 @@ class _Curves:
         self.true = np.stack(padded)
         self.reached = (np.arange(len(chosen)) < lengths[:, None])[..., None]
         runs = len(losses)
-        self.share = 1 / runs if whole and runs < FEWEST_RUNS else 0.0
+        self.share = 1 / runs if whole else 0.0
         self.level, self.average = self._mean(link(self.true, "log_odds")), self._mean(self.true)
         self.first = link(self.true[:, :1], "log_odds")
         self.start = -float(link(self.average[0].mean(), "log_odds"))

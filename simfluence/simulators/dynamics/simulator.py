@@ -19,7 +19,7 @@ from simfluence.links import link
 from simfluence.runs import RunSet
 from simfluence.runs.schedule import RelativeRates
 from simfluence.simulators.base import Array, Simulator, register
-from simfluence.simulators.dynamics.fit import fit_dynamics
+from simfluence.simulators.dynamics.kernels import fit_scores
 from simfluence.simulators.dynamics.model import TrainingDynamics
 from simfluence.simulators.effects.data import TrainingData, as_scores
 from simfluence.simulators.scores import check_scores, portable_scores
@@ -32,8 +32,8 @@ class DynamicsSimulator(Simulator):
     Parameters
     ----------
     scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss, any
-        units. Several arrays are added up, each divided by its root mean square. None is all zero: the mean
-        trajectory of log(eᴸ − 1).
+        units. Several arrays, taken at several steps of a run, give the kernel that explains the runs best
+        (kernels.py). None is all zero: the mean trajectory of log(eᴸ − 1).
     max_rows : the grid of steps is thinned until there are about that many recorded losses a test example.
 
     Attributes
@@ -62,7 +62,7 @@ class DynamicsSimulator(Simulator):
             raise ValueError(
                 f"log(eᴸ − 1) takes losses above 0, but one of {least:.3g} was recorded; 'scores' takes any"
             )
-        self.set_dynamics(fit_dynamics(-given.sum(0), data, changing=True).dynamics, data)
+        self.set_dynamics(fit_scores(given, data)[0].dynamics, data)
 
     def set_dynamics(self, dynamics: TrainingDynamics, data: TrainingData) -> None:
         """Take dynamics that were fitted to these runs."""

@@ -158,7 +158,7 @@ class EffectsSimulator(Simulator):
         if self.kernel == "effects":
             return effects_dynamics(data, advance, penalties or None)
         if self.kernel == "scores":
-            return scores_dynamics(data, data.given_scores.sum(0), advance)
+            return scores_dynamics(data, data.given_scores, advance)
         return None
 
     def _regression(self, data: TrainingData, cross_fitted: CrossFitted | None) -> EffectsRegression:
