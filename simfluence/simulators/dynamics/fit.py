@@ -92,14 +92,17 @@ def fit_dynamics(
     starts = [start] if start is not None else family.starts()
     first = min(starts, key=lambda numbers: float(np.square(problem.residuals_of(numbers)).sum()))
     problem.base = first
+    highest = np.full(len(free), np.inf)
+    highest[_NUMBERS + RATE_KNOTS :] = 0.0  # α ≤ 1: what was learnt does not grow by itself
     found = least_squares(
         problem.residuals,
-        first[free],
+        np.minimum(first, highest - 1e-3)[free],
         problem.jacobian,
         xtol=1e-5,
         ftol=1e-5,
         gtol=1e-8,
         max_nfev=evaluations,
+        bounds=(-np.inf, highest[free]),
     )
     numbers = problem.whole(found.x)
     dynamics = family.dynamics(numbers)
