@@ -13,6 +13,7 @@ from simfluence import LinearSimulator, PredictiveBands, RunSet, what_if
 from simfluence import curriculum as edits
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable
+from simfluence.simulators import ScoresSimulator
 from simfluence.whatif import agreement, ask, by_group, edit, verified
 
 
@@ -103,8 +104,9 @@ def test_a_curriculum_takes_its_initial_losses() -> None:
 
 def test_both_curricula_are_asked_at_the_given_learning_rate() -> None:
     rates = np.linspace(2e-3, 1e-3, 30)
-    runs = replaced(synthetic_runs()[0], learning_rate=rates)
-    simulator = LinearSimulator(1.0, rate_scaled=True).fit(runs)
+    runs, _, intercept = synthetic_runs()
+    runs = replaced(runs, learning_rate=rates)
+    simulator = ScoresSimulator(-intercept, weighing="rate").fit(runs)
     answer = what_if(simulator, runs[0], runs[1].curriculum, learning_rate=0 * rates)
     np.testing.assert_allclose(answer.changes["original"], runs[0].initial_loss)
     np.testing.assert_allclose(answer.changes["change"], 0, atol=1e-12)

@@ -91,18 +91,6 @@ def double(typing: Any, values: Any) -> Any:
     return vectors(values), generate
 
 
-@intrinsic
-def bounded(typing: Any, values: Any, low: Any, high: Any) -> Any:
-    """Each number moved between two numbers of its kind, low and high; NaN stays NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        found, lowest, highest = arguments
-        found = builder.select(builder.fcmp_ordered("<", found, lowest), lowest, found)
-        return builder.select(builder.fcmp_ordered(">", found, highest), highest, found)
-
-    return values(values, values, values) if values == low == high else None, generate
-
-
 def _of_flat(array: Any) -> Simd:
     """The type of sixteen numbers of a flat array; places are not checked against its length."""
     flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"

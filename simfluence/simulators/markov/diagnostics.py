@@ -6,10 +6,8 @@ from collections.abc import Sequence
 from typing import TypedDict
 
 import numpy as np
-import torch
 
 from simfluence.curriculum import Curriculum
-from simfluence.kernels.threads import slices
 from simfluence.ridge.problem import Array
 from simfluence.simulators.markov.rollout import simulate_linear
 
@@ -41,17 +39,12 @@ class FitDiagnostics(TypedDict):
     unstable: float
 
 
-def largest_growth(
-    curricula: Sequence[Curriculum], slope: Array, batch_size: float, rates: Array | None
-) -> Array:
+def largest_growth(curricula: Sequence[Curriculum], slope: Array, batch_size: float) -> Array:
     """The largest |∂L_t / ∂L_0| over runs and steps, at least 1, float [test]: simulations from 1 without B.
 
     The arguments are those of :func:`~simfluence.simulators.markov.rollout.simulate_linear`.
     """
-    largest = np.ones(slope.shape[1])
-    for part in slices(len(curricula), torch.get_num_threads()):  # not all at once, for memory
-        start = np.ones((len(curricula[part]), slope.shape[1]))
-        chosen = None if rates is None else rates[part]
-        response = simulate_linear(curricula[part], start, slope, None, batch_size, rates=chosen)
-        largest = np.maximum(largest, np.maximum(response.max(axis=(0, 1)), -response.min(axis=(0, 1))))
+    start = np.ones((len(curricula), slope.shape[1]))
+    response = simulate_linear(curricula, start, slope, None, batch_size)
+    largest = np.maximum(response.max(axis=(0, 1)), -response.min(axis=(0, 1)))
     return np.clip(np.nan_to_num(largest, nan=np.inf), 1.0, np.exp(700.0))

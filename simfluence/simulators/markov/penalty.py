@@ -78,7 +78,7 @@ def choose_penalty(
     if not np.isfinite(errors[best]):
         raise ValueError(
             "every penalty tried gives simulations that leave the range of floats: look for runs that"
-            " diverged, or give a larger penalty, another center or clip='range'"
+            " diverged, or give a larger penalty or another center"
         )
     return float(penalties[best]), {float(penalties[k]): float(errors[k]) for k in sorted(errors)[::-1]}
 
