@@ -44,10 +44,10 @@ def dense(fit: FeatureSimulator, runs: RunSet, penalty: float):
     kernel = np.zeros((rows, rows))
     for j in range(rows):
         for i in range(rows):
-            kernel[j, i] = (x[j] @ fit._kernel(fit.train_features_) @ x[i]) * (basis[j] @ basis[i])
+            kernel[j, i] = (x[j] @ fit._kernel("train") @ x[i]) * (basis[j] @ basis[i])
     kernel = whitening @ kernel @ whitening.T
     z = whitening @ (regression.interval[:, None] == np.arange(regression.intervals))
-    covariance = np.kron(kernel, fit._kernel(fit.test_features_)) + penalty * np.eye(rows * tests)
+    covariance = np.kron(kernel, fit._kernel("test")) + penalty * np.eye(rows * tests)
     return regression, whitening, x, basis, covariance, np.kron(z, np.eye(tests))
 
 
@@ -70,8 +70,8 @@ def test_the_solution_is_that_of_generalised_least_squares(rng, free):
     alpha, mu = residual(inverse, drifts, target)
     alpha = alpha.reshape(28, 4)
     for k in range(basis.shape[1]):
-        expected = fit._kernel(fit.train_features_) @ x.T @ np.diag(basis[:, k]) @ whitening.T @ alpha
-        effects = regression.scale * expected @ fit._kernel(fit.test_features_)
+        expected = fit._kernel("train") @ x.T @ np.diag(basis[:, k]) @ whitening.T @ alpha
+        effects = regression.scale * expected @ fit._kernel("test")
         np.testing.assert_allclose(fit.model_.effects[k], effects, atol=1e-9)
     np.testing.assert_allclose(fit.model_.drift, mu.reshape(7, 4), atol=1e-9)
     out_of_fold = regression.solve(0.3).solution.left_out
@@ -89,13 +89,13 @@ def test_the_bilinear_form_is_what_its_kernels_say(rng):
     fit = FeatureSimulator(h_train, h_test, penalty=3.0, free=0.0, decay=0.0, noise_correlation=0.0).fit(few)
     regression = fit._regression(fit.training_data(few), None)
     spread = regression.spread[regression.interval][:, None]
-    rows = regression.centered * regression.scale @ fit.train_features_.values / spread
+    rows = regression.centered * regression.scale @ fit.features_["train"].values / spread
     target = regression.increments / spread
     rows, target = (part - np.tile(part.reshape(3, 30, -1).mean(0), (3, 1)) for part in (rows, target))
-    tests = np.column_stack([np.ones(12), fit.test_features_.values]) / np.sqrt(2)
+    tests = np.column_stack([np.ones(12), fit.features_["test"].values]) / np.sqrt(2)
     design = np.kron(rows, tests)
     weights = np.linalg.solve(design.T @ design + 3.0 * np.eye(16), design.T @ target.ravel())
-    effects = fit.train_features_.values @ weights.reshape(4, 4) @ tests.T
+    effects = fit.features_["train"].values @ weights.reshape(4, 4) @ tests.T
     np.testing.assert_allclose(fit.model_.effects[0], regression.scale * effects, atol=1e-9)
 
 

@@ -103,8 +103,7 @@ class FeatureSimulator(EffectsSimulator):
     name: ClassVar[str] = "features"
     fitted: ClassVar[tuple[str, ...]] = (
         *EffectsSimulator.fitted,
-        "train_features_",
-        "test_features_",
+        "features_",
         "weights_",
         "score_units_",
     )
@@ -145,8 +144,10 @@ class FeatureSimulator(EffectsSimulator):
         shape = (len(train.train), len(train.test))
         scores = score_arrays(self.scores, shape)
         self.score_units_ = root_mean_squares(scores)
-        self.train_features_ = Features.of("train", self.train_features, shape[0])
-        self.test_features_ = Features.of("test", self.test_features, shape[1])
+        self.features_ = {
+            "train": Features.of("train", self.train_features, shape[0]),
+            "test": Features.of("test", self.test_features, shape[1]),
+        }
         scores = scores / self.score_units_[:, None, None]
         return TrainingData(train, scores, self.max_rows, with_groups=False)
 
@@ -158,18 +159,16 @@ class FeatureSimulator(EffectsSimulator):
     def _regression(self, data: TrainingData, cross_fitted: CrossFitted | None) -> EffectsRegression:
         plain = super()._regression(data, cross_fitted)
         return BilinearRegression(
-            data,
-            plain.settings,
-            train_kernel=self._kernel(self.train_features_),
-            test_kernel=self._kernel(self.test_features_),
+            data, plain.settings, train_kernel=self._kernel("train"), test_kernel=self._kernel("test")
         )
 
     def _set(self, data: TrainingData, chosen: Chosen) -> None:
         super()._set(data, chosen)
         self.weights_ = example_weights_of(chosen.fit)
 
-    def _kernel(self, fitted: Features) -> Array:
+    def _kernel(self, which: str) -> Array:
         """K or G of the fitted examples."""
+        fitted = self.features_[which]
         free = self.free if len(fitted.center) else 1.0
         return (1 - free) * fitted.kernel(fitted) + free * np.eye(len(fitted.values))
 
@@ -196,12 +195,13 @@ class FeatureSimulator(EffectsSimulator):
         """
         new, model, old = copy.copy(self), self.model_, self._examples("transfer")
         new.error_, new.out_of_fold_, new.lengths_ = np.nan, np.empty((0, len(self.grid_), 0)), []
-        train_kernel, test_kernel = self._kernel(self.train_features_), self._kernel(self.test_features_)
+        train_kernel, test_kernel = self._kernel("train"), self._kernel("test")
         if test_features is not None:
             new.test_features = np.array(test_features, np.float64)
-            new.test_features_ = self.test_features_.of_others(test_features)
-            test_kernel = (1 - self.free) * self.test_features_.kernel(new.test_features_)
-            model = self._model_of(new.test_features_, initial_loss, scores)
+            tests = self.features_["test"].of_others(test_features)
+            test_kernel = (1 - self.free) * self.features_["test"].kernel(tests)
+            new.features_ = new.features_ | {"test": tests}
+            model = self._model_of(tests, initial_loss, scores)
         if train_features is not None:
             if len(model.scores):
                 raise ValueError("a simulator with scores stays with the training examples of its fit")
@@ -209,8 +209,9 @@ class FeatureSimulator(EffectsSimulator):
             basis = progress_basis(np.arange(1, model.total + 1), model.total, model.settings.decay)
             drift = model.drift - np.add.reduceat(basis @ usual, self.grid_[:-1])
             new.train_features = np.array(train_features, np.float64)
-            new.train_features_ = self.train_features_.of_others(train_features)
-            train_kernel = (1 - self.free) * new.train_features_.kernel(self.train_features_)
+            others = self.features_["train"].of_others(train_features)
+            train_kernel = (1 - self.free) * others.kernel(self.features_["train"])
+            new.features_ = new.features_ | {"train": others}
             model = dataclasses.replace(model, drift=drift, center=np.zeros(len(train_kernel)))
         effects = train_kernel @ self.weights_ @ test_kernel
         new.model_ = dataclasses.replace(model, effects=effects)
@@ -236,7 +237,7 @@ class FeatureSimulator(EffectsSimulator):
             np.cumsum(model.drift, axis=0),
             np.column_stack([model.initial, *(model.center @ model.scores)]),
             np.column_stack([initial, *(model.center @ arrays)]),
-            self.test_features_.values,
+            self.features_["test"].values,
             tests.values,
         )
         return dataclasses.replace(
