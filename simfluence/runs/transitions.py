@@ -32,11 +32,6 @@ class Transitions:
     observed: npt.NDArray[np.bool_]
     run: npt.NDArray[np.int64]
 
-    @property
-    def n_left_out(self) -> int:
-        """How many pairs of a row and a test example are not observed."""
-        return int((~self.observed).sum())
-
 
 def transitions(runs: Sequence[Run], batch_size: float | None = None) -> Transitions:
     """The transitions of these runs. Counts are summed over the steps between two evaluations.

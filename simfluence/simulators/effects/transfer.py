@@ -27,7 +27,7 @@ from simfluence.links import Link, link
 from simfluence.runs import RunSet
 from simfluence.simulators.base import Array, Examples, register
 from simfluence.simulators.dynamics.cross_fit import CrossFitted
-from simfluence.simulators.effects.bilinear import BilinearRegression, example_weights_of
+from simfluence.simulators.effects.bilinear import BilinearRegression
 from simfluence.simulators.effects.data import TrainingData, root_mean_squares, score_arrays
 from simfluence.simulators.effects.model import EffectsModel, progress_basis
 from simfluence.simulators.effects.penalty import Chosen
@@ -164,7 +164,10 @@ class FeatureSimulator(EffectsSimulator):
 
     def _set(self, data: TrainingData, chosen: Chosen) -> None:
         super()._set(data, chosen)
-        self.weights_ = example_weights_of(chosen.fit)
+        regression, solution = chosen.fit.regression, chosen.fit.solution
+        assert isinstance(regression, BilinearRegression)
+        none = np.zeros_like(self.model_.effects)
+        self.weights_ = none if solution is None else regression.example_weights(solution)
 
     def _kernel(self, which: str) -> Array:
         """K or G of the fitted examples."""

@@ -22,6 +22,9 @@ from simfluence.ridge.problem import Array, IntArray
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
 """The grid that penalties are chosen from."""
 
+FOLDS = 5
+"""Into how many parts training runs are left out where there are no validation runs."""
+
 _TOLERANCE = 3e-6  # of coefficients that are compared: errors are then good to about a part in ten thousand
 _WORSE = 3  # penalties in a row after the best one
 _BYTES = 2**27  # of coefficients held at once
@@ -38,14 +41,14 @@ class Fold:
     scored: IntArray
 
 
-def folds_over_runs(run_of_row: IntArray, n_runs: int, folds: int) -> list[Fold]:
+def folds_over_runs(run_of_row: IntArray, n_runs: int) -> list[Fold]:
     """Every run is simulated once, by a fit to runs of other folds. ValueError if there is one run only."""
     if n_runs < 2:
         raise ValueError(
             "choosing a penalty takes validation runs, or at least two training runs to"
             " cross-validate over; give one of them, or a penalty"
         )
-    number = np.arange(n_runs) % min(folds, n_runs)
+    number = np.arange(n_runs) % min(FOLDS, n_runs)
     return [
         Fold(np.flatnonzero(number[run_of_row] != k), np.flatnonzero(number == k))
         for k in range(number.max() + 1)

@@ -33,7 +33,7 @@ from simfluence.curriculum import Curriculum, usual_batch_size
 from simfluence.devices import chosen_device
 from simfluence.runs import RunSet, Transitions, transitions
 from simfluence.simulators.base import Array, Simulator, register
-from simfluence.simulators.markov.diagnostics import UNSTABLE, FitDiagnostics, largest_growth
+from simfluence.simulators.markov.diagnostics import fit_diagnostics, largest_growth
 from simfluence.simulators.markov.penalty import (
     PENALTIES,
     Fold,
@@ -63,7 +63,6 @@ class MarkovSimulator(Simulator):
     center : what coefficients shrink towards.
         "zero": A_i → 0, B_i → 0, as published. "identity": A_i → 1/b, B_i → 0, nothing is learnt.
         "pooled": towards the average example's A and B, which are themselves not penalised.
-    folds : of the cross-validation.
     solver : "iterative", "cholesky" (see ``simfluence.ridge``), or "auto" for the one that should be faster.
     device : where to factorize, as torch names it; None is the GPU if torch finds one.
     penalties : what to choose from, all > 0; None is ``PENALTIES``, 1e-4 to 1e4.
@@ -72,7 +71,7 @@ class MarkovSimulator(Simulator):
     ----------
     A_, B_ : float [train, test]. batch_size_ : b.
     penalty_ : the λ used. penalty_errors_ : λ → error of simulations, of those compared on all test examples.
-    diagnostics_ : :class:`~simfluence.simulators.markov.diagnostics.FitDiagnostics`.
+    diagnostics_ : :func:`~simfluence.simulators.markov.diagnostics.fit_diagnostics`.
     loss_range_ : the smallest and the largest recorded loss.
     """
 
@@ -92,7 +91,6 @@ class MarkovSimulator(Simulator):
         self,
         penalty: float | None = None,
         center: Center = "zero",
-        folds: int = 5,
         solver: ridge.Solver = "auto",
         device: str | None = None,
         penalties: Sequence[float] | None = None,
@@ -101,14 +99,11 @@ class MarkovSimulator(Simulator):
             raise ValueError(f"penalty must be a number ≥ 0, or None to choose it; got {penalty}")
         if penalties is not None and not (len(penalties) and all(0 < p < np.inf for p in penalties)):
             raise ValueError(f"penalties to choose from must be numbers > 0, got {penalties!r}")
-        if folds < 2:
-            raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
         for name, value, choices in (("center", center, Center), ("solver", solver, ridge.Solver)):
             if value not in get_args(choices):
                 raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}")
         self.penalty = penalty
         self.center = center
-        self.folds = folds
         self.solver = solver
         self.device = device
         self.penalties = None if penalties is None else [float(value) for value in penalties]
@@ -136,17 +131,7 @@ class MarkovSimulator(Simulator):
         growth = np.ones(shape[1])
         if slope is not None:
             growth = largest_growth(train.curricula, slope, self.batch_size_)
-        self.diagnostics_: FitDiagnostics = {
-            "rows_used": int(rows.observed.sum()),
-            "rows_left_out": rows.n_left_out,
-            "columns": problem.columns,
-            "solver": solution.solver,
-            "iterations": solution.iterations,
-            "residual": float(solution.residual.max()),
-            "singular": int(solution.singular.sum()),
-            "growth": [float(np.median(growth)), float(np.max(growth))],
-            "unstable": float(np.mean(growth > UNSTABLE)),
-        }
+        self.diagnostics_ = fit_diagnostics(rows, solution, growth)
         self._warn_of(solution)
 
     def refit(self, train: RunSet) -> Self:
@@ -194,7 +179,7 @@ class MarkovSimulator(Simulator):
     ) -> float:
         """The λ whose simulations are best."""
         if validation is None:
-            folds, scored = folds_over_runs(rows.run, len(train), self.folds), train
+            folds, scored = folds_over_runs(rows.run, len(train)), train
         else:
             folds = [Fold(np.arange(len(rows.run)), np.arange(len(validation)))]
             scored = validation
