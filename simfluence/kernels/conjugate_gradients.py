@@ -51,28 +51,6 @@ def add_primal_product(out, vectors, indices, counts, bounds, a, b):  # type: ig
 
 
 @compiled
-def add_moments(moment, within, target, indices, counts, bounds, a, b):  # type: ignore[no-untyped-def]
-    """moment += Xᵀy; within += what of XᵀX is within an example, laid out as ``precondition`` takes it."""
-    for row in range(len(bounds) - 1):
-        here = np.uint64(row) * _W
-        s, y = load(a, here), load(target, here)
-        for at in range(bounds[row], bounds[row + 1]):
-            example, count = np.uint64(indices[at]), spread(counts[at])
-            square = count * count
-            if b is None:
-                i = example * _W
-                add(moment, i, count * s * y)
-                add(within, i, square * s * s)
-            else:
-                i, k, t = example * (_W + _W), example * (_W + _W + _W), load(b, here)
-                add(moment, i, count * s * y)
-                add(moment, i + _W, count * t * y)
-                add(within, k, square * s * s)
-                add(within, k + _W, square * s * t)
-                add(within, k + _W + _W, square * t * t)
-
-
-@compiled
 def add(out, at, values):  # type: ignore[no-untyped-def]
     """out[at : at + 16] += values"""
     store(out, at, load(out, at) + values)

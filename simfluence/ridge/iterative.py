@@ -13,6 +13,7 @@ residuals are of double precision. Where single precision gets no further, doubl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def solve_iterative(problem: RidgeProblem, penalties: Sequence[float], tolerance
 
 def _matrix(problem: RidgeProblem) -> tuple[sparse.csr_array, bool]:
     """(U, False), or (UUᵀ, True) where an iteration with that moves fewer numbers."""
-    counts = problem.counts
+    counts = problem.counts.copy()
+    counts.sum_duplicates()
     if uses_dual(problem):
         products = (counts @ counts.T).tocsr()
         if products.nnz < 2 * counts.nnz + 4 * problem.columns:
@@ -77,13 +79,13 @@ class _Systems:
             numbers = [matrix.data.astype(kind), *(scale.astype(kind).ravel() for scale in scales), None]
             design = (matrix.indices, numbers[0], matrix.indptr, numbers[1], numbers[2])
             self._systems[kind] = design, dual, (items - problem.free) * blocks * SIMD_WIDTH
-        self._side = np.zeros(items * blocks * SIMD_WIDTH)
-        self._within = np.zeros((items, 2 * blocks - 1, SIMD_WIDTH))
         if dual:
-            self._side[:] = target.ravel()
-            self._within[:, 0] = matrix.diagonal()[:, None] * sum(scale * scale for scale in scales)
+            self._side = target.ravel()
+            self._within = (matrix.diagonal()[:, None] * sum(scale * scale for scale in scales))[:, None]
         else:
-            kernels.add_moments(self._side, self._within.ravel(), target.ravel(), *design)
+            self._side = np.stack([matrix.T @ (scale * target) for scale in scales], axis=1).ravel()
+            squares, pairs = matrix.power(2).T, itertools.combinations_with_replacement(scales, 2)
+            self._within = np.stack([squares @ (a * b) for a, b in pairs], axis=1)
         self._found, self._residual, self._penalty = np.zeros_like(self._side), self._side, 0.0
 
     def solve(self, penalty: float, tolerance: float) -> tuple[Array, Array, int]:
