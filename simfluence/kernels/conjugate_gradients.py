@@ -18,7 +18,7 @@ from __future__ import annotations
 import numpy as np
 
 from simfluence.kernels.compile import compiled
-from simfluence.kernels.simd import aligned_zeros, double, load, spread, store
+from simfluence.kernels.simd import double, load, spread, store
 from simfluence.kernels.threads import SIMD_WIDTH
 
 _W = np.uint64(SIMD_WIDTH)
@@ -143,7 +143,7 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
     target : of rᵀM⁻¹r [16]; what has reached it rests. limit : of iterations. Returns how many it took.
     """
     kind = residual.dtype
-    direction, applied = aligned_zeros(len(residual), residual), aligned_zeros(len(residual), residual)
+    direction, applied = np.zeros_like(residual), np.zeros_like(residual)
     z = np.zeros_like(residual)
     step, momentum = np.zeros(SIMD_WIDTH, kind), np.zeros(SIMD_WIDTH, kind)
     size = precondition(z, residual, applied, step, inverse)

@@ -16,7 +16,6 @@ from simfluence.kernels.threads import SIMD_WIDTH, in_threads, slices
 from simfluence.ridge.problem import Array
 
 _CHUNK_BYTES = 2**23  # of losses that a thread simulates at once
-_TABLE_BYTES = 2**19  # of A' and B that should stay in a core's cache
 
 
 def simulate_linear(
@@ -47,16 +46,15 @@ def simulate_linear(
     shape = len(curricula), int(lengths.max()) + 1, width
     losses = np.empty(shape) if out is None or width > tests else out
     losses[:, 0, :tests], losses[:, 0, tests:] = initial_loss, 0.0
-    tables = [None if table is None else _flat(table, width) for table in (slope, intercept)]
+    extra = ((0, 0), (0, width - tests))
+    tables = [None if table is None else np.pad(table, extra).ravel() for table in (slope, intercept)]
     firsts = np.unique(np.minimum(np.arange(0, width, SIMD_WIDTH), width - SIMD_WIDTH)).astype(np.uint64)
-    groups = slices(len(firsts), _TABLE_BYTES // (16 * SIMD_WIDTH * curricula[0].n_examples))
 
     def fill(runs: slice) -> None:
         examples = np.concatenate([curriculum.examples for curriculum in curricula[runs]])
         sizes = np.concatenate([curriculum.batch_sizes for curriculum in curricula[runs]])
         bounds, begins = (np.concatenate([[0], np.cumsum(counts)]) for counts in (sizes, lengths[runs]))
-        for group in groups:
-            roll_out_into(losses[runs], firsts[group], *tables, examples, bounds, begins, batch_size / sizes)
+        roll_out_into(losses[runs], firsts, *tables, examples, bounds, begins, batch_size / sizes)
 
     share = -(-len(curricula) // torch.get_num_threads())
     parts = slices(len(curricula), min(share, _CHUNK_BYTES // losses[0].nbytes))
@@ -68,12 +66,3 @@ def simulate_linear(
     if losses is not out:
         out[:] = losses[..., :tests]
     return out
-
-
-def _flat(table: Array, width: int) -> Array:
-    """[train, test] with zeros up to ``width`` columns, row by row."""
-    from simfluence.kernels.simd import aligned_zeros  # compiled when first used
-
-    flat: Array = aligned_zeros(len(table) * width, np.empty(0))
-    flat.reshape(-1, width)[:, : table.shape[1]] = table
-    return flat
