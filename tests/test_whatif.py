@@ -11,6 +11,7 @@ from families import replaced, synthetic_runs
 
 from simfluence import LinearSimulator, PredictiveBands, RunSet, what_if
 from simfluence import curriculum as edits
+from simfluence.attribution import InfluenceScores
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable
 from simfluence.simulators import ScoresSimulator
@@ -106,7 +107,7 @@ def test_both_curricula_are_asked_at_the_given_learning_rate() -> None:
     rates = np.linspace(2e-3, 1e-3, 30)
     runs, _, intercept = synthetic_runs()
     runs = replaced(runs, learning_rate=rates)
-    simulator = ScoresSimulator(-intercept, weighing="rate").fit(runs)
+    simulator = ScoresSimulator(InfluenceScores(-intercept, "made up", weighing="rate")).fit(runs)
     answer = what_if(simulator, runs[0], runs[1].curriculum, learning_rate=0 * rates)
     np.testing.assert_allclose(answer.changes["original"], runs[0].initial_loss)
     np.testing.assert_allclose(answer.changes["change"], 0, atol=1e-12)

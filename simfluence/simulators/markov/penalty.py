@@ -10,7 +10,6 @@ its neighbours are then compared on all test examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -33,12 +32,8 @@ RollOut = Callable[[IntArray, Array, Array], Array]
 """(numbers of runs, coefficients [block, n, column], L_0 [run, column]) → losses [run, step + 1, column]"""
 
 
-@dataclass(frozen=True)
-class Fold:
-    """The numbers of the rows to fit, and of the runs to simulate."""
-
-    rows: IntArray
-    scored: IntArray
+Fold = tuple[IntArray, IntArray]
+"""The numbers of the rows to fit, and of the runs to simulate."""
 
 
 def folds_over_runs(run_of_row: IntArray, n_runs: int) -> list[Fold]:
@@ -50,7 +45,7 @@ def folds_over_runs(run_of_row: IntArray, n_runs: int) -> list[Fold]:
         )
     number = np.arange(n_runs) % min(FOLDS, n_runs)
     return [
-        Fold(np.flatnonzero(number[run_of_row] != k), np.flatnonzero(number == k))
+        (np.flatnonzero(number[run_of_row] != k), np.flatnonzero(number == k))
         for k in range(number.max() + 1)
     ]
 
@@ -104,15 +99,15 @@ def rollout_errors(
         tests = few if rough else np.arange(problem.n_tests)
         chunk = _BYTES // (8 * len(penalties) * problem.columns) // SIMD_WIDTH * SIMD_WIDTH
         errors = np.zeros((len(penalties), len(tests)))
-        for fold in folds:
-            rows = problem.rows(fold.rows)
+        for fitted, scored in folds:
+            rows = problem.rows(fitted)
             for part in slices(len(tests), max(chunk, SIMD_WIDTH)):
                 chosen = tests[part]
                 solution = solve_ridge(rows.tests(chosen), list(penalties), device, tolerance=_TOLERANCE)
                 columns = np.moveaxis(solution.coefficients, 0, 2).reshape(problem.blocks, problem.n, -1)
-                true = losses[np.ix_(fold.scored, np.arange(losses.shape[1]), chosen)].astype(np.float64)
+                true = losses[np.ix_(scored, np.arange(losses.shape[1]), chosen)].astype(np.float64)
                 start = np.tile(np.nan_to_num(true[:, 0], posinf=0.0), (1, len(penalties)))
-                found = _mean_squares(true, roll_out(fold.scored, columns, start))
+                found = _mean_squares(true, roll_out(scored, columns, start))
                 errors[:, part] += np.where(solution.residual <= _TOLERANCE, found, np.inf)
         errors[np.isnan(errors)] = np.inf
         return errors.mean(axis=1) / len(folds)

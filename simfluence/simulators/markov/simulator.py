@@ -34,13 +34,7 @@ from simfluence.devices import chosen_device
 from simfluence.runs import RunSet, Transitions, transitions
 from simfluence.simulators.base import Array, Simulator, register
 from simfluence.simulators.markov.diagnostics import fit_diagnostics, largest_growth
-from simfluence.simulators.markov.penalty import (
-    PENALTIES,
-    Fold,
-    choose_penalty,
-    folds_over_runs,
-    rollout_errors,
-)
+from simfluence.simulators.markov.penalty import PENALTIES, choose_penalty, folds_over_runs, rollout_errors
 from simfluence.simulators.markov.rollout import simulate_linear
 
 Center = Literal["zero", "identity", "pooled"]
@@ -181,7 +175,7 @@ class MarkovSimulator(Simulator):
         if validation is None:
             folds, scored = folds_over_runs(rows.run, len(train)), train
         else:
-            folds = [Fold(np.arange(len(rows.run)), np.arange(len(validation)))]
+            folds = [(np.arange(len(rows.run)), np.arange(len(validation)))]
             scored = validation
         curricula = scored.curricula
 
