@@ -1,9 +1,6 @@
 """Conjugate gradients, compiled: one call solves the systems of sixteen test examples on one thread.
 
-    primal  (XᵀX + λP) θ = Xᵀy        of examples × blocks unknowns
-    dual    (XXᵀ + λI) α = y          of rows unknowns
-
-X = [diag(a) U] or [diag(a) U, diag(b) U] is the design of a test example, U the counts that all share.
+ridge/iterative.py states the systems, ridge/problem.py the design X of a test example.
 
 Vectors are flat [item, block, 16], of float32 or float64: an item is an example (primal) or a row (dual, with
 one block), the last axis is the test example. Places in them are unsigned, for the compiler's sake.

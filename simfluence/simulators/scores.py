@@ -11,7 +11,7 @@ Calibrated, k is the one number that fits the training runs best, by least squar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -55,9 +55,9 @@ def portable_scores(scores: Any) -> Any:
     array = getattr(scores, "scores", None)
     if array is None:
         return np.asarray(scores, np.float64)
-    known = GivenScores(np.asarray(array))
-    about = {name: getattr(scores, name, getattr(known, name)) for name in ("weighing", "scale", "tables")}
-    return replace(known, **about)
+    tables = getattr(scores, "tables", TableFingerprints())
+    weighing, scale = getattr(scores, "weighing", ""), getattr(scores, "scale", 1.0)
+    return GivenScores(np.asarray(array), weighing, scale, tables)
 
 
 def check_scores(scores: Any, runs: RunSet) -> None:
