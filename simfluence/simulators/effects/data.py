@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simfluence.curriculum import Curriculum, usual_batch_size
+from simfluence.curriculum import count_matrix, usual_batch_size
 from simfluence.links import Link, link
 from simfluence.runs import RunSet
 from simfluence.runs.schedule import RelativeRates
@@ -88,12 +88,13 @@ class TrainingData:
 
         rows = []
         for number, (run, losses) in enumerate(zip(self.train, self.recorded.losses, strict=True)):
+            counts = count_matrix([run.curriculum], self.batch_size, weights[number] if weights else None)
             rates = self.run_rates[number] if with_rates else np.ones(len(run))
             rows.append(
                 summed_counts(
-                    run.curriculum.examples,
-                    run.curriculum.offsets,
-                    use_weights(run.curriculum, self.batch_size, weights[number] if weights else None),
+                    counts.indices,
+                    counts.indptr,
+                    counts.data,
                     momentum.beta,
                     momentum.bias_correction,
                     rates,
@@ -102,13 +103,6 @@ class TrainingData:
                 )
             )
         return rows
-
-
-def use_weights(curriculum: Curriculum, batch_size: float, weights: Array | None) -> Array:
-    """What each use of an example counts [use]: every batch counts like one of the usual size."""
-    sizes = curriculum.batch_sizes
-    scaled = np.repeat(batch_size / sizes, sizes)
-    return scaled if weights is None else scaled * weights
 
 
 def shared_group(runs: RunSet) -> Array | None:
