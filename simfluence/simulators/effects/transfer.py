@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -101,12 +100,7 @@ class FeatureSimulator(EffectsSimulator):
     """
 
     name: ClassVar[str] = "features"
-    fitted: ClassVar[tuple[str, ...]] = (
-        *EffectsSimulator.fitted,
-        "features_",
-        "weights_",
-        "score_units_",
-    )
+    fitted: ClassVar[tuple[str, ...]] = (*EffectsSimulator.fitted, "features_", "weights_", "score_units_")
 
     def __init__(
         self,
@@ -150,11 +144,6 @@ class FeatureSimulator(EffectsSimulator):
         }
         scores = scores / self.score_units_[:, None, None]
         return TrainingData(train, scores, self.max_rows, with_groups=False)
-
-    def _cross_fitted(
-        self, data: TrainingData, advance: Callable[[], Any], penalties: list[float] | None
-    ) -> CrossFitted | None:
-        return None
 
     def _regression(self, data: TrainingData, cross_fitted: CrossFitted | None) -> EffectsRegression:
         plain = super()._regression(data, cross_fitted)
