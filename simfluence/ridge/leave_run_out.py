@@ -31,9 +31,6 @@ from scipy import linalg
 
 Array = npt.NDArray[np.float64]
 
-POOLING = 0.01
-"""How strongly c is drawn to its mean over the test examples, relative to what the data say of it."""
-
 
 @dataclass(frozen=True)
 class Problem:
@@ -76,8 +73,8 @@ class Solution:
     left_out: Array
 
 
-def solve(problem: Problem, penalty: float, leave_out: bool = True) -> Solution:
-    """The solution for λ = penalty > 0; τ is ``POOLING`` times the mean information on c.
+def solve(problem: Problem, penalty: float, *, pooling: float = 0.01, leave_out: bool = True) -> Solution:
+    """The solution for λ = penalty > 0; τ is ``pooling`` times the mean information on c.
 
     Raises ValueError if the penalty is too small for the system to be factorized.
     """
@@ -88,7 +85,7 @@ def solve(problem: Problem, penalty: float, leave_out: bool = True) -> Solution:
     if q:
         products = _products(problem.own, solved)
         information, moment = products[..., 1:], products[..., 0]
-        strength = POOLING * np.trace(information.mean(0)) / q + 1e-12
+        strength = pooling * np.trace(information.mean(0)) / q + 1e-12
         shared = linalg.solve(information.sum(0) + strength * np.eye(q), moment.sum(0), assume_a="pos")
         information = information + strength * np.eye(q)
         coefficients = np.linalg.solve(information, (moment + strength * shared)[..., None])[..., 0].T
