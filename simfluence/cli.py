@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from simfluence import renamed
-from simfluence.errors import RecordingError, RunDataError
+from simfluence import __version__, options, outputs, renamed
+from simfluence.errors import RecordingError
+from simfluence.options import conf_folder
 
 Command = Callable[[DictConfig], None]
 
@@ -36,6 +37,7 @@ def record(config: DictConfig) -> None:
         processes=config.processes,
         numbers=numbers,
         device=config.device,
+        mixed=config.mixed,
     )
     what = f"all {config.count} runs" if numbers is None else f"run {config.number} of {config.count}"
     print(
@@ -45,26 +47,36 @@ def record(config: DictConfig) -> None:
 
 
 def fit(config: DictConfig) -> None:
+    from simfluence.fitted import fit as fit_to
+
+    outputs.check_file(config.output)
     runs, simulator = _load(config.path), _simulator(config.simulator)
-    _check_output(config.output)
-    train, validation, notes = runs.split_to_fit(config.train, config.validation)
-    for note in notes:
-        print(f"note: {note}")
-    simulator.fit(train, validation).save(config.output)
-    print(f"fitted {simulator} to {len(train)} runs\nsaved to {config.output}")
+    fitted = fit_to(runs, simulator, train=config.train, validation=config.validation, level=config.level)
+    _print_notes(fitted.notes)
+    fitted.save(config.output)
+    print(f"fitted {simulator} to {len(fitted.runs or ())} runs")
+    print(f"saved to {config.output}: simulator={config.output} of whatif and evaluate takes it as it is")
 
 
 def evaluate(config: DictConfig) -> None:
     from simfluence import report
     from simfluence.evaluation import evaluate, scores_as_simulators
+    from simfluence.fitted import Fitted
 
+    if config.output is not None:
+        outputs.check_folder(config.output)
     runs = _load(config.path)
-    train, validation, test = runs.split(config.train, config.validation, config.test, seed=config.seed)
+    train, validation, test, notes = runs.split_to_test(
+        config.train, config.validation, config.test, seed=config.seed
+    )
     chosen = config.only if config.only is not None else list(config.simulators)
     if unknown := [name for name in chosen if name not in config.simulators]:
         raise ValueError(f"only={unknown[0]} is not among the simulators {', '.join(config.simulators)}")
     simulators = {name: _simulator(config.simulators[name]) for name in chosen}
     simulators |= scores_as_simulators(_plain(config.scores), train)
+    fitted = {file: Fitted.load(file) for file in config.fitted}
+    simulators |= {f"{one.simulator.name} ({file})": one.unchanged(test) for file, one in fitted.items()}
+    _print_notes([*notes, *(f"{file}: {one}" for file, one in fitted.items())])
     print(f"{config.path}: {len(train)} training, {len(validation)} validation, {len(test)} test runs\n")
     evaluation = evaluate(simulators, train, test, validation)
     print(evaluation)
@@ -75,28 +87,27 @@ def evaluate(config: DictConfig) -> None:
 
 def whatif(config: DictConfig) -> None:
     from simfluence import report
+    from simfluence.edit import Edit
     from simfluence.finetuning.retrain import retrain_as_recorded
-    from simfluence.whatif import ask, describe, edit
+    from simfluence.whatif import ask
 
-    runs, options = _load(config.path), _plain(config.edit)
-    retrain = None
-    if config.verify:
-        retrain = retrain_as_recorded(config.path, describe(**options), config.device)
+    if config.output is not None:
+        outputs.check_folder(config.output)
+    runs, edit = _load(config.path), Edit(**_plain(config.edit))
     answer = ask(
         runs,
-        _simulator(config.simulator),
-        lambda curriculum: edit(curriculum, train=runs.train, **options),
+        _simulator(config.simulator) if config.fitted is None else config.fitted,
+        edit,
         run_id=config.run_id,
         train=config.train,
         validation=config.validation,
         level=config.level,
-        retrain=retrain,
+        retrain=retrain_as_recorded(config.path, str(edit), config.device) if config.verify else None,
     )
-    for note in answer.notes:
-        print(f"note: {note}")
+    _print_notes(answer.notes)
     run_id = config.run_id or runs.ids[-1]
     steps = f"{len(answer.original)} steps → {len(answer.edited)}"
-    print(f"what if, in {run_id}: {describe(**options)} ({steps})\n\n{answer}")
+    print(f"what if, in {run_id}: {edit} ({steps})\n\n{answer}")
     if config.output is not None:
         report.write_what_if(answer.changes, config.output)
         print(f"\nevery test example: {config.output}/what_if.csv, what_if.png")
@@ -106,19 +117,23 @@ def attribute(config: DictConfig) -> None:
     from simfluence import report
     from simfluence.attribution.ekfac import layers_and_tokens
     from simfluence.attribution.methods import attribute as scores_of
-    from simfluence.finetuning.attribution_context import recorded_context
+    from simfluence.attribution.registry import OF_TEXTS
+    from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
     from simfluence.recording.weights import weight_steps
 
+    outputs.check_folder(config.output)
     runs, method, steps = _load(config.path), _plain(config.method), _plain(config)["steps"]
-    if isinstance(steps, str) and steps != "initial":
-        raise ValueError(f"steps must be null, initial, or a list of steps, got {steps!r}")
     ids = list(config.test_ids or runs.test.ids[:3])
     if unknown := [example for example in ids if example not in runs.test.ids]:
-        raise ValueError(f"there is no test example {unknown[0]!r}; there are {', '.join(runs.test.ids)}")
+        there = ", ".join([*runs.test.ids[:5], "…"][: len(runs.test)])
+        raise ValueError(f"there is no test example {unknown[0]!r}; there are {there}")
     shown = [runs.test.ids.index(example) for example in ids]
     with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
     run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
-    context = recorded_context(config.path, run, steps, config.device)
+    if method["name"] in OF_TEXTS:
+        context = recorded_texts(config.path, run)
+    else:
+        context = recorded_context(config.path, run, steps, config.device)
 
     scores = scores_of(context, method.pop("name"), only=config.only, progress=True, **method)
     scores = report.with_run(scores, Path(config.path).name, run.id)
@@ -136,6 +151,7 @@ def attribute(config: DictConfig) -> None:
 def runs(config: DictConfig) -> None:
     from simfluence.runs import manage
 
+    _check_runs(config)
     if config.run_id is not None:
         summary = manage.show(config.path, config.run_id)
         print(summary)
@@ -165,6 +181,20 @@ def runs(config: DictConfig) -> None:
         print(sets.to_markdown(index=False))
 
 
+def _check_runs(config: DictConfig) -> None:
+    """ValueError for options of ``runs`` that do not go together, and for a figure that cannot be written."""
+    from matplotlib.figure import Figure
+
+    given = [name for name in ("run_id", "verify", "prune") if config[name] not in (None, False)]
+    if len(given) > 1:
+        raise ValueError(f"give only one of {', '.join(given)}")
+    for option, of in (("plot", "run_id"), ("delete", "prune")):
+        if config[option] not in (None, False) and of not in given:
+            raise ValueError(f"{option} goes with {of}=")
+    if config.plot is not None:
+        outputs.check_file(config.plot, Figure().canvas.get_supported_filetypes())
+
+
 COMMANDS: dict[str, tuple[Command, str]] = {
     "record": (record, "fine-tune a model under many curricula and record every run"),
     "fit": (fit, "fit a simulator to a recorded run set and save it"),
@@ -180,13 +210,18 @@ _EXAMPLES = {
         'simfluence record -m "number=range(0,32)" hydra/launcher=submitit_slurm',
         "simfluence record task=jsonl task.path=my.jsonl model=pretrained model.name=bert-base-uncased",
     ),
-    "fit": ("simfluence fit simulator=linear simulator.center=pooled output=linear.safetensors",),
+    "fit": (
+        "simfluence fit output=auto.safetensors",
+        "simfluence fit simulator=linear simulator.center=pooled output=linear.safetensors",
+    ),
     "evaluate": (
         "simfluence evaluate path=runs/openbookqa-minilm only=[additive,linear] output=report",
         "simfluence evaluate scores=[runs/openbookqa-minilm/scores.safetensors]",
+        "simfluence evaluate simulator=auto.safetensors   # what fit wrote, as it is, beside the others",
     ),
     "whatif": (
         "simfluence whatif edit.name=remove edit.groups=[completion]",
+        "simfluence whatif simulator=auto.safetensors edit.groups=[completion]   # what fit wrote, as it is",
         "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
         "simfluence whatif path=runs/mine simulator.scores=scores/scores.safetensors edit.ids=[q-17]",
     ),
@@ -207,88 +242,59 @@ _EXAMPLES = {
 
 # --------------------------------------------------------------------------------------- parsing
 
+FLAGS = ("-h", "--help", "--version", "-m", "--multirun", "--cfg", "--resolve", "--info", "--hydra-help")
+"""Ours, and those of hydra's that show something."""
+
 
 def main(arguments: list[str] | None = None) -> None:
     """The entry point; ``arguments`` as on the command line."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
+    flags = {argument for argument in arguments if argument.startswith("-")}
+    if unknown := sorted(flag for flag in flags if flag.split("=")[0] not in FLAGS):
+        close = difflib.get_close_matches(unknown[0], FLAGS, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        _fail(f"there is no flag {unknown[0]!r}{hint}")
+    given = [argument for argument in arguments if argument not in flags]
+    if "--version" in flags:
+        print(f"simfluence {__version__}")
+        return
+    if not given:
         print(_help())
         return
-    command, options = arguments[0], arguments[1:]
+    command = given[0]
     if command not in COMMANDS:
         close = difflib.get_close_matches(command, COMMANDS, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         _fail(f"no command is named {command!r}; there are {', '.join(COMMANDS)}{hint}")
-    if {"-h", "--help"} & set(options):
-        print(_command_help(command, [option for option in options if not option.startswith("-")]))
-        return
-    _refuse_old(options)
-    options.sort(key=lambda option: option not in ("-m", "--multirun"))  # hydra wants these first
-    if not {"-m", "--multirun"} & set(options):
-        _check(command, [option for option in options if not option.startswith("-")])
-    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
-    sys.argv = [f"simfluence {command}", *options]
-    run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)
-    run(_reported_plainly(COMMANDS[command][0]))()
-
-
-def _refuse_old(options: list[str]) -> None:
-    """End with a sentence if an option has an old name, whatever else is wrong."""
-    names = {f"run.{old}": f"run.{new}" for old, new in renamed.RECORDING.items()}
+    sweep = bool(flags & {"-m", "--multirun"})
     try:
-        renamed.check((option.split("=")[0].lstrip("+~") for option in options), names, ValueError)
+        overrides = options.as_typed(command, _from_files(command, given[1:]))
+        options.check(command, overrides, sweep)
     except ValueError as error:
         _fail(str(error))
+    if flags & {"-h", "--help"}:
+        print(_command_help(command, overrides))
+        return
+    os.environ.setdefault("HYDRA_FULL_ERROR", "0")
+    sys.argv = [f"simfluence {command}", *sorted(flags), *overrides]
+    run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)
+    run(_reported_plainly(command))()
 
 
-def conf_folder() -> Path:
-    """conf/ as it was installed with the package, or as it lies in a checkout."""
-    here = Path(__file__).resolve().parent
-    return here / "conf" if (here / "conf").is_dir() else here.parent / "conf"
-
-
-def _compose(command: str, overrides: list[str]) -> DictConfig:
-    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        return hydra.compose(command, overrides)
-
-
-def _check(command: str, overrides: list[str]) -> None:
-    """Compose once to see that all options exist; otherwise say which do."""
-    try:
-        _compose(command, overrides)
-    except (HydraException, OmegaConfBaseException) as error:
-        known, groups = _options(command), _groups()
-        lines = [str(error).splitlines()[0]]
-        for key in (override.split("=")[0].lstrip("+~") for override in overrides):
-            if key in groups:
-                lines.append(f"{key} is one of {', '.join(groups[key])}")
-            elif key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                hint = f"; did you mean {close[0]!r}?" if close else ""
-                lines.append(f"{key!r} is no option of {command}{hint}")
-                lines.append(f"its options are {', '.join(known)}")
-        _fail("\n".join(lines))
-
-
-def _options(command: str) -> list[str]:
-    config = OmegaConf.to_container(_compose(command, []), resolve=False)
-    found: list[str] = []
-
-    def walk(value: Any, prefix: str) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(inner, f"{prefix}.{key}" if prefix else key)
-        else:
-            found.append(prefix)
-
-    walk(config, "")
-    return found
-
-
-def _groups() -> dict[str, list[str]]:
-    """Every group of conf/ and its choices."""
-    folders = sorted(folder for folder in conf_folder().iterdir() if folder.is_dir())
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+def _from_files(command: str, given: list[str]) -> list[str]:
+    """simulator=FILE as fitted=FILE: a file that ``fit`` wrote is no choice of a group."""
+    taken = [
+        option
+        for option in given
+        if re.match(r"simulator=.*(\.safetensors|/)", option)
+        or (option.startswith("simulator=") and Path(option.removeprefix("simulator=")).is_file())
+    ]
+    if taken and command == "fit":
+        raise ValueError(f"{taken[0]} is fitted already: whatif and evaluate take it")
+    settings = [option for option in given if option.startswith("simulator.")]
+    if taken and settings and command == "whatif":
+        raise ValueError(f"{taken[0]} is fitted already: it does not take {settings[0]}")
+    return [option.replace("simulator=", "fitted=", 1) if option in taken else option for option in given]
 
 
 def _help() -> str:
@@ -306,10 +312,7 @@ def _help() -> str:
 
 def _command_help(command: str, overrides: list[str]) -> str:
     """Options and their values, as the overrides given would set them."""
-    config = _compose(command, overrides)
-    groups = {name: choices for name, choices in _groups().items() if name in config}
-    if command == "record":
-        groups["experiment"] = _groups()["experiment"]
+    groups = options.groups_of(command)
     lines = [
         f"simfluence {command}: {COMMANDS[command][1]}",
         "",
@@ -319,20 +322,36 @@ def _command_help(command: str, overrides: list[str]) -> str:
         "",
         *([f"{name}=  {' | '.join(choices)}" for name, choices in groups.items()] + [""] if groups else []),
         "options and defaults:",
-        *(f"  {line}" for line in OmegaConf.to_yaml(config).splitlines()),
+        *(f"  {line}" for line in OmegaConf.to_yaml(options.compose(command, overrides)).splitlines()),
     ]
     return "\n".join(lines)
 
 
-def _reported_plainly(command: Command) -> Command:
-    """What went wrong in a sentence, without a traceback, where the user can mend it."""
+def _reported_plainly(command: str) -> Command:
+    """A command that is given its options as their types, and says what went wrong in a sentence, without a
+    traceback, where the user can mend it."""
+    function = COMMANDS[command][0]
 
-    @wraps(command)
+    @wraps(function)
     def reported(config: DictConfig) -> None:
         try:
-            command(config)
-        except (RunDataError, RecordingError, ValueError, OmegaConfBaseException) as error:
+            function(options.typed(command, config))
+        except MissingMandatoryValue as error:
+            _fail(f"{error.full_key} has no value: give one by {error.full_key}=…")
+        except OmegaConfBaseException as error:
+            _fail(str(error).splitlines()[0])
+        except (RecordingError, ValueError, OSError) as error:
             _fail(str(error))
+        except TypeError as error:
+            if not (
+                found := re.search(
+                    r"(\w+)(?:\.__init__)?\(\) got an unexpected keyword argument '(\w+)'", str(error)
+                )
+            ):
+                raise
+            keys = [key for key, _ in options.leaves(_plain(config)) if key.split(".")[-1] == found[2]]
+            where = keys[0] if keys else found[2]
+            _fail(f"{found[1]} has no option {found[2]!r}; ~{where} leaves it out")
 
     return reported
 
@@ -343,6 +362,11 @@ def _fail(message: str) -> None:
 
 
 # --------------------------------------------------------------------------------------- helpers
+
+
+def _print_notes(notes: Iterable[str]) -> None:
+    for note in notes:
+        print(f"note: {note}")
 
 
 def _plain(config: Any) -> Any:
@@ -360,16 +384,10 @@ def _simulator(config: DictConfig) -> Any:
     from simfluence.simulators import make_simulator
 
     params = _plain(config)
-    if isinstance(params.get("scores"), str):
-        params["scores"] = InfluenceScores.load(params["scores"])
+    if files := params.get("scores"):
+        scores = [InfluenceScores.load(file) for file in files]
+        params["scores"] = scores[0] if len(scores) == 1 else scores
     return make_simulator(**params)
-
-
-def _check_output(path: str) -> None:
-    """ValueError, before the work, for a file that could not be written after it."""
-    folder = Path(path).resolve().parent
-    if not folder.is_dir() or Path(path).is_dir():
-        raise ValueError(f"output={path} must be a file in a folder that exists")
 
 
 if __name__ == "__main__":

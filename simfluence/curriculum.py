@@ -9,6 +9,7 @@ Edits are pure functions: they return a new curriculum and leave the old one as 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -113,6 +114,13 @@ class Curriculum:
     def used(self) -> IntArray:
         """The examples that occur at all, ascending."""
         return np.unique(self.examples)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over the batches."""
+        sizes = np.array([self.n_examples, len(self)])
+        parts = (part.astype("<i8").tobytes() for part in (sizes, self.offsets, self.examples))
+        return hashlib.sha256(b"".join(parts)).hexdigest()[:32]
 
     def counts(self) -> sparse.csr_array:
         """u, sparse float64 [step, train]: how often each example occurs in each step."""

@@ -1,35 +1,28 @@
 """What would have been learnt under an edited curriculum: the change, test example by test example.
 
-``what_if`` is given a fitted simulator; ``ask`` fits one to a recorded run set first, as the command line
-does.
+``what_if`` is given a fitted simulator; ``ask`` fits one to a recorded run set first or reads it from a file,
+as the command line does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from simfluence import curriculum as edits
-from simfluence.curriculum import Curriculum, IntArray
+from simfluence.curriculum import Curriculum
+from simfluence.edit import Edit
 from simfluence.evaluation.metrics import final_loss
+from simfluence.fitted import Fitted, fit
 from simfluence.runs import ExampleTable, Run, RunSet
 from simfluence.simulators import PredictiveBands, Simulator
 
 Array = npt.NDArray[np.float64]
-
-EDITS: dict[str, Callable[..., Curriculum]] = {
-    "remove": edits.remove,
-    "keep": edits.keep,
-    "repeat": edits.repeat,
-    "put_before": edits.put_before,
-    "shuffle": edits.shuffle,
-}
 
 Retrain = Callable[[Run, Curriculum], Run]
 """Trains again as the given run was trained, but on another curriculum, and returns the recording."""
@@ -92,10 +85,15 @@ def what_if(
         runs; of an edit unlike all of them it promises nothing.
     retrain : trains the recorded run ``original`` again on the edited curriculum, and so verifies the answer.
 
-    Raises ValueError for a curriculum without initial losses, or if retraining is asked for without a run.
+    Raises ValueError for a curriculum without initial losses, if nothing was edited, or if retraining is
+    asked for without a run.
     """
     run = original if isinstance(original, Run) else None
     curriculum = original.curriculum if isinstance(original, Run) else original
+    if edited == curriculum:
+        raise ValueError(
+            "the edited curriculum is the original one: an edit that changes nothing has no answer"
+        )
     if initial_loss is None:
         if run is None:
             raise ValueError("a curriculum takes initial_loss=, the losses [test] before the first step")
@@ -129,8 +127,8 @@ def what_if(
 
 def ask(
     runs: RunSet,
-    simulator: Simulator,
-    edited_of: Callable[[Curriculum], Curriculum],
+    simulator: Simulator | Fitted | str | Path,
+    edit: Edit | Callable[[Curriculum], Curriculum],
     *,
     run_id: str | None = None,
     train: int = 20,
@@ -138,31 +136,47 @@ def ask(
     level: float | None = 0.9,
     retrain: Retrain | None = None,
 ) -> WhatIf:
-    """Fit the simulator to the first runs of a set, and ask it about an edit of one of the others.
+    """Ask a simulator about an edit of one run of a set; by default it is fitted to the others first.
 
     Parameters
     ----------
-    edited_of : the edit, a function of the run's curriculum.
+    simulator : to be fitted to ``train`` and ``validation`` runs, of which the edited one is none, if there
+        is another (see :meth:`RunSet.split_to_fit`); or a fitted one, or its file, which is taken as it is.
+    edit : what to change, or a function that changes a curriculum.
     run_id : the run whose curriculum is edited; None is the last of the set.
-    train, validation : how many runs the simulator is fitted to, see :meth:`RunSet.split_to_fit`.
-    level : of the band around every edited loss; None for no bands. Bands take three training runs.
+    level : of the band around every edited loss; None for no bands. Bands take three training runs. Those of
+        a fitted simulator have their own level.
     retrain : see :func:`what_if`.
+
+    Raises ValueError if the edit changes nothing, and RunDataError for a simulator of other examples.
     """
     run = runs[runs.position(run_id) if run_id is not None else -1]
-    to_fit, to_choose, notes = runs.split_to_fit(train, validation)
-    fitted_to = {*to_fit.ids, *to_choose.ids}
-    if run.id in fitted_to and len(fitted_to) < len(runs):
-        notes.append(f"the simulator is fitted to {run.id} itself; choose a run that it has not seen")
-    bands = None
-    if level is not None and len(to_fit) < PredictiveBands.FEWEST_RUNS:
-        notes.append("no bands, which take three runs to learn errors from")
-    elif level is not None:
-        bands = PredictiveBands(simulator, level).fit(to_fit, to_choose)
-    fitted = simulator.fit(to_fit, to_choose) if bands is None else bands.simulator_
-    assert fitted is not None
-    edited = edited_of(run.curriculum)
-    answer = what_if(fitted, run, edited, test=runs.test, bands=bands, retrain=retrain)
+    edited = edit.apply(run, runs.train) if isinstance(edit, Edit) else edit(run.curriculum)
+    if isinstance(simulator, Simulator):
+        options = {"train": train, "validation": validation}
+        fitted = fit(runs, simulator, **options, level=level, held_out=run.id)
+        notes = list(fitted.notes)
+    else:
+        fitted = simulator if isinstance(simulator, Fitted) else Fitted.load(simulator)
+        notes = [str(fitted), *_differences(fitted, run, level)]
+    fitted.simulator.check_examples(runs)
+    if isinstance(edit, Edit) and (unused := edit.unused(run.curriculum, runs.train)):
+        notes.append(f"{run.id} never used {', '.join(unused)}")
+    bands = fitted.bands if level is not None else None
+    answer = what_if(fitted.simulator, run, edited, test=runs.test, bands=bands, retrain=retrain)
     return replace(answer, notes=notes)
+
+
+def _differences(fitted: Fitted, run: Run, level: float | None) -> list[str]:
+    """Sentences on how a fitted simulator differs from one that would be fitted for this question."""
+    notes = []
+    if fitted.has_seen(run):
+        notes.append(f"it was fitted to {run.id} itself; choose a run that it has not seen")
+    if level is not None and fitted.bands is None:
+        notes.append("no bands, since it was fitted without")
+    elif level is not None and fitted.bands is not None and fitted.bands.level != level:
+        notes.append(f"its bands are of level {fitted.bands.level}, not {level}")
+    return notes
 
 
 def verified(answer: WhatIf, original: Run, retrained: Run) -> pd.DataFrame:
@@ -189,11 +203,14 @@ def by_group(changes: pd.DataFrame) -> pd.DataFrame:
 
 def agreement(changes: pd.DataFrame) -> dict[str, float]:
     """How well predicted changes agree with true ones: correlations over test examples, share of right
-    signs, mean changes, and the share of retrained losses within the band, where there is one."""
+    signs, mean changes, and the share of retrained losses within the band, where there is one.
+
+    Correlations are NaN where all predicted or all true changes are the same."""
     predicted, true = changes["change"].to_numpy(), changes["true_change"].to_numpy()
+    differ = min(np.ptp(predicted), np.ptp(true)) > 0
     found = {
-        "pearson": float(stats.pearsonr(predicted, true).statistic),
-        "spearman": float(stats.spearmanr(predicted, true).statistic),
+        "pearson": float(stats.pearsonr(predicted, true).statistic) if differ else np.nan,
+        "spearman": float(stats.spearmanr(predicted, true).statistic) if differ else np.nan,
         "same_sign": float(np.mean(np.sign(predicted) == np.sign(true))),
         "mean_predicted": float(predicted.mean()),
         "mean_true": float(true.mean()),
@@ -201,60 +218,3 @@ def agreement(changes: pd.DataFrame) -> dict[str, float]:
     if "low" in changes:
         found["in_band"] = float(changes["retrained"].between(changes["low"], changes["high"]).mean())
     return found
-
-
-def edit(
-    curriculum: Curriculum,
-    name: str,
-    train: ExampleTable,
-    *,
-    groups: Sequence[str] = (),
-    ids: Sequence[Any] = (),
-    before_groups: Sequence[str] = (),
-    before_ids: Sequence[Any] = (),
-    times: int | None = None,
-    window: int | None = None,
-    seed: int = 0,
-) -> Curriculum:
-    """An edit by name, of examples named by group or id (what the command line calls).
-
-    ``before_groups`` and ``before_ids`` name what "put_before" puts the examples before; ``times`` is
-    for "repeat", ``window`` for "shuffle". Raises ValueError for an unknown edit or one without
-    examples.
-    """
-    if name not in EDITS:
-        raise ValueError(f"no edit is named {name!r}; there are {', '.join(EDITS)}")
-    if name == "shuffle":
-        return edits.shuffle(curriculum, np.random.default_rng(seed), window=window)
-    examples = _rows(train, groups, ids, name)
-    if name == "repeat":
-        if times is None:
-            raise ValueError("repeat takes times=, how often each occurrence is to occur")
-        return edits.repeat(curriculum, examples, times, rng=np.random.default_rng(seed))
-    if name == "put_before":
-        return edits.put_before(curriculum, examples, _rows(train, before_groups, before_ids, "before"))
-    return EDITS[name](curriculum, examples)
-
-
-def _rows(train: ExampleTable, groups: Sequence[str], ids: Sequence[Any], what: str) -> IntArray:
-    if not groups and not ids:
-        raise ValueError(f"{what}: name the training examples, by groups or by ids")
-    return np.union1d(train.in_group(*groups) if groups else [], train.rows(ids)).astype(np.int64)
-
-
-def describe(
-    name: str,
-    groups: Sequence[str] = (),
-    ids: Sequence[Any] = (),
-    before_groups: Sequence[str] = (),
-    before_ids: Sequence[Any] = (),
-    times: int | None = None,
-    window: int | None = None,
-    seed: int = 0,
-) -> str:
-    """An edit in words; arguments as for :func:`edit`. The seed is named where it matters and is not 0."""
-    words = [name, *(str(value) for values in (groups, ids, before_groups, before_ids) for value in values)]
-    words += [f"{key} {value}" for key, value in (("times", times), ("window", window)) if value is not None]
-    if seed and name in ("repeat", "shuffle"):
-        words.append(f"seed {seed}")
-    return " ".join(words)

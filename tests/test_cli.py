@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from families import synthetic_runs
+from omegaconf import OmegaConf
 
-from simfluence import load_simulator
+from simfluence import ExampleTable, RunSet, __version__, load_simulator
 from simfluence.cli import COMMANDS, main
+from simfluence.options import compose, leaves, options_of
 
 RECORDED = Path(__file__).parents[1] / "runs" / "openbookqa-minilm"
 
@@ -76,7 +80,7 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
         (["evaluate", "pth=x"], "did you mean 'path'"),
         (["evaluate", "path=nowhere"], "not a run set"),
         (["evaluate", "path=runs/small", "train=5", "only=[linaer]"], "among the simulators persistence"),
-        (["evaluate", "path=runs/small", "train=40"], "cannot split 10 runs"),
+        (["evaluate", "path=runs/small", "train=5", "test=10"], "leave none to fit to"),
         (
             ["fit", "path=runs/small", "train=5", "simulator=linear", "simulator.center=middle"],
             "center must be one of",
@@ -93,6 +97,37 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
             "'run.checkpoint_every' is now named 'run.resume_every'",
         ),
         (["runs", "path=runs/small", "prune=[checkpoints]"], "'checkpoints' is now named 'weights'"),
+        (["runs", "path=runs/small", "prune=checkpoint"], "attempts, failed, weights, not checkpoint"),
+        (["runs", "path=runs/small", "plot=a.png"], "plot goes with run_id="),
+        (["runs", "path=runs/small", "run_id=run-001", "verify=true"], "only one of run_id, verify"),
+        (["--hlep"], "no flag '--hlep'; did you mean '--help'?"),
+        (["fit", "--hlep"], "no flag '--hlep'; did you mean '--help'?"),
+        (["fit", "linear"], "'linear' is not of the form option=value"),
+        (["fit", "simulator=linaer"], "did you mean 'linear'?"),
+        (["fit", "--help", "simulator=linaer"], "did you mean 'linear'?"),
+        (["fit", "train=5,6"], "write a list as train=[a,b]"),
+        (["fit", "output=[a"], "'output=[a' cannot be read"),
+        (["fit", "penalty=1", "simulator=linear"], "did you mean 'simulator.penalty'?"),
+        (["fit", "~path"], "fit needs the option path"),
+        (["fit", "simulator=s.safetensors"], "is fitted already: whatif and evaluate take it"),
+        (["evaluate", "path=runs/small", "simulator=linear"], "only=[linear,auto] chooses among them"),
+        (["evaluate", "path=runs/small", "simulator=s.safetensors"], "there is no file s.safetensors"),
+        (["evaluate", "path=runs/small", "scores=s.safetensors"], "there is no file s.safetensors"),
+        (
+            ["whatif", "simulator=s.safetensors", "simulator.max_rows=9"],
+            "it does not take simulator.max_rows=9",
+        ),
+        (["whatif", "path=runs/small", "edit=3"], "edit is not one option but several: edit.name, "),
+        (["whatif", "path=runs/small", "edit.ids=3", "edit.times=3"], "'remove' takes no times"),
+        (["record", "-m", "nubmer=0,1"], "did you mean 'number'?"),
+        (["record", "task=jsonl"], "task.path has no value"),
+        (
+            ["record", "run.optimizer.name=sgd"],
+            "SGD has no option 'betas'; ~run.optimizer.betas leaves it out",
+        ),
+        (["record", "count=0"], "count must be at least 1, got 0"),
+        (["record", "path=runs/small/examples.parquet"], "cannot be a folder"),
+        (["attribute", "path=runs/small", "method=tfidf"], "keeps no texts of its examples"),
     ],
 )
 def test_what_is_wrong_is_reported_in_a_sentence(
@@ -101,7 +136,167 @@ def test_what_is_wrong_is_reported_in_a_sentence(
     result = simfluence(*arguments, cwd=recorded)
     assert result.returncode == 2
     assert message in result.stderr
-    assert "Traceback" not in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "option", "expected"),
+    [
+        ("record", "count=2.5", "a whole number"),
+        ("record", "number=one", "a whole number"),
+        ("record", "run.design.epochs=1.5", "a whole number"),
+        ("record", "run.optimizer.lr=fast", "a number"),
+        ("record", "run.optimizer.betas=0.9", "a list of numbers"),
+        ("record", "tuning.layers=1.5", "a whole number"),
+        ("record", "task.n_train=[5]", "a whole number"),
+        ("record", "mixed=maybe", "true or false"),
+        ("fit", "train=2.5", "a whole number"),
+        ("fit", "train=null", "a whole number"),
+        ("fit", "level=high", "a number"),
+        ("fit", "path=[a]", "one text"),
+        ("fit", "output=", "one text"),
+        ("fit", "simulator.max_rows=1.5", "a whole number"),
+        ("evaluate", "seed=abc", "a whole number"),
+        ("evaluate", "simulators.linear.penalty=abc", "a number"),
+        ("whatif", "edit.times=1.5", "a whole number"),
+        ("whatif", "edit.window=true", "a whole number"),
+        ("whatif", "verify=maybe", "true or false"),
+        ("attribute", "only=2.5", "a whole number"),
+        ("attribute", "method.batch_size=2.5", "a whole number"),
+        ("runs", "verify=maybe", "true or false"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(
+    simfluence, recorded: Path, command: str, option: str, expected: str
+) -> None:
+    result = simfluence(command, option, cwd=recorded)
+    key, value = option.split("=")
+    assert result.returncode == 2
+    assert result.stderr == f"simfluence: {key} must be {expected}, got {value or 'nothing'}\n"
+
+
+def test_every_option_has_a_type() -> None:
+    """Also those whose default is null, which stand in a table."""
+    for command in COMMANDS:
+        known = options_of(command)
+        assert {key for key, option in known.items() if option.type is None} <= {"steps", "run.keep_weights"}
+        for key, _ in leaves(OmegaConf.to_container(compose(command), resolve=False)):
+            assert re.sub(r"^simulators\.[^.]+", "simulator", key) in {*known, "experiment"}, key
+
+
+def test_names_are_taken_as_they_are_typed(simfluence, tmp_path: Path) -> None:
+    names = ["007", "1e3", "1_000", "3.10", "true", "3", "a b"]
+    frame = pd.DataFrame({"id": names, "group": names[::-1]})
+    runs = synthetic_runs(n_runs=4, n_train=len(names))[0]
+    RunSet(runs.runs, ExampleTable(frame), runs.test).save(tmp_path / "runs")
+    linear = ("path=runs", "simulator=linear", "simulator.penalty=0.1", "level=null")
+    for name in names:
+        for option in (
+            f"edit.ids={name}",
+            f"edit.ids=[{name}]",
+            f"edit.groups={name}",
+            f"edit.groups=['{name}']",
+        ):
+            result = simfluence("whatif", *linear, option, cwd=tmp_path)
+            assert result.returncode == 0, result.stderr
+            assert f"remove {name} (30 steps" in result.stdout
+    result = simfluence("whatif", *linear, "edit.ids=[3,007, 1e3]", cwd=tmp_path)
+    assert "remove 3 007 1e3 (30 steps" in result.stdout
+
+
+def test_one_name_is_a_list_of_one(simfluence, recorded: Path) -> None:
+    split = ("path=runs/small", "train=6", "validation=0")
+    one, several = (
+        simfluence("evaluate", *split, f"only={given}", cwd=recorded).stdout
+        for given in ("persistence", "[persistence]")
+    )
+    assert one == several != ""
+    pruned = simfluence("runs", "path=runs/small", "prune=attempts", cwd=recorded)
+    assert "nothing to prune" in pruned.stdout
+
+
+def test_the_version_is_told(simfluence, tmp_path: Path) -> None:
+    for arguments in (["--version"], ["fit", "--version"]):
+        assert simfluence(*arguments, cwd=tmp_path).stdout == f"simfluence {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "output", "message"),
+    [
+        ("fit", "output=nowhere/s.safetensors", "a folder that exists"),
+        ("fit", "output=runs", "is a folder"),
+        ("evaluate", "output=file/report", "cannot be a folder"),
+        ("whatif", "output=file", "cannot be a folder"),
+        ("attribute", "output=file", "cannot be a folder"),
+        ("runs", "plot=nowhere/curve.png", "a folder that exists"),
+        ("runs", "plot=curve.nope", "must end in one of .avif"),
+    ],
+)
+def test_outputs_are_checked_before_the_work(
+    simfluence, tmp_path: Path, command: str, output: str, message: str, monkeypatch
+) -> None:
+    synthetic_runs(n_runs=4)[0].save(tmp_path / "runs")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("simfluence.runs.RunSet.load", lambda path: pytest.fail("the work has begun"))
+    monkeypatch.setattr("simfluence.runs.manage.show", lambda *of: pytest.fail("the work has begun"))
+    options = ["run_id=run-000"] if command == "runs" else []
+    result = simfluence(command, "path=runs", output, *options, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+def test_an_edit_that_changes_nothing_says_so(simfluence, recorded: Path, tmp_path: Path) -> None:
+    linear = ("path=runs/small", "simulator=linear", "simulator.penalty=0.1")
+    result = simfluence("whatif", *linear, "edit.name=repeat", "edit.ids=3", "edit.times=1", cwd=recorded)
+    assert result.returncode == 2
+    assert "'repeat 3 times 1' changes nothing in run-009" in result.stderr
+    assert result.stdout == ""
+
+
+def test_what_fit_writes_is_what_whatif_and_evaluate_load(simfluence, recorded: Path) -> None:
+    options = ("path=runs/small", "train=5", "validation=0")
+    linear = ("simulator=linear", "simulator.penalty=0.1")
+    fitted = simfluence("fit", *options, *linear, "output=five.safetensors", cwd=recorded)
+    assert "simulator=five.safetensors of whatif and evaluate" in fitted.stdout
+    anew = simfluence("whatif", *options, *linear, "edit.ids=3", "output=anew", cwd=recorded)
+    file = "simulator=five.safetensors"
+    asked = simfluence("whatif", "path=runs/small", file, "edit.ids=3", "output=asked", cwd=recorded)
+    note, rest = asked.stdout.split("\n", 1)
+    assert note == "note: the simulator linear was fitted to run-000, run-001, …, run-004 (5 runs)"
+    assert rest == anew.stdout.replace("anew/", "asked/")
+    changes = [(recorded / folder / "what_if.csv").read_text() for folder in ("anew", "asked")]
+    assert changes[0] == changes[1]
+    assert "high" in changes[0]
+    own = simfluence("whatif", "path=runs/small", file, "edit.ids=3", "run_id=run-004", cwd=recorded)
+    assert "note: it was fitted to run-004 itself" in own.stdout
+    table = simfluence(
+        "evaluate", *options, file, "only=linear", "simulators.linear.penalty=0.1", cwd=recorded
+    )
+    rows = [line.split("|")[1:] for line in table.stdout.splitlines() if line.startswith("| linear")]
+    assert rows[1][0].strip() == "linear (five.safetensors)"
+    assert [cell.strip() for cell in rows[0][1:]] == [cell.strip() for cell in rows[1][1:]]
+    seen = simfluence("evaluate", "path=runs/small", "train=2", "validation=0", file, cwd=recorded)
+    assert seen.returncode == 2
+    assert "run-002 is one that it is to be tested on" in seen.stderr
+
+
+def test_few_runs_are_treated_alike(simfluence, recorded: Path) -> None:
+    linear = ("simulator=linear", "simulator.penalty=0.1")
+    said = {
+        "fit": [*linear, "output=few.safetensors"],
+        "whatif": [*linear, "edit.ids=3"],
+        "evaluate": ["only=persistence"],
+    }
+    notes = {
+        command: simfluence(command, "path=runs/small", *options, cwd=recorded).stdout.splitlines()[0]
+        for command, options in said.items()
+    }
+    assert notes == {
+        "fit": "note: fewer runs than train + validation = 22: fitted to all",
+        "whatif": "note: fewer runs than train + validation = 22: fitted to all but run-009",
+        "evaluate": "note: fewer runs than train + validation + test = 23: fitted to 8, tested on 2",
+    }
 
 
 def test_an_experiment_decides_where_its_runs_go(simfluence, tmp_path: Path) -> None:
@@ -166,18 +361,14 @@ def test_whatif_on_real_recordings(simfluence, tmp_path: Path) -> None:
 
 def test_a_what_if_from_one_run_and_scores(simfluence, tmp_path: Path) -> None:
     """The change that twenty runs predict, and retraining confirms: the which questions lose most."""
-    import pandas as pd
-
-    from simfluence import RunSet
-
     RunSet.load(RECORDED)[:1].save(tmp_path / "one")
     result = simfluence(
         "whatif", f"path={tmp_path}/one", f"simulator.scores={RECORDED}/scores_adam.safetensors",
         "edit.groups=[which,what]", f"output={tmp_path}", cwd=tmp_path,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
-    assert "1 runs, fewer than train + validation = 22: fitted to all" in result.stdout
-    assert "no bands, which take three runs" in result.stdout
+    assert "fitted to run-000 itself, since the set has no other run" in result.stdout
+    assert "no bands, which take 3 runs" in result.stdout
     changes = pd.read_csv(tmp_path / "what_if.csv")
     change = changes.groupby("group")["change"].mean()
     assert change["which"] > 0.04

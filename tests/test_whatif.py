@@ -9,13 +9,15 @@ import pandas as pd
 import pytest
 from families import replaced, synthetic_runs
 
-from simfluence import LinearSimulator, PredictiveBands, RunSet, what_if
+from simfluence import LinearSimulator, PredictiveBands, RunSet, evaluate, what_if
 from simfluence import curriculum as edits
 from simfluence.attribution import InfluenceScores
+from simfluence.edit import Edit
 from simfluence.errors import RunDataError
+from simfluence.fitted import Fitted, fit
 from simfluence.runs import ExampleTable
 from simfluence.simulators import ScoresSimulator
-from simfluence.whatif import agreement, ask, by_group, edit, verified
+from simfluence.whatif import agreement, ask, by_group, verified
 
 
 def truth(curriculum, slope, intercept, loss) -> np.ndarray:
@@ -48,6 +50,7 @@ def test_verification_compares_with_the_retrained_run() -> None:
     found = agreement(changes.assign(change=changes["true_change"]))
     assert found["pearson"] == pytest.approx(1)
     assert found["same_sign"] == 1
+    assert np.isnan(agreement(changes.assign(change=0.0))["pearson"])  # and no warning
 
 
 def test_the_band_holds_most_retrained_losses() -> None:
@@ -122,52 +125,156 @@ def test_a_run_set_is_asked_about_its_last_run() -> None:
     assert answer.original == runs[11].curriculum
     assert answer.notes == []
     pd.testing.assert_frame_equal(answer.changes, expected.changes)
-    without = ask(
-        runs, LinearSimulator(), lambda _: edited, run_id="run-005", train=8, validation=0, level=None
-    )
-    assert without.original == runs[5].curriculum
-    assert without.notes == ["the simulator is fitted to run-005 itself; choose a run that it has not seen"]
-    assert without.level is None
-    assert "low" not in without.changes
+
+
+def test_the_edited_run_is_not_fitted_to() -> None:
+    runs, *_ = synthetic_runs(n_runs=12, noise=0.01)
+    options = {"train": 6, "validation": 0, "level": None}
+    answer = ask(runs, LinearSimulator(1.0), Edit("remove", ids=3), run_id="run-002", **options)
+    others = LinearSimulator(1.0).fit(runs[[0, 1, 3, 4, 5, 6]])
+    expected = what_if(others, runs[2], edits.remove(runs[2].curriculum, [3]))
+    assert answer.notes == []
+    assert answer.level is None
+    np.testing.assert_array_equal(answer.changes["edited"], expected.changes["edited"])
+    with_it = ask(runs, fit(runs, LinearSimulator(1.0), **options), Edit("remove", ids=3), run_id="run-002")
+    assert any("fitted to run-002 itself" in note for note in with_it.notes)
+    assert not np.array_equal(answer.changes["edited"], with_it.changes["edited"])
 
 
 def test_few_runs_are_answered_with_a_note() -> None:
     runs, *_ = synthetic_runs(n_runs=2, noise=0.01)
-    answer = ask(runs, LinearSimulator(1.0), lambda curriculum: edits.remove(curriculum, [3]))
+    no_bands = "no bands, which take 3 runs to learn errors from"
+    edit = Edit("remove", ids=[3])
+    answer = ask(runs, LinearSimulator(1.0), edit)
     assert answer.notes == [
-        "2 runs, fewer than train + validation = 22: fitted to all",
-        "no bands, which take three runs to learn errors from",
+        "fewer runs than train + validation = 22: fitted to all but run-001",
+        no_bands,
     ]
     assert np.isfinite(answer.changes["change"]).all()
+    alone = ask(runs[:1], LinearSimulator(1.0), edit)
+    assert alone.notes == ["fitted to run-000 itself, since the set has no other run", no_bands]
+
+
+def test_a_fitted_simulator_answers_as_one_that_is_fitted_anew(tmp_path) -> None:
+    runs, *_ = synthetic_runs(n_runs=12, noise=0.01)
+    edit, file = Edit("repeat", ids=3, times=3), tmp_path / "linear.safetensors"
+    anew = ask(runs, LinearSimulator(), edit, train=8)
+    fit(runs, LinearSimulator(), train=8).save(file)
+    answer = ask(runs, file, edit)
+    pd.testing.assert_frame_equal(answer.changes, anew.changes)
+    assert {"low", "high"} <= set(answer.changes)
+    assert answer.notes == ["the simulator linear was fitted to run-000, run-001, …, run-009 (10 runs)"]
+    assert "low" not in ask(runs, file, edit, level=None).changes
+    assert "its bands are of level 0.9, not 0.5" in ask(runs, file, edit, level=0.5).notes
+    assert any("fitted to run-004 itself" in note for note in ask(runs, file, edit, run_id="run-004").notes)
+    other, *_ = synthetic_runs(n_runs=3, n_test=5)
+    with pytest.raises(RunDataError, match="not those of these runs"):
+        ask(other, file, edit)
+
+
+def test_a_run_of_the_same_name_is_not_taken_for_another() -> None:
+    """Sets of one task at several rates have equal names and curricula; their losses tell them apart."""
+    runs, *_ = synthetic_runs(n_runs=3)
+    slower = RunSet([replace(run, metrics={"loss": run.loss / 2}) for run in runs], runs.train, runs.test)
+    fitted = fit(runs, LinearSimulator(1.0))
+    assert fitted.has_seen(runs[0])
+    assert not fitted.has_seen(slower[0])
+
+
+def test_a_simulator_saved_alone_does_not_know_its_runs(tmp_path) -> None:
+    runs, *_ = synthetic_runs(n_runs=4)
+    LinearSimulator(1.0).fit(runs[:3]).save(tmp_path / "s.safetensors")
+    answer = ask(runs, tmp_path / "s.safetensors", Edit("remove", ids=3))
+    assert answer.notes == [
+        "the simulator linear was fitted to runs that its file does not name",
+        "no bands, since it was fitted without",
+    ]
+    with pytest.raises(RunDataError, match="there is no file"):
+        ask(runs, tmp_path / "t.safetensors", Edit("remove", ids=3))
+
+
+def test_evaluate_takes_a_fitted_simulator_as_it_is() -> None:
+    runs, *_ = synthetic_runs(n_runs=10, noise=0.01)
+    fitted: Fitted = fit(runs, LinearSimulator(1.0), train=3, validation=0)
+    evaluation = evaluate({"fitted": fitted.unchanged(runs[8:])}, runs[:8], runs[8:])
+    expected = LinearSimulator(1.0).fit(runs[:3]).simulate(runs[8:].curricula, runs[8:].initial_loss)
+    np.testing.assert_array_equal(evaluation.simulated["fitted"], expected)
+    with pytest.raises(ValueError, match="run-002 is one that it is to be tested on"):
+        fitted.unchanged(runs[2:])
 
 
 def test_examples_are_named_by_group_or_id(runs: RunSet) -> None:
-    frame = ExampleTable.numbered(12).frame.assign(group=["a"] * 4 + ["b"] * 8)
-    table = ExampleTable(frame)
-    curriculum = runs[0].curriculum
-    assert edit(curriculum, "remove", table, groups=["a"]) == edits.remove(curriculum, range(4))
-    assert edit(curriculum, "keep", table, groups=["a"], ids=["7"]) == edits.keep(curriculum, [0, 1, 2, 3, 7])
-    before = edit(curriculum, "put_before", table, groups=["b"], before_groups=["a"])
-    assert before == edits.put_before(curriculum, range(4, 12), range(4))
-    repeated = edit(curriculum, "repeat", table, ids=[3], times=10)
+    frame = ExampleTable.numbered(12).frame.assign(group=["a"] * 4 + ["1"] * 8)
+    table, curriculum = ExampleTable(frame), runs[0].curriculum
+    for group in ("a", ["a"], ("a",)):
+        assert Edit("remove", groups=group).apply(curriculum, table) == edits.remove(curriculum, range(4))
+    for group in (1, "1", [1], np.array([1]), [1.0]):
+        assert Edit("keep", groups=group).apply(curriculum, table) == edits.keep(curriculum, range(4, 12))
+    both = Edit("keep", groups="a", ids="7")
+    assert both.apply(runs[0], table) == edits.keep(curriculum, [0, 1, 2, 3, 7])
+    before = Edit("put_before", groups=1, before_groups="a")
+    assert before.apply(curriculum, table) == edits.put_before(curriculum, range(4, 12), range(4))
+    repeated = Edit("repeat", ids=3, times=10.0).apply(curriculum, table)
     assert np.sum(repeated.examples == 3) == 10 * np.sum(curriculum.examples == 3)
-    assert len(edit(curriculum, "shuffle", table, window=2)) == len(curriculum)
+    assert len(Edit("shuffle", window=2).apply(curriculum, table)) == len(curriculum)
+
+
+def test_an_edit_says_what_it_is() -> None:
+    assert str(Edit("remove", groups=["which", "what"], ids=3)) == "remove which what 3"
+    assert str(Edit("repeat", ids=3, times=2, seed=1)) == "repeat 3 times 2 seed 1"
+    assert str(Edit("put_before", groups="a", before_ids=[1, 2])) == "put a before 1 2"
+    assert str(Edit("shuffle", window=4)) == "shuffle window 4"
 
 
 def test_unclear_questions_are_answered_with_an_error(runs: RunSet) -> None:
-    curriculum, table = runs[0].curriculum, runs.train
-    with pytest.raises(ValueError, match="there are remove"):
-        edit(curriculum, "forget", table, ids=[1])
-    with pytest.raises(ValueError, match="name the training examples"):
-        edit(curriculum, "remove", table)
-    with pytest.raises(ValueError, match="times="):
-        edit(curriculum, "repeat", table, ids=[1])
+    for options, message in (
+        ({"name": "forget", "ids": 1}, "there are remove"),
+        ({"name": "shuffel"}, "did you mean 'shuffle'"),
+        ({"name": "remove"}, "name the training examples"),
+        ({"name": "put_before", "ids": 1}, "by before_groups or before_ids"),
+        ({"name": "repeat", "ids": 1}, "times="),
+        ({"name": "repeat", "ids": 1, "times": 1.5}, "times must be a whole number, got 1.5"),
+        ({"name": "shuffle", "window": "2"}, "window must be a whole number, got '2'"),
+        ({"name": "remove", "ids": 1, "times": 10}, "'remove' takes no times"),
+        ({"name": "shuffle", "groups": "a"}, "'shuffle' takes no groups"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Edit(**options)
     with pytest.raises(RunDataError, match="'99' is not in the table"):
-        edit(curriculum, "remove", table, ids=[99])
+        Edit("remove", ids=[99]).apply(runs[0], runs.train)
     with pytest.raises(RunDataError, match="the groups are"):
-        edit(curriculum, "remove", table, groups=["nobody"])
+        Edit("remove", groups=["nobody"]).apply(runs[0], runs.train)
     with pytest.raises(ValueError, match="no example"):
-        edit(curriculum, "remove", table, ids=range(12))
+        Edit("remove", ids=range(12)).apply(runs[0], runs.train)
+
+
+def test_an_edit_that_changes_nothing_says_so() -> None:
+    runs, *_ = synthetic_runs(n_runs=4)
+    without = edits.remove(runs[3].curriculum, [3, 5])
+    last = replace(
+        runs[3],
+        curriculum=without,
+        metrics={"loss": runs[3].loss[: len(without) + 1]},
+        evaluated=runs[3].evaluated[: len(without) + 1],
+        learning_rate=runs[3].learning_rate[: len(without)],
+        train_loss=runs[3].train_loss[: len(without)],
+    )
+    runs = RunSet([*runs[:3], last], runs.train, runs.test)
+    for edit, message in (
+        (Edit("remove", ids=[3, 5]), "run-003 never used '3', '5': there is nothing to remove"),
+        (Edit("keep", ids=3), "run-003 never used '3': there is nothing to keep"),
+        (Edit("repeat", ids=3, times=9), "run-003 never used '3': there is nothing to repeat"),
+        (Edit("put_before", ids=1, before_ids=3), "run-003 never used '3': there is nothing to put others"),
+        (Edit("repeat", ids=1, times=1), "'repeat 1 times 1' changes nothing in run-003"),
+        (Edit("keep", ids=range(12)), "'keep .*' changes nothing in run-003"),
+        (lambda curriculum: curriculum, "an edit that changes nothing has no answer"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ask(runs, LinearSimulator(1.0), edit)
+    part = ask(runs, LinearSimulator(1.0), Edit("remove", ids=[1, 3]))
+    assert part.notes[-1] == "run-003 never used 3"
+    with pytest.raises(ValueError, match="changes nothing has no answer"):
+        what_if(LinearSimulator(1.0).fit(runs), last, without)
 
 
 def test_changes_by_group() -> None:

@@ -45,8 +45,8 @@ class Update:
         numbers = {key: optimizer.get(key, 0.0) for key in ("momentum", "dampening", "weight_decay")}
         numbers["eps"] = optimizer.get("eps", 1e-8)
         numbers["beta1"], numbers["beta2"] = optimizer.get("betas", (0.9, 0.999))[:2]
-        if not all(isinstance(value, int | float) for value in numbers.values()):
-            raise RunDataError(f"expected one group of the optimizer's settings, got {dict(optimizer)}")
+        if "groups" in optimizer or not all(isinstance(value, int | float) for value in numbers.values()):
+            raise RunDataError(f"expected one optimizer with one group of settings, got {dict(optimizer)}")
         return cls(
             adam=name != "SGD",
             nesterov=bool(optimizer.get("nesterov", False)),

@@ -50,7 +50,8 @@ def adam_similarity(
     Parameters
     ----------
     batch : b, the number of examples in a training step.
-    eps : ε of Adam; of each parameter, by name, where they have different ones.
+    eps : ε of Adam; of each parameter, by name, where they have different ones. The parts of parameters
+        that are not named are plain inner products, as where SGD trains some and Adam the others.
     rates : as in :func:`.gradients.gradient_similarity`.
     population : the examples that batches are drawn from, if they are more than ``train``.
     parameters, batch_size : as in :func:`.gradients.gradient_similarity`.
@@ -119,13 +120,14 @@ def _batch_gradient_sizes(
 def _divisors(
     sizes: Mapping[str, Tensor], eps: float | Mapping[str, float], rates: Mapping[str, float] | None
 ) -> dict[str, Tensor]:
-    """(√v + ε)/rate of each parameter whose rate is not 0."""
+    """(√v + ε)/rate of each parameter whose rate is not 0; 1/rate of those that have no ε."""
     found = {}
     for name, size in sizes.items():
         own = plain_name(name)
         rate = 1.0 if rates is None else rates.get(own, 0.0)
+        own_eps = eps.get(own) if isinstance(eps, Mapping) else eps
         if rate != 0:
-            found[name] = (size + (eps[own] if isinstance(eps, Mapping) else eps)) / rate
+            found[name] = (torch.ones_like(size) if own_eps is None else size + own_eps) / rate
     return found
 
 

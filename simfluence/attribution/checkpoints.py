@@ -30,12 +30,14 @@ class Checkpoint:
     load : puts the weights into a model.
     rates : η of each parameter by name, where groups of parameters have different ones (0 for those not
         named); empty: all have ``learning_rate``.
+    optimizer : what trained the run (``Run.optimizer``); {} if it is not known.
     """
 
     step: int
     learning_rate: float
     load: Callable[[nn.Module], None]
     rates: Mapping[str, float] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
 
     @contextmanager
     def loaded(self, module: nn.Module) -> Iterator[None]:
@@ -73,8 +75,13 @@ def recorded_checkpoints(
 
     def checkpoint(step: int) -> Checkpoint:
         following = min(step, len(rates) - 1)
-        of_groups = rates_at(run, following)
-        return Checkpoint(step, float(rates[following]), lambda m: load_weights(folder, step, m), of_groups)
+        return Checkpoint(
+            step,
+            float(rates[following]),
+            lambda module: load_weights(folder, step, module),
+            rates_at(run, following),
+            run.optimizer,
+        )
 
     return [checkpoint(step) for step in (kept if steps is None else steps)]
 

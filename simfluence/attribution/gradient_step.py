@@ -2,7 +2,7 @@
 
 These are inner products of gradients for SGD (:mod:`.gradients`), and inner products in Adam's metric for
 Adam and its variants (:mod:`.adam`). Where groups of parameters have different learning rates, momenta or ε,
-each parameter's part counts with its own (:mod:`.groups`).
+or different optimizers, each parameter's part counts with its own (:mod:`.groups`).
 """
 
 from __future__ import annotations
@@ -10,31 +10,51 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from simfluence.attribution.groups import setting_by_parameter
+from simfluence.attribution.groups import ADAM, adam_eps, optimizers_of
+from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.registry import METHODS, AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 
 
 @method("gradient_step")
 def gradient_step(context: AttributionContext, **options: Any) -> InfluenceScores:
-    """The scores of ``gradient_adam`` or ``gradient_dot``, whichever fits the run's optimizer.
+    """The scores of ``gradient_adam`` or ``gradient_dot``, whichever fits the run's optimizer; where Adam and
+    SGD trained different parameters, their sum, each over its own parameters.
 
-    Raises ValueError for a run that neither Adam nor SGD trained; RunDataError if these settings differ
-    between groups of parameters and the run does not say which parameters are in which.
+    Raises ValueError if others than Adam and SGD trained some of the parameters; RunDataError if settings
+    differ between groups of parameters and the run does not say which parameters are in which.
     """
-    name = str(context.optimizer.get("class", "")).rsplit(".", 1)[-1]
-    if name in ("Adam", "AdamW", "NAdam", "RAdam"):
-        same = "gradient_adam"
-        eps = setting_by_parameter(context.optimizer, "eps") or float(context.optimizer.get("eps") or 1e-8)
-        options = {"eps": eps, **options}
-    elif name == "SGD":
-        same = "gradient_dot"
-    else:
-        raise ValueError(
-            f"gradient_step takes runs trained by Adam or SGD; this one was trained by"
-            f" {name or 'an optimizer that was not recorded'}: choose gradient_adam or gradient_dot"
-        )
+    names = list(selected_parameters(context.objective.module, options.get("parameters")))
+    by_class = optimizers_of(context.optimizer, names)
+    if others := [name for name in by_class if name not in (*ADAM, "SGD")]:
+        raise ValueError(_refusal(others[0], by_class))
+    of_adam = any(name in ADAM for name in by_class)
+    mixed = of_adam and "SGD" in by_class
+    if of_adam:
+        own = adam_eps(context.optimizer, names)
+        if isinstance(own, dict) and "eps" in options:
+            options["eps"] = dict.fromkeys(own, options["eps"])
+        options = {"eps": own, **options}
     if rates := context.rates():
         options["rates"] = rates
-    found = METHODS[same](context, **options)
-    return replace(found, method="gradient_step", provenance={**found.provenance, "same_as": same})
+    found = METHODS["gradient_adam" if of_adam else "gradient_dot"](context, **options)
+    same = [one for one, there in (("gradient_adam", of_adam), ("gradient_dot", "SGD" in by_class)) if there]
+    return replace(
+        found,
+        method="gradient_step",
+        units="loss / learning rate" if mixed else found.units,
+        provenance={**found.provenance, "same_as": " + ".join(same)},
+    )
+
+
+def _refusal(other: str, by_class: dict[str, list[str]]) -> str:
+    if len(by_class) == 1:
+        return (
+            f"gradient_step takes runs trained by Adam or SGD; this one was trained by"
+            f" {other or 'an optimizer that was not recorded'}: choose gradient_adam or gradient_dot"
+        )
+    shown = ", ".join(by_class[other][:3]) + ", …" * (len(by_class[other]) > 3)
+    return (
+        f"gradient_step takes parameters trained by Adam or SGD; {other} trained {shown}: name with"
+        " parameters= those that Adam or SGD trained, or choose gradient_adam or gradient_dot"
+    )

@@ -47,7 +47,7 @@ def ngram_similarity(
     return InfluenceScores(scores, "ngrams", provenance=provenance)
 
 
-@method("ngrams")
+@method("ngrams", of_texts=True)
 def _in_context(context: AttributionContext, *, progress: bool = False, **options: Any) -> InfluenceScores:
     return ngram_similarity(context.train_texts, context.test_texts, **options)
 

@@ -71,11 +71,16 @@ OF_ALL_EXAMPLES: set[str] = set()
 given (how rare words are, a sum of squared gradients), and so changes if some are left out."""
 
 
-def method(name: str, *, of_all_examples: bool = False) -> Callable[[Method], Method]:
+OF_TEXTS: set[str] = set()
+"""The methods that need the texts of a context alone, neither its model nor its examples."""
+
+
+def method(name: str, *, of_all_examples: bool = False, of_texts: bool = False) -> Callable[[Method], Method]:
     """Registers the decorated function as the method of this name.
 
     of_all_examples : see :data:`OF_ALL_EXAMPLES`. Other methods that need means over the training set take
         them of ``AttributionContext.curvature``.
+    of_texts : see :data:`OF_TEXTS`.
     """
 
     def register(function: Method) -> Method:
@@ -84,6 +89,8 @@ def method(name: str, *, of_all_examples: bool = False) -> Callable[[Method], Me
         METHODS[name] = function
         if of_all_examples:
             OF_ALL_EXAMPLES.add(name)
+        if of_texts:
+            OF_TEXTS.add(name)
         return function
 
     return register

@@ -78,6 +78,8 @@ class InfluenceScores:
     @classmethod
     def load(cls, path: str | Path) -> InfluenceScores:
         """What ``save`` wrote; RunDataError for anything else."""
+        if not Path(path).is_file():
+            raise RunDataError(f"there is no file {path}")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

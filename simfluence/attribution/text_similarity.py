@@ -70,14 +70,14 @@ def bm25(
     return InfluenceScores((documents @ test.T).toarray(), "bm25", provenance={"k1": k1, "b": b})
 
 
-@method("tfidf", of_all_examples=True)
+@method("tfidf", of_all_examples=True, of_texts=True)
 def _tfidf_in_context(
     context: AttributionContext, *, progress: bool = False, **options: Any
 ) -> InfluenceScores:
     return tfidf(context.train_texts, context.test_texts, **options)
 
 
-@method("bm25", of_all_examples=True)
+@method("bm25", of_all_examples=True, of_texts=True)
 def _bm25_in_context(
     context: AttributionContext, *, progress: bool = False, **options: Any
 ) -> InfluenceScores:

@@ -6,7 +6,8 @@
 η is a number; where groups of parameters have different learning rates, it is a diagonal matrix between the
 gradients. n_t(i) is how often i is in the batch c_t. Units: loss. For plain SGD and small rates, the second
 summed over all training examples is L(z; θ_0) − L(z; θ_T). For Adam, inner products may be in its metric
-(adam.py). Source: Pruthi et al. 2020, equations 1 and 2.
+(adam.py); where Adam and SGD trained different parameters, those over Adam's must be. Source: Pruthi et al.
+2020, equations 1 and 2.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ import numpy.typing as npt
 from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.checkpoints import Checkpoint, losses_fingerprint, weights_fingerprint
 from simfluence.attribution.gradients import gradient_similarity
+from simfluence.attribution.groups import ADAM, adam_eps, optimizers_of
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.parameters import share_of_trained
+from simfluence.attribution.parameters import selected_parameters, share_of_trained
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
 from simfluence.curriculum import Curriculum
@@ -54,46 +56,34 @@ def tracin(
         a checkpoint only those training examples count that the next step took. Meant for checkpoints of
         all steps.
     adam_batch : the number of examples in a training step; if it is given, inner products are in Adam's
-        metric.
+        metric, over all parameters or, of a run with several optimizers, over those that Adam trained.
     population : the examples that Adam's batches are drawn from, if they are more than ``train``.
     parameters, batch_size : as in :func:`.gradients.gradient_similarity`.
     folder : keeps the scores of every checkpoint, so that an interrupted computation can be continued.
 
     Raises
     ------
-    ValueError : no checkpoints; one of them twice; or a step that the curriculum does not have.
+    ValueError : no checkpoints; one of them twice; a step that the curriculum does not have; or several
+        optimizers trained the parameters whose steps are not alike.
     RunDataError : the folder has scores of other weights or examples.
     """
     _check(checkpoints, curriculum, len(train))
-    similarity: Callable[..., InfluenceScores] = gradient_similarity
     drawn = train if population is None else population
-    if adam_batch is not None:
-        similarity = partial(adam_similarity, batch=adam_batch, population=drawn)
     total: npt.NDArray[np.floating] = np.zeros((len(train), len(test)))
     covers: tuple[str, ...] = ()
     note: dict[str, Any] = {}
     for number, checkpoint in enumerate(checkpoints, 1):
         which = _taken(curriculum, checkpoint.step, len(train))
+        some = [train[i] for i in which]
         with checkpoint.loaded(objective.module):
-            about = _about(objective, [train[i] for i in which[:1]] + list(test[:1]), checkpoint, parameters)
+            similarity, about = _metric(objective, checkpoint, parameters, adam_batch, drawn)
+            about |= _about(objective, [*some[:1], *test[:1]], checkpoint, parameters)
             about |= {"examples": [len(which), len(test)]}
-            if adam_batch is not None:
-                sample = losses_fingerprint(objective, [drawn[0], drawn[-1]])
-                about |= {"adam_batch": adam_batch, "population": [len(drawn), *sample]}
-            if checkpoint.rates:
-                about["rates"] = dict(checkpoint.rates)
             if (part := _kept(folder, checkpoint.step, about)) is None:
                 if progress:
                     print(f"checkpoint {number} of {len(checkpoints)}, after step {checkpoint.step}")
-                part = similarity(
-                    objective,
-                    [train[i] for i in which],
-                    test,
-                    rates=checkpoint.rates or None,
-                    parameters=parameters,
-                    batch_size=batch_size,
-                    progress=progress,
-                )
+                options = {"parameters": parameters, "batch_size": batch_size, "progress": progress}
+                part = similarity(objective, some, test, rates=checkpoint.rates or None, **options)
                 note |= {key: part.provenance[key] for key in ("gradients",) if key in part.provenance}
                 _keep(folder, checkpoint.step, replace(part, provenance=about))
         total[which] += _weights(curriculum, checkpoint, which) * part.scores
@@ -144,6 +134,35 @@ def _check(checkpoints: Sequence[Checkpoint], curriculum: Curriculum | None, tra
             )
 
 
+def _metric(
+    objective: Objective,
+    checkpoint: Checkpoint,
+    parameters: Sequence[str] | None,
+    adam_batch: int | None,
+    drawn: Sequence[Any],
+) -> tuple[Callable[..., InfluenceScores], dict[str, Any]]:
+    """The inner products that are taken at a checkpoint, and what identifies them.
+
+    Raises ValueError where they would count the gradients of some parameters as no optimizer of theirs did.
+    """
+    names = selected_parameters(objective.module, parameters)
+    by_class = optimizers_of(checkpoint.optimizer, names)
+    alike = {"Adam" if name in ADAM else name for name in by_class}
+    if len(alike) > 1 and (alike != {"Adam", "SGD"} or adam_batch is None):
+        way = "give adam_batch=, for Adam's metric over those of Adam" if alike == {"Adam", "SGD"} else ""
+        raise ValueError(
+            f"{' and '.join(by_class)} trained different parameters of this run, whose gradients TracIn would"
+            f" count alike: {way}{', or ' if way else ''}name with parameters= those of one optimizer"
+        )
+    if adam_batch is None:
+        return gradient_similarity, {}
+    eps = adam_eps(checkpoint.optimizer, names) if "Adam" in alike else 1e-8
+    sample = losses_fingerprint(objective, [drawn[0], drawn[-1]])
+    about = {"adam_batch": adam_batch, "population": [len(drawn), *sample]}
+    about |= {} if eps == 1e-8 else {"eps": eps}
+    return partial(adam_similarity, batch=adam_batch, population=drawn, eps=eps), about
+
+
 def _taken(curriculum: Curriculum | None, step: int, train: int) -> list[int]:
     """The training examples that count at a checkpoint."""
     return list(range(train)) if curriculum is None else np.unique(curriculum[step]).tolist()
@@ -173,6 +192,7 @@ def _about(
         "losses": losses_fingerprint(objective, some),
         "parameters": list(parameters) if parameters is not None else None,
         "step": checkpoint.step,
+        **({"rates": dict(checkpoint.rates)} if checkpoint.rates else {}),
     }
 
 

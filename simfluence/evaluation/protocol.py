@@ -17,7 +17,7 @@ from simfluence.evaluation import metrics
 from simfluence.evaluation.metrics import Array
 from simfluence.evaluation.tables import to_markdown
 from simfluence.runs import RunSet
-from simfluence.simulators import DynamicsSimulator, MeanTrajectory, ScoresSimulator, Simulator
+from simfluence.simulators import DynamicsSimulator, MeanTrajectory, Persistence, ScoresSimulator, Simulator
 
 CONSTANT_OVER_RUNS = ("persistence", "mean_trajectory")
 """Simulators that cannot rank curricula: they have no across-runs correlation."""
@@ -29,7 +29,7 @@ class Evaluation:
 
     scores : long frame: run, test_example, method, metric, value. "mse" and "mae" are per run and test
         example, "final_spearman" per run (test_example ""), "across_runs_spearman" per test example
-        (run "").
+        (run ""). It has every number, also of methods that tables call "off scale" (tables.off_scale).
     simulated : method → float [run, step + 1, test]. runs : the test runs.
     simulators : method → the fitted simulator.
     """
@@ -48,7 +48,8 @@ def evaluate(
 ) -> Evaluation:
     """Fit each simulator and score its rollouts on the test runs.
 
-    The mean trajectory, against which skill is measured, is added if it is not among them.
+    Both baselines are added if they are not among them: persistence, which tells errors that are off scale,
+    and the mean trajectory, against which skill is measured.
 
     Raises ValueError if a run is both trained on and tested on, RunDataError if the test runs are about other
     examples.
@@ -59,7 +60,8 @@ def evaluate(
     if len(test) == 0:
         raise ValueError("evaluate() needs at least one test run")
     simulators = dict(simulators)
-    simulators.setdefault(MeanTrajectory.name, MeanTrajectory())
+    for baseline in (Persistence(), MeanTrajectory()):
+        simulators.setdefault(baseline.name, baseline)
     curricula, initial_loss = test.curricula, test.initial_loss
     simulated = {}
     for method, simulator in simulators.items():

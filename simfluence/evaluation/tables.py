@@ -1,4 +1,8 @@
-"""Paper-style tables from the long frame of scores."""
+"""Paper-style tables from the long frame of scores.
+
+The frames keep every number. Tables, and what is made of them (markdown, CSV), print none for a method whose
+errors are not those of a prediction of losses: its MSE, MAE and skill are "off scale" (:func:`off_scale`).
+"""
 
 from __future__ import annotations
 
@@ -22,13 +26,24 @@ NOTE = (
 )
 
 
+OFF_SCALE = 100.0
+"""A method is off scale if its mean squared error is more than so many times that of persistence."""
+
+WHY_OFF_SCALE = (
+    f"off scale: a mean squared error of more than {OFF_SCALE:.0f} times that of persistence. Scores that are"
+    " added up as they are can be in units of their own, not of loss: calibrate them (the simulator `scores`"
+    " fits their scale)."
+)
+
+
 def summary(scores: pd.DataFrame, baseline: str = "mean_trajectory") -> pd.DataFrame:
     """One row a method and metric: method, metric, mean, spread, n (what NOTE says of each).
 
-    ``baseline`` is the method that skill is measured against.
+    ``baseline`` is the method that skill is measured against. Numbers are given also where a method is off
+    scale.
     """
     rows = []
-    by_run = scores[scores["run"] != ""].groupby(["method", "metric", "run"], sort=False)["value"].mean()
+    by_run = _means_by_run(scores)
     base = by_run[baseline, "mse"].to_numpy()
     for method in scores["method"].unique():
         for metric in ("mse", "mae", "final_spearman"):
@@ -43,22 +58,43 @@ def summary(scores: pd.DataFrame, baseline: str = "mean_trajectory") -> pd.DataF
 
 
 def table(scores: pd.DataFrame, baseline: str = "mean_trajectory") -> pd.DataFrame:
-    """One row a method, one column a metric, cells "mean ± spread"; "–" where there is nothing to say."""
+    """One row a method, one column a metric, cells "mean ± spread"; "–" where there is nothing to say,
+    "off scale" where errors are (ranks are compared all the same).
+    """
     frame = summary(scores, baseline)
     cells = frame.assign(cell=[_cell(m, s) for m, s in zip(frame["mean"], frame["spread"], strict=True)])
+    of_errors = cells["metric"].isin(["mse", "mae", "skill"])
+    cells.loc[of_errors & cells["method"].isin(off_scale(scores, baseline)), "cell"] = "off scale"
     wide = cells.pivot_table(index="method", columns="metric", values="cell", aggfunc="first")
     wide = wide.reindex(index=scores["method"].unique(), columns=list(COLUMNS)).fillna("–")
     return wide.rename(columns=COLUMNS)
 
 
 def to_markdown(scores: pd.DataFrame, baseline: str = "mean_trajectory") -> str:
-    return table(scores, baseline).to_markdown(disable_numparse=True) + "\n\n" + NOTE + "\n"
+    """The table, and below it what its cells are."""
+    notes = [NOTE, *([WHY_OFF_SCALE] if off_scale(scores, baseline) else [])]
+    return "\n\n".join([table(scores, baseline).to_markdown(disable_numparse=True), *notes]) + "\n"
+
+
+def off_scale(scores: pd.DataFrame, baseline: str = "mean_trajectory") -> list[str]:
+    """The methods whose mean squared error over all runs is more than :data:`OFF_SCALE` times that of
+    persistence (of ``baseline``, where persistence is not among the methods).
+    """
+    mse = _means_by_run(scores).xs("mse", level="metric").groupby("method", sort=False).mean()
+    reference = mse["persistence" if "persistence" in mse else baseline]
+    return list(mse.index[mse > OFF_SCALE * reference]) if reference > 0 else []
+
+
+def _means_by_run(scores: pd.DataFrame) -> pd.Series:
+    """Of what is measured in each run: [method, metric, run] → mean over test examples."""
+    return scores[scores["run"] != ""].groupby(["method", "metric", "run"], sort=False)["value"].mean()
 
 
 def _mean_and_sd(values: np.ndarray) -> tuple[float, float, int]:
     if len(values) == 0:
         return np.nan, np.nan, 0
-    sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
+    with np.errstate(invalid="ignore"):  # NaN where an error is infinite
+        sd = float(np.std(values, ddof=1)) if len(values) > 1 else np.nan
     return float(np.mean(values)), sd, len(values)
 
 
@@ -68,7 +104,8 @@ def _jackknife(mse: np.ndarray, base: np.ndarray) -> float:
     if n < 2:
         return np.nan
     left = np.array([counterfactual_skill(np.delete(mse, i), np.delete(base, i)) for i in range(n)])
-    return float(np.sqrt((n - 1) / n * np.sum(np.square(left - np.mean(left)))))
+    with np.errstate(invalid="ignore"):  # NaN where an error is infinite
+        return float(np.sqrt((n - 1) / n * np.sum(np.square(left - np.mean(left)))))
 
 
 def _cell(mean: float, spread: float) -> str:

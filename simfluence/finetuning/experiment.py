@@ -20,10 +20,10 @@ import torch
 from joblib import Parallel, cpu_count, delayed
 from tqdm import tqdm
 
-from simfluence import renamed
+from simfluence import outputs, renamed
 from simfluence.curriculum import Curriculum
 from simfluence.devices import chosen_device
-from simfluence.errors import RecordingError, RunExistsError
+from simfluence.errors import RecordingError, RunDataError, RunExistsError
 from simfluence.finetuning.designs import draw_curriculum
 from simfluence.finetuning.loop import train
 from simfluence.finetuning.metrics import recorded_loss
@@ -31,11 +31,22 @@ from simfluence.finetuning.models import Model, load_model
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.tasks import Task, load_task
 from simfluence.finetuning.tunings import apply_tuning
-from simfluence.recording import RunRecorder
+from simfluence.recording import RunRecorder, schedule
+from simfluence.runs import storage
 
 Config = Mapping[str, Any]
 """An experiment: the groups ``task``, ``model``, ``tuning`` and ``run`` of conf/, as plain values."""
 
+
+SETTINGS = ("model", "tuning", "run.optimizer")
+"""What all runs of a set have in common, beside the task."""
+
+DRAWN_BY = ("run.design", "run.seed")
+"""What a run's curriculum follows from, beside its number."""
+
+RUN_OPTIONS = (
+    *("seed", "design", "optimizer", "eval_batch_size", "text", "metrics", "keep_weights", "resume_every"),
+)
 
 RESUME_EVERY = 25
 """Steps between the checkpoints from which an interrupted run can be resumed."""
@@ -59,6 +70,7 @@ def record_runs(
     numbers: Sequence[int] | None = None,
     curricula: Mapping[str, Curriculum] | None = None,
     device: str | None = None,
+    mixed: bool = False,
     progress: bool = True,
 ) -> list[str]:
     """Record the runs of an experiment that are not complete yet.
@@ -73,6 +85,8 @@ def record_runs(
     numbers : record only the runs of these numbers (other machines record the others).
     curricula : run name → curriculum, in place of ``count`` drawn ones.
     device : where to train, as torch names it; None is the GPU if torch finds one.
+    mixed : whether the set may hold runs of other settings (model, tuning, optimizer; of runs that are there
+        already, also the design and the seed).
 
     Returns
     -------
@@ -80,14 +94,18 @@ def record_runs(
 
     Raises
     ------
-    RecordingError : some runs failed (named, with their errors); the others are recorded.
-    ValueError : there is no such device, run or metric, or an option in ``run`` has a new name.
+    RecordingError : some runs failed (named, with their errors; the others are recorded), or the set holds
+        runs of other examples or settings.
+    ValueError : there is no such device, run, metric or option, or an option in ``run`` has a new name.
+        Nothing is written then.
     """
-    where = chosen_device(device)
-    renamed.check(config["run"], renamed.RECORDING, ValueError)
-    recorded_loss(config["run"].get("metrics"))  # raises for a wrong name, before anything is made
+    where, path = chosen_device(device), Path(path)
+    outputs.check_folder(path)
+    for name, value in (("count", count), ("processes", processes)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
     task = load_task(**config["task"])
-    recorder = _recorder(path, task, config)
+    drawn = curricula is None
     if curricula is None:
         curricula = planned_curricula(config, task, count)
     if numbers is not None:
@@ -95,33 +113,109 @@ def record_runs(
             raise ValueError(f"there is no run number {outside[0]}: count is {len(curricula)}")
         names = list(curricula)
         curricula = {names[number]: curricula[names[number]] for number in numbers}
-    pending = {name: c for name, c in curricula.items() if recorder.status(name) != "complete"}
+    check_run_options(config["run"], curricula)
+    if (path / storage.EXAMPLES).exists():
+        _recorder(path, task, config)  # raises for a set of other examples
+        check_settings(path, config, [*curricula], drawn=drawn, mixed=mixed)
+    complete = {name for name in curricula if _status(path, name) == "complete"}
+    pending = {name: curriculum for name, curriculum in curricula.items() if name not in complete}
     if not pending:
         return []
-    processes = processes or (cpu_count() if where.type == "cpu" else 1)
-    threads = max(1, torch.get_num_threads() // processes)
-    jobs = (
-        delayed(_record_one)(json.dumps(config), str(path), name, curriculum, threads, str(where))
-        for name, curriculum in pending.items()
-    )
-    outcomes: Iterator[tuple[str, str | None]] = Parallel(n_jobs=processes, return_as="generator_unordered")(
-        jobs
-    )
-    failures = {}
-    with tqdm(
-        total=len(curricula), initial=len(curricula) - len(pending), desc="recording", unit="run",
-        disable=not progress,
-    ) as bar:  # fmt: skip
-        for name, error in outcomes:
-            if error is not None:
-                failures[name] = error
-            bar.update()
+    done = len(curricula) - len(pending)
+    failures = _record_all(config, path, pending, processes, where, done=done, progress=progress)
     if failures:
         raise RecordingError(
             f"{len(failures)} of {len(pending)} runs failed (the others are recorded; the same command"
             " records these again): " + "; ".join(f"{name}: {error}" for name, error in failures.items())
         )
     return list(pending)
+
+
+def _record_all(
+    config: Config,
+    path: Path,
+    curricula: Mapping[str, Curriculum],
+    processes: int | None,
+    where: torch.device,
+    *,
+    done: int,
+    progress: bool,
+) -> dict[str, str]:
+    """Record these runs, after ``done`` others. Returns run name → what went wrong, of those that failed."""
+    processes = processes or (cpu_count() if where.type == "cpu" else 1)
+    threads = max(1, torch.get_num_threads() // processes)
+    jobs = (
+        delayed(_record_one)(json.dumps(config), str(path), name, curriculum, threads, str(where))
+        for name, curriculum in curricula.items()
+    )
+    outcomes: Iterator[tuple[str, str | None]] = Parallel(n_jobs=processes, return_as="generator_unordered")(
+        jobs
+    )
+    failures = {}
+    with tqdm(
+        total=done + len(curricula), initial=done, desc="recording", unit="run", disable=not progress
+    ) as bar:
+        for name, error in outcomes:
+            if error is not None:
+                failures[name] = error
+            bar.update()
+    return failures
+
+
+def check_run_options(options: Mapping[str, Any], curricula: Mapping[str, Curriculum]) -> None:
+    """Raises ValueError or TypeError if runs with these curricula cannot have such ``run`` options."""
+    renamed.check(options, renamed.RECORDING, ValueError)
+    if unknown := sorted(set(options) - set(RUN_OPTIONS)):
+        raise ValueError(f"run has no option {unknown[0]!r}; it has {', '.join(RUN_OPTIONS)}")
+    recorded_loss(options.get("metrics"))
+    make_optimizer([torch.nn.Parameter(torch.zeros(1))], 1, **options["optimizer"])
+    for curriculum in curricula.values():
+        schedule.weights(options.get("keep_weights"), len(curriculum))
+
+
+def check_settings(path: Path, config: Config, names: Sequence[str], *, drawn: bool, mixed: bool) -> None:
+    """Raises RecordingError if the set holds runs that were recorded with other settings (``SETTINGS``), or
+    runs of these names whose curricula were drawn otherwise (``DRAWN_BY``).
+
+    Compared is what both say: a setting that one of them leaves out may be the same default.
+
+    drawn : whether curricula follow from the configuration. mixed : compare only with runs that would be
+        resumed.
+    """
+    ours = _flat(json.loads(json.dumps(config)))
+    for run_id in storage.run_ids(path):
+        resumed = run_id in names and _status(path, run_id) != "complete"
+        if mixed and not resumed:
+            continue
+        try:
+            theirs = _flat(storage.read_manifest(path / run_id).get("config") or {})
+        except RunDataError:  # damaged: whoever loads the set is told
+            continue
+        compared = (*SETTINGS, *(DRAWN_BY if drawn and run_id in names else ()))
+        for key in (key for key in ours if key in theirs and key.startswith(compared)):
+            if ours[key] != theirs[key]:
+                raise RecordingError(
+                    f"{path} holds {run_id}, which was recorded with {key}={theirs[key]}, not {ours[key]}:"
+                    " record into another folder"
+                    + (", or delete this run" if resumed else ", or with mixed=true into this one")
+                )
+
+
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """{"run.optimizer.lr": 5e-5, …} of nested mappings."""
+    if not isinstance(config, Mapping):
+        return {prefix: config}
+    return {
+        key: value
+        for name, inner in config.items()
+        for key, value in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+    }
+
+
+def _status(path: Path, name: str) -> str | None:
+    """How a run of this name stands; None if there is none."""
+    folder = path / storage.check_run_id(name)
+    return storage.status(folder) if (folder / storage.MANIFEST).exists() else None
 
 
 def planned_curricula(config: Config, task: Task, count: int) -> dict[str, Curriculum]:

@@ -10,7 +10,7 @@ import torch
 from simfluence.errors import RunDataError
 from simfluence.finetuning.classifiers import TextClassifier
 from simfluence.finetuning.language_models import LanguageModel
-from simfluence.finetuning.packaged import model_path
+from simfluence.finetuning.packaged import CONVERTED, PACKAGED, model_path
 from simfluence.finetuning.tasks import Task
 
 Kind = Literal["encoder", "causal", "seq2seq"]
@@ -60,7 +60,13 @@ def load_model(
 
     disable_progress_bar()
     path = model_path(name, archive)
-    config = transformers.AutoConfig.from_pretrained(path)
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        said = str(error).splitlines()[0]
+        raise RunDataError(
+            f"the model {name!r} cannot be loaded: {said} (packaged are {', '.join((*PACKAGED, *CONVERTED))})"
+        ) from error
     kind = kind or kind_of(config)
     classes = {
         "encoder": transformers.AutoModel,

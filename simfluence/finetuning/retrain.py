@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,22 +57,25 @@ def retrain_as_recorded(of: str, name: str, device: str | None = None) -> Callab
 
     of : the folder of the run set. Recordings are added to one whose name ends in "-whatif" instead of being
         mixed with it; one that is there already is not made again.
-    name : what was changed, in words; with the run's name it names the recording.
+    name : what was changed, in words. It is part of the recording's name, with the run's and a hash:
+        recordings of other curricula have other names.
     device : where to train, as torch names it; None is where the run was trained.
 
     The function raises RunDataError for a run that ``simfluence record`` did not make.
     """
-    path = f"{of.rstrip('/')}-whatif"
-    slug = "-".join("".join(c if c.isalnum() else "-" for c in word) for word in name.split())
+    path = Path(f"{os.path.abspath(of)}-whatif")
+    slug = "-".join(re.findall("[A-Za-z0-9]+", name))
 
     def retrained(run: Run, curriculum: Curriculum) -> Run:
         if not run.config:
             raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
         recorded = RunSet.load(of)
         check_task(load_task(**recorded_config(run)["task"]), recorded.train, recorded.test)
-        run_id = f"{run.id}-{slug[:60].strip('-')}"
+        digest = hashlib.sha256(f"{run.id} {name} {curriculum.fingerprint}".encode()).hexdigest()[:8]
+        run_id = f"{run.id[:35]}-{slug[:50].strip('-')}-{digest}"
         where = device or str(recorded_device(run))
-        record_runs(recorded_config(run), path, count=1, curricula={run_id: curriculum}, device=where)
+        curricula = {run_id: curriculum}
+        record_runs(recorded_config(run), path, count=1, curricula=curricula, device=where, mixed=True)
         runs = RunSet.load(path)
         return runs[runs.position(run_id)]
 

@@ -31,7 +31,7 @@ def weights(which: KeepWeights, total_steps: int | None) -> Schedule:
         return never
     if which == "every":
         return lambda step: True
-    if isinstance(which, str):
+    if isinstance(which, str | float):
         raise ValueError(f"keep_weights is None, 'every', a number of steps, or the steps; got {which!r}")
     if not isinstance(which, int):
         return _given(which, "keep_weights")
@@ -45,6 +45,9 @@ def weights(which: KeepWeights, total_steps: int | None) -> Schedule:
 
 
 def _given(steps: Iterable[int], what: str, also: tuple[int, ...] = ()) -> Schedule:
+    steps = list(steps)
+    if broken := [step for step in steps if step != int(step)]:
+        raise ValueError(f"{what}: steps are whole numbers, got {broken[0]}")
     given = frozenset(int(step) for step in steps)
     if bad := [step for step in given if step < 0]:
         raise ValueError(f"{what}: steps are 0 or more, got {min(bad)}")

@@ -15,14 +15,13 @@ import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from simfluence.errors import RunDataError
 from simfluence.jsonl import read_jsonl
-from simfluence.runs.importing import InitialLoss, Log, runs_of
+from simfluence.runs.importing import Log, Read
 from simfluence.runs.run import Run
 from simfluence.runs.storage import natural_order
 from simfluence.runs.tables import ExampleTable, as_text
@@ -30,27 +29,13 @@ from simfluence.runs.tables import ExampleTable, as_text
 SAMPLES, LOSSES = "train_samples_id.json", "all_loss_trajectory.out"
 
 
-def read(
-    path: str | Path,
-    *,
-    train: ExampleTable | None = None,
-    test: ExampleTable | None = None,
-    initial_loss: InitialLoss = "first",
-    **options: Any,
-) -> tuple[list[Run], ExampleTable, ExampleTable]:
-    """The runs in a folder of run folders (or a single run's folder), their training and their test table.
+def read(path: str | Path, *, train: ExampleTable | None = None, test: ExampleTable | None = None) -> Read:
+    """The runs in a folder of run folders (or a single run's folder).
 
-    Run names are the folders'; losses are float64.
+    Run names are the folders'; losses are float64. ``train`` and ``test`` are the tables of examples; by
+    default of all ids that occur in any of the runs, ascending.
 
-    Parameters
-    ----------
-    train, test : the tables of examples; by default all ids that occur in any of the runs, ascending.
-    initial_loss, options : as :func:`~simfluence.runs.importing.runs_of` has them.
-
-    Raises
-    ------
-    RunDataError : a file does not have the form above (file and line are named), or a run lacks what
-        ``runs_of`` needs.
+    Raises RunDataError for a file that does not have the form above (file and line are named).
     """
     path = Path(path)
     folders = sorted({file.parent for pattern in (SAMPLES, f"*/{SAMPLES}") for file in path.glob(pattern)})
@@ -60,8 +45,7 @@ def read(
     read = [(folder, _read_batches(folder / SAMPLES), _read_losses(folder / LOSSES)) for folder in folders]
     train = train or _table({i for _, batches, _ in read for batch in batches.values() for i in batch})
     test = test or _table({z for _, _, losses in read for z in losses})
-    logs = [_log(*one, test) for one in read]
-    return runs_of(logs, train, test, initial_loss=initial_loss, **options), train, test
+    return [_log(*one, test) for one in read], train, test
 
 
 def write(runs: Iterable[Run], train: ExampleTable, test: ExampleTable, path: str | Path) -> None:

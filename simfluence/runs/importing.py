@@ -45,11 +45,14 @@ class Log:
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
+Read: TypeAlias = tuple[list[Log], ExampleTable, ExampleTable]
+"""What a reader finds in a file: the logs, the training table and the test table."""
+
+
 def runs_of(
     logs: Sequence[Log],
     train: ExampleTable,
     test: ExampleTable,
-    *,
     initial_loss: InitialLoss = None,
     optimizer: Mapping[str, Any] | None = None,
     allow_nonfinite: bool = False,

@@ -29,7 +29,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from simfluence.errors import RunDataError
-from simfluence.runs.importing import InitialLoss, Log, runs_of
+from simfluence.runs.importing import Log, Read
 from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.storage import natural_order
 from simfluence.runs.tables import ExampleTable, as_text
@@ -73,13 +73,11 @@ def read(
     train: ExampleTable | None = None,
     test: ExampleTable | None = None,
     dtype: npt.DTypeLike | None = None,
-    initial_loss: InitialLoss = None,
-    optimizer: Mapping[str, Any] | None = None,
-    allow_nonfinite: bool = False,
-) -> tuple[list[Run], ExampleTable, ExampleTable]:
-    """The runs in a long table (or a wide one), their training and their test table.
-
-    Parameters and errors are those of :meth:`RunSet.from_table <simfluence.runs.RunSet.from_table>`.
+    allow_missing: bool = False,
+) -> Read:
+    """The runs in a long table (or a wide one). ``allow_missing`` is whether a test example may lack a loss
+    where others have one; other parameters, and errors, are those of
+    :meth:`RunSet.from_table <simfluence.runs.RunSet.from_table>`.
     """
     frame = _opened(table, train, test)
     if is_wide(frame, prefix):
@@ -99,13 +97,10 @@ def read(
         **metrics, **{name: _numbers(frame, name) for name in _OF_STEPS if name in frame}
     )
     logs = [
-        _log(str(name), rows, test, list(metrics), allow_nonfinite)
+        _log(str(name), rows, test, list(metrics), allow_missing)
         for name, rows in frame.groupby("run", sort=False)
     ]
-    runs = runs_of(
-        logs, train, test, initial_loss=initial_loss, optimizer=optimizer, allow_nonfinite=allow_nonfinite
-    )
-    return runs, train, test
+    return logs, train, test
 
 
 # ---------------------------------------------------------------------------------------- writing
@@ -248,7 +243,7 @@ def _numbered_like(ids: pd.Series[Any]) -> ExampleTable:
 def _log(
     name: str, rows: pd.DataFrame, test: ExampleTable, metrics: Sequence[str], allow_missing: bool
 ) -> Log:
-    """One run; ``allow_missing``: whether a test example may lack a loss where others have one."""
+    """One run (see :func:`read`)."""
     consumed, evaluated = rows[rows["example"] != ""], rows[rows["test"] != ""]
     at = np.unique(evaluated["step"])
     if len(at) == 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -100,6 +101,12 @@ class Run:
         if self.evaluated[0] != 0:
             raise RunDataError(f"run {self.id!r} has no losses before its first step")
         return self.loss[0]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash over the curriculum and the losses: runs that agree in both are the same run."""
+        losses = np.ascontiguousarray(self.loss, "<f8").tobytes()
+        return hashlib.sha256(self.curriculum.fingerprint.encode() + losses).hexdigest()[:32]
 
     @property
     def every_step(self) -> bool:

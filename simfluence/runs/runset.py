@@ -14,7 +14,7 @@ import pandas as pd
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
 from simfluence.runs import gptfluence, long_table, storage
-from simfluence.runs.importing import InitialLoss, check_finite
+from simfluence.runs.importing import InitialLoss, Read, check_finite, runs_of
 from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.tables import ExampleTable
 
@@ -206,18 +206,9 @@ class RunSet:
         RunDataError : a column, a step or a loss is missing; a row says nothing, or two things; a loss stands
             twice; or an id is not in its table. The message names the row or the run.
         """
-        parts = long_table.read(
-            table,
-            batches=batches,
-            prefix=prefix,
-            train=train,
-            test=test,
-            dtype=dtype,
-            initial_loss=initial_loss,
-            optimizer=optimizer,
-            allow_nonfinite=allow_nonfinite,
-        )
-        return cls(*parts)
+        options: dict[str, Any] = {"batches": batches, "prefix": prefix, "dtype": dtype}
+        read = long_table.read(table, train=train, test=test, allow_missing=allow_nonfinite, **options)
+        return cls._of_logs(read, initial_loss, optimizer, allow_nonfinite)
 
     def to_table(self, path: str | Path | None = None) -> pd.DataFrame:
         """The set as a long table (:mod:`simfluence.runs.long_table`), which is also written to ``path``, a
@@ -241,15 +232,13 @@ class RunSet:
         The options mean the same as in :meth:`from_table`. The published logs have no losses before the first
         step, so by default a run begins at the first losses it has.
         """
-        parts = gptfluence.read(
-            path,
-            train=train,
-            test=test,
-            initial_loss=initial_loss,
-            optimizer=optimizer,
-            allow_nonfinite=allow_nonfinite,
-        )
-        return cls(*parts)
+        read = gptfluence.read(path, train=train, test=test)
+        return cls._of_logs(read, initial_loss, optimizer, allow_nonfinite)
+
+    @classmethod
+    def _of_logs(cls, read: Read, *options: Any) -> RunSet:
+        """``options`` : as in :func:`~simfluence.runs.importing.runs_of`."""
+        return cls(runs_of(*read, *options), *read[1:])
 
     def save(self, path: str | Path, *, text: bool = True) -> None:
         """Write the set to a new folder; without the texts of the examples, if ``text`` is False.
@@ -319,15 +308,47 @@ class RunSet:
         a, b, c = np.cumsum([train, validation, test])
         return self[order[:a]], self[order[a:b]], self[order[b:c]]
 
-    def split_to_fit(self, train: int, validation: int = 0) -> tuple[RunSet, RunSet, list[str]]:
+    def split_to_fit(
+        self, train: int, validation: int = 0, *, held_out: str | None = None
+    ) -> tuple[RunSet, RunSet, list[str]]:
         """The first runs, for fitting and for choosing; where there are fewer, all of them for fitting.
+
+        held_out : the name of a run that is left out of both, unless it is the only one.
 
         Returns (training runs, validation runs, notes), the notes being sentences on what was done otherwise.
         """
-        if len(self) >= (wanted := train + validation):
-            return *self.split(train, validation)[:2], []
-        note = f"{len(self)} runs, fewer than train + validation = {wanted}: fitted to all"
-        return *self.split(len(self))[:2], [note]
+        if held_out is not None and len(self) == 1:
+            return *self.split(1)[:2], [f"fitted to {held_out} itself, since the set has no other run"]
+        others = self[[number for number, run in enumerate(self.ids) if run != held_out]]
+        if len(others) >= (wanted := train + validation):
+            return *others.split(train, validation)[:2], []
+        but = "" if held_out is None else f" but {held_out}"
+        note = f"fewer runs than train + validation = {wanted}: fitted to all{but}"
+        return *others.split(len(others))[:2], [note]
+
+    def split_to_test(
+        self, train: int, validation: int = 0, test: int | None = None, *, seed: int | None = None
+    ) -> tuple[RunSet, RunSet, RunSet, list[str]]:
+        """As :meth:`split`; where there are fewer runs, a quarter of them (or ``test``) to be predicted, and
+        all others for fitting.
+
+        Returns (training runs, validation runs, test runs, notes), the notes being sentences on what was done
+        otherwise.
+
+        Raises ValueError if no run would be left to fit to.
+        """
+        wanted = train + validation + (1 if test is None else test)
+        if min(train, validation, test or 0) < 0 or len(self) >= wanted:
+            return *self.split(train, validation, test, seed=seed), []
+        held_out = max(len(self) // 4, 1) if test is None else test
+        if held_out >= len(self):
+            raise ValueError(
+                f"of {len(self)} runs, {held_out} to be predicted leave none to fit to; record more runs"
+            )
+        parts = self.split(len(self) - held_out, 0, held_out, seed=seed)
+        note = f"fewer runs than train + validation + test = {wanted}: "
+        note += f"fitted to {len(parts[0])}, tested on {held_out}"
+        return *parts, [note]
 
     # ------------------------------------------------------------------------------- as arrays
 

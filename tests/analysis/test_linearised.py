@@ -135,7 +135,13 @@ def test_effects_beside_it_add_to_what_it_predicts() -> None:
 
 
 def test_what_is_wrong_is_named() -> None:
-    unknown = {"class": "Lion"}, {"class": "Adam", "amsgrad": True}, {"class": "SGD", "momentum": [0, 1]}
+    groups = [{"parameters": ["a"], "lr": 0.1}, {"parameters": ["b"], "lr": 0.2}]
+    unknown = (
+        {"class": "Lion"},
+        {"class": "Adam", "amsgrad": True},
+        {"class": "SGD", "momentum": [0, 1]},
+        {"class": "SGD", "lr": 0.1, "groups": groups},
+    )
     for optimizer in unknown:
         with pytest.raises(RunDataError, match=r"SGD, Adam or AdamW|one group"):
             Update.of(optimizer)

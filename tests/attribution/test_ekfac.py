@@ -1,145 +1,27 @@
-"""EK-FAC against the dense Fisher matrix, naive loops, and its own parts."""
+"""EK-FAC against naive loops and its own parts."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from attribution.ekfac_blocks import flat_blocks, recomposed
 from attribution_models import CASES, bert, gpt2, naive_gradients, network, points, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from simfluence.attribution import (
-    Classification,
-    EKFACFactors,
     LossesOnly,
-    Regression,
     ekfac,
     ekfac_by_layer_and_token,
     ekfac_factors,
     gradient_similarity,
     selected_parameters,
 )
-from simfluence.attribution.ekfac.blocks import Block
-from simfluence.attribution.ekfac.cache import GradientCache
 from simfluence.attribution.ekfac.queries import low_rank
-from simfluence.attribution.gradient_parts import Outer, Summed
-from simfluence.attribution.tracing import Traced, Tracer
-from simfluence.errors import RunDataError
-
-
-def recomposed(factors: EKFACFactors, block: Block) -> Tensor:
-    """The block of the Fisher matrix, [number, number], in the order of the flat matrix [out, in]."""
-    factor = factors.factors[block.name]
-    if block.treatment == "diagonal":
-        return factor.eigenvalues.flatten().diag()
-    basis = factor.out_basis
-    if block.treatment == "kronecker":
-        basis = torch.kron(factor.out_basis, factor.in_basis)
-    return basis @ factor.eigenvalues.flatten().diag() @ basis.T
-
-
-def flat_blocks(factors: EKFACFactors, gradients: Tensor, parameters: dict[str, nn.Parameter]) -> dict:
-    """block → gradients [example, number] in the order of the block's matrix."""
-    sizes = [p.numel() for p in parameters.values()]
-    parts = dict(zip(parameters, gradients.split(sizes, 1), strict=True))
-    found = {}
-    for block in factors.blocks:
-        weight = parts[block.parameters[0]].reshape(-1, *parameters[block.parameters[0]].shape)
-        if block.ones:
-            bias = parts[block.parameters[1]]
-            bias = bias[:, :, None] if block.ones == "right" else bias[:, None, :]
-            weight = torch.cat([weight, bias], 2 if block.ones == "right" else 1)
-        found[block.name] = weight.flatten(1)
-    return found
-
-
-def damped(matrix: Tensor, damping: float) -> Tensor:
-    return matrix + damping * torch.eye(len(matrix), dtype=matrix.dtype)
-
-
-# ------------------------------------------------------------------------------- the dense Fisher
-
-
-def test_is_the_fisher_matrix_of_a_linear_layer_with_one_input() -> None:
-    """Where all examples have the same input, F = S ⊗ A: nothing is approximated."""
-    torch.manual_seed(0)
-    x = torch.randn(3, dtype=torch.float64)
-    objective = Classification(nn.Linear(3, 4).double())
-    train, test = [(x, i % 4) for i in range(7)], points(3, seed=1)
-    parameters = selected_parameters(objective.module)
-    factors = ekfac_factors(objective, train, fisher="empirical", batch_size=3)
-    (block,) = factors.blocks
-    assert (block.treatment, block.shape) == ("kronecker", (4, 4))
-    of_train = flat_blocks(factors, naive_gradients(objective, train, parameters), parameters)[block.name]
-    of_test = flat_blocks(factors, naive_gradients(objective, test, parameters), parameters)[block.name]
-    fisher = of_train.T @ of_train / len(train)
-    assert torch.allclose(recomposed(factors, block), fisher, atol=1e-12)
-    damping = 0.1 * fisher.trace() / len(fisher)
-    expected = of_train @ torch.linalg.solve(damped(fisher, damping), of_test.T)
-    found = ekfac(objective, train, test, factors=factors)
-    np.testing.assert_allclose(found.scores, expected.numpy(), rtol=1e-8)
-    assert found.covers == ("weight", "bias")
-    kfac = ekfac(objective, train, test, factors=factors, preconditioner="kfac")
-    np.testing.assert_allclose(kfac.scores, expected.numpy(), rtol=1e-8)
-    exact = torch.linalg.pinv(fisher, hermitian=True)
-    pseudo = ekfac(objective, train, train, factors=factors, damping=0)
-    np.testing.assert_allclose(pseudo.scores, (of_train @ exact @ of_train.T).numpy(), rtol=1e-6, atol=1e-9)
-
-
-class Parts(nn.Module):
-    """Outputs made of three parts with constant inputs: a map, a scale, and a map without a bias."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.one, self.two = nn.Linear(2, 3), nn.Linear(3, 3, bias=False)
-        self.norm = nn.LayerNorm(3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.one(x[:, :2]) + self.two(x) + self.norm(x)
-
-
-def test_blocks_are_those_of_the_dense_fisher_matrix() -> None:
-    torch.manual_seed(0)
-    objective = Regression(Parts().double())
-    x = torch.randn(3, dtype=torch.float64)
-    train = [(x, torch.randn(3, dtype=torch.float64)) for _ in range(9)]
-    factors = ekfac_factors(objective, train, fisher="empirical", batch_size=4)
-    parameters = selected_parameters(objective.module)
-    by_block = flat_blocks(factors, naive_gradients(objective, train, parameters), parameters)
-    assert {b.name: b.treatment for b in factors.blocks} == {
-        "one": "kronecker", "two.weight": "kronecker", "norm.weight": "dense", "norm.bias": "dense"
-    }  # fmt: skip
-    expected = torch.zeros(9, 9, dtype=torch.float64)
-    for block in factors.blocks:
-        gradients = by_block[block.name]
-        fisher = gradients.T @ gradients / len(train)
-        assert torch.allclose(recomposed(factors, block), fisher, atol=1e-12)
-        damping = 0.1 * fisher.trace() / len(fisher)
-        expected += gradients @ torch.linalg.solve(damped(fisher, damping), gradients.T)
-    np.testing.assert_allclose(ekfac(objective, train, train, factors=factors).scores, expected, rtol=1e-8)
-
-
-def test_true_fisher_is_reproducible_and_tends_to_the_gauss_newton_matrix() -> None:
-    """Of a Gaussian, E over drawn labels is JᵀJ; 2 000 copies of one example come near."""
-    torch.manual_seed(0)
-    objective = Regression(nn.Linear(3, 2).double())
-    x = torch.randn(3, dtype=torch.float64)
-    train = [(x, torch.zeros(2, dtype=torch.float64))] * 2000
-    one, same, other = (ekfac_factors(objective, train, seed=s, batch_size=500) for s in (0, 0, 1))
-    a = torch.cat([x, torch.ones(1, dtype=torch.float64)])
-    expected = torch.kron(torch.eye(2, dtype=torch.float64), torch.outer(a, a))
-    found, again, different = (recomposed(f, f.blocks[0]) for f in (one, same, other))
-    assert torch.equal(found, again)
-    assert not torch.equal(found, different)
-    assert (found - expected).norm() < 0.1 * expected.norm()
-
-
-# --------------------------------------------------------------------------------- naive loops
 
 
 def naive_moments(objective: Any, examples: Any, module: nn.Module) -> tuple[Tensor, Tensor]:
@@ -226,9 +108,6 @@ def test_scores_by_layer_and_token_add_up(case: str) -> None:
     )
 
 
-# --------------------------------------------------------------------------------------- options
-
-
 def test_identity_is_the_dot_product_of_gradients() -> None:
     model, examples = bert(), texts(6)
     found = ekfac(model, examples[:4], examples[4:], preconditioner="identity")
@@ -284,39 +163,6 @@ def test_rotating_training_gradients_or_queries_is_the_same() -> None:
     there = ekfac(objective, few, many, factors=factors).scores
     back = ekfac(objective, many, few, factors=factors).scores
     np.testing.assert_allclose(there, back.T, rtol=1e-8, atol=1e-12)
-
-
-@pytest.mark.parametrize("case", ["network", "bert choices", "gpt2", "bert ia3", "t5"])
-@pytest.mark.parametrize("fisher", ["empirical", "true"])
-def test_what_is_kept_in_memory_changes_nothing(case: str, fisher: Any) -> None:
-    """Not even how many batches of two fit."""
-    objective, examples = CASES[case]()
-    train, test = examples[:-1], examples[2:]
-    options = {"fisher": fisher, "batch_size": 2}
-    factors = ekfac_factors(objective, train, **options, memory=0)
-    expected = ekfac(objective, train, test, factors=factors, batch_size=2).scores
-    for memory in (0, 4_000, 2**31):
-        for rank, error in ((None, 1e-9), (8, 1e-7)):
-            found = ekfac(objective, train, test, **options, memory=memory, rank=rank).scores
-            assert np.abs(found - expected).max() <= error * np.abs(expected).max()
-
-
-def test_a_gradient_cache() -> None:
-    """All or none, each with memory of its own, and what is shared once."""
-    shared = torch.ones(2, 3, 4)
-    batch = Traced(torch.zeros(2), {"a": [Outer(shared, shared)], "b": [Summed(shared)]})
-    cached, too_many = GradientCache(4, 4 * 24 * 2), GradientCache(4, 4 * 24 * 2 - 1)
-    for each in (cached, too_many):
-        each.add(batch, copy=True)
-        assert not each.complete
-        each.add(batch, copy=True)
-    assert (cached.complete, too_many.complete) == (True, False)
-    shared.zero_()
-    assert [float(found.parts["b"][0].values.sum()) for found in cached.taken()] == [24, 24]
-    assert list(cached.taken()) == list(too_many.taken()) == []
-
-
-# --------------------------------------------------------------------------------- hard cases
 
 
 def test_repeated_examples_and_a_single_one() -> None:
@@ -401,108 +247,6 @@ def test_coverage_says_what_became_of_everything() -> None:
     assert treated["lm.transformer.wte.weight"] == "dense"  # small, and tied to the output map
     assert treated["lm.transformer.ln_f.weight"] == "dense"
     assert list(coverage) == ["parameters", "treatment", "shape", "size", "mean_eigenvalue", "damping"]
-
-
-def test_large_embeddings_are_diagonal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_module("simfluence.attribution.ekfac.blocks"), "DENSE_LIMIT", 20)
-    for make in (bert, gpt2):
-        model, examples = make(), texts(5)
-        parameters = selected_parameters(model)
-        factors = ekfac_factors(model, examples, fisher="empirical", batch_size=2)
-        by_block = flat_blocks(factors, naive_gradients(model, examples, parameters), parameters)
-        expected, exact = 0, None
-        for block in factors.blocks:
-            factor, flat = factors.factors[block.name], by_block[block.name]
-            if block.treatment == "diagonal":
-                squares = flat.square().mean(0).reshape(block.shape)
-                assert torch.allclose(factor.eigenvalues, squares, atol=1e-12)
-            if factor.damping():  # not zero but for rounding, or not used at all
-                fisher = damped(recomposed(factors, block), factor.damping())
-                expected = expected + flat @ torch.linalg.solve(fisher, flat.T)
-        for rank in (None, 3):
-            found = ekfac(model, examples, examples, factors=factors, rank=rank).scores
-            exact = found if exact is None else exact
-        np.testing.assert_allclose(exact, expected, rtol=1e-7, atol=1e-8 * np.abs(exact).max())
-        assert (factors.coverage.treatment == "diagonal").any()
-
-
-# --------------------------------------------------------------------------------- on disk
-
-
-def test_saved_factors_give_the_same_scores_and_refuse_other_weights(tmp_path) -> None:
-    model, examples = gpt2(), texts(5)
-    factors = ekfac_factors(model, examples)
-    factors.save(tmp_path / "factors.safetensors")
-    loaded = EKFACFactors.load(tmp_path / "factors.safetensors", model)
-    expected = ekfac(model, examples[:3], examples[3:], factors=factors)
-    found = ekfac(model, examples[:3], examples[3:], factors=loaded)
-    np.testing.assert_allclose(found.scores, expected.scores, rtol=1e-10)
-    assert loaded.about == factors.about
-    assert loaded.coverage.equals(factors.coverage)
-    with torch.no_grad():
-        model.lm.transformer.wpe.weight[0, 0] += 1
-    with pytest.raises(RunDataError, match="make them anew"):
-        EKFACFactors.load(tmp_path / "factors.safetensors", model)
-    with pytest.raises(RunDataError, match="other weights"):
-        ekfac(model, examples, examples, factors=loaded)
-    with pytest.raises(ValueError, match="give one of both"):
-        ekfac(gpt2(), examples, examples, factors=loaded, parameters=["lm"])
-    (tmp_path / "factors.safetensors").write_bytes(b"torn")
-    with pytest.raises(RunDataError, match="damaged"):
-        EKFACFactors.load(tmp_path / "factors.safetensors")
-    expected.save(tmp_path / "scores.safetensors")
-    with pytest.raises(RunDataError, match="does not hold EK-FAC factors"):
-        EKFACFactors.load(tmp_path / "scores.safetensors")
-
-
-class Interrupted(Exception):
-    pass
-
-
-def test_interrupted_factors_go_on_where_they_were(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every stage is done once, whatever comes between; a folder is of one model and setting."""
-    fitting = import_module("simfluence.attribution.ekfac.fitting")
-    model, examples = bert(), texts(6)
-    expected = ekfac_factors(model, examples, batch_size=2)
-    done: list[str] = []
-
-    def interrupt(name: str, wanted: int) -> None:
-        original, calls = getattr(fitting, name), []
-
-        def counted(*args: Any) -> Any:
-            calls.append(name)
-            if len(calls) == wanted:
-                monkeypatch.setattr(fitting, name, original)
-                raise Interrupted
-            return original(*args)
-
-        monkeypatch.setattr(fitting, name, counted)
-
-    original = Tracer.__call__
-    monkeypatch.setattr(Tracer, "__call__", lambda *args: done.append("pass") or original(*args))
-    for name, wanted, passes in (("Squares", 2, 2), ("_eigen", 1, 3), ("add_squares", 3, 1)):
-        interrupt(name, wanted)
-        done.clear()
-        with pytest.raises(Interrupted):
-            ekfac_factors(model, examples, batch_size=2, folder=tmp_path)
-        assert len(done) == passes
-    for passes in (3, 0):  # the second pass alone; nothing
-        done.clear()
-        found = ekfac_factors(model, examples, batch_size=2, folder=tmp_path)
-        assert len(done) == passes
-        assert found.about == expected.about
-        for name, factor in expected.factors.items():
-            assert torch.allclose(factor.eigenvalues, found.factors[name].eigenvalues, rtol=1e-9, atol=1e-15)
-    for options in ({"seed": 1}, {"fisher": "empirical"}, {"parameters": ["head"]}):
-        with pytest.raises(RunDataError, match="has factors of other"):
-            ekfac_factors(model, examples, **{"batch_size": 2, "folder": tmp_path, **options})
-    with pytest.raises(RunDataError, match="of other losses"):
-        ekfac_factors(model, examples[::-1], batch_size=2, folder=tmp_path)
-    (tmp_path / "factors.safetensors").unlink()
-    (tmp_path / "eigenbases.safetensors").unlink()
-    (tmp_path / "covariances.safetensors").write_bytes(b"torn")
-    with pytest.raises(RunDataError, match="damaged"):
-        ekfac_factors(model, examples, batch_size=2, folder=tmp_path)
 
 
 def test_leaves_no_trace_in_the_model() -> None:

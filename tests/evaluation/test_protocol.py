@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
-from families import synthetic_runs, with_losses
+from families import known_runs, synthetic_runs, with_losses
 
-from simfluence import LinearSimulator, MeanTrajectory, Persistence, RunSet, evaluate
+from simfluence import LinearSimulator, MeanTrajectory, Persistence, RunSet, ScoresSimulator, evaluate
 from simfluence.attribution import InfluenceScores
 from simfluence.errors import RunDataError
-from simfluence.evaluation import scores_as_simulators, summary, table, to_markdown
+from simfluence.evaluation import off_scale, score, scores_as_simulators, summary, table, to_markdown
 from simfluence.runs import ExampleTable
 
 RECORDED = Path(__file__).parents[2] / "runs" / "openbookqa-minilm"
@@ -56,7 +57,7 @@ def test_a_test_example_without_losses_does_not_count(runs: RunSet) -> None:
     chosen = (
         (scores["run"] == "run-006") & (scores["test_example"] == "2") & scores["metric"].isin(["mse", "mae"])
     )
-    assert chosen.sum() == 4
+    assert chosen.sum() == 6  # errors of the simulator and of both baselines
     assert scores.loc[chosen, "value"].isna().all()
     each = scores["metric"].isin(["mse", "mae"]) & ~chosen
     np.testing.assert_array_equal(scores.loc[each, "value"], whole.loc[each, "value"])
@@ -91,10 +92,52 @@ def test_files_of_scores_are_simulators(runs: RunSet, tmp_path: Path) -> None:
 def test_the_table_has_a_row_a_method_and_says_what_it_shows(runs: RunSet) -> None:
     evaluation = evaluate({"linear": LinearSimulator(1.0)}, runs[:5], runs[5:])
     cells = table(evaluation.scores)
-    assert list(cells.index) == ["linear", "mean_trajectory"]
+    assert list(cells.index) == ["linear", "persistence", "mean_trajectory"]
     assert cells.loc["mean_trajectory", "across-runs ρ"] == "–"
     assert "±" in cells.loc["linear", "all-steps MSE"]
     assert "jackknife" in to_markdown(evaluation.scores)
+    assert "off scale" not in to_markdown(evaluation.scores)
+
+
+def test_errors_in_other_units_are_off_scale() -> None:
+    """The true effects times 1e6: no prediction of losses as they are, a good one when calibrated."""
+    runs, effects = known_runs(np.random.default_rng(0), beta=0.0)
+    scores = InfluenceScores(-1e6 * effects, "ekfac", weighing="use")
+    simulators = {
+        "as is": ScoresSimulator(scores, calibrated=False),
+        "calibrated": ScoresSimulator(scores),
+    }
+    evaluation = evaluate(simulators, runs[:6], runs[6:])
+    cells = table(evaluation.scores)
+    assert list(cells.loc["as is", ["all-steps MSE", "all-steps MAE", "skill"]]) == ["off scale"] * 3
+    assert cells.loc["as is", "across-runs ρ"] == cells.loc["calibrated", "across-runs ρ"] != "–"
+    assert (cells.drop(index="as is") != "off scale").all(axis=None)
+    assert (
+        to_markdown(evaluation.scores).count("\noff scale: a mean squared error of more than 100 times") == 1
+    )
+    frame = summary(evaluation.scores).set_index(["method", "metric"])["mean"]
+    assert frame["as is", "skill"] < -1e6  # the number is in the frames
+    written = evaluation.scores.query("method == 'as is' and metric == 'mse'")["value"]
+    assert written.mean() == pytest.approx(frame["as is", "mse"])
+
+
+@pytest.mark.parametrize(("times", "printed"), [(9.9, False), (10.1, True), (np.inf, True)])
+def test_off_scale_is_a_hundred_times_the_error_of_persistence(
+    runs: RunSet, times: float, printed: bool
+) -> None:
+    unchanged = np.broadcast_to(runs.loss[:, :1], runs.loss.shape)
+    wrong = runs.loss + (times * (unchanged - runs.loss) if np.isfinite(times) else times)
+    scores = pd.concat([score("persistence", runs, unchanged), score("other", runs, wrong)])
+    assert (off_scale(scores) == ["other"]) is printed
+    assert (table(scores, "persistence").loc["other", "skill"] == "off scale") is printed
+    alone = scores.replace("persistence", "mean_trajectory")  # of frames without persistence
+    assert (off_scale(alone) == ["other"]) is printed
+
+
+def test_nothing_is_off_scale_where_losses_never_change(runs: RunSet) -> None:
+    still = with_losses(runs, np.repeat(runs.loss[:, :1], runs.loss.shape[1], axis=1))
+    evaluation = evaluate({"linear": LinearSimulator(1.0)}, runs[:5], still[5:])
+    assert off_scale(evaluation.scores) == []
 
 
 def test_real_recordings_hold_a_counterfactual_signal() -> None:

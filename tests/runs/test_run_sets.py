@@ -232,6 +232,34 @@ def test_splitting_by_run():
         runs.split(9, 2)
 
 
+def test_where_runs_are_few_all_are_fitted_to_but_those_asked_about():
+    rng = np.random.default_rng(0)
+    runs = RunSet.from_arrays(rng.integers(0, 5, (10, 4, 2)), rng.random((10, 5, 2)))
+
+    def ids(parts):
+        return [part.ids for part in parts if isinstance(part, RunSet)]
+
+    names = runs.ids
+    assert ids(runs.split_to_fit(5, 2)) == [names[:5], names[5:7]]
+    assert ids(runs.split_to_fit(5, 2, held_out="run-001")) == [[names[0], *names[2:6]], names[6:8]]
+    *parts, notes = runs.split_to_fit(9, 1, held_out="run-001")
+    assert ids(parts) == [[names[0], *names[2:]], []]
+    assert notes == ["fewer runs than train + validation = 10: fitted to all but run-001"]
+    *parts, notes = runs[:1].split_to_fit(9, held_out="run-000")
+    assert ids(parts) == [["run-000"], []]
+    assert notes == ["fitted to run-000 itself, since the set has no other run"]
+
+    assert ids(runs.split_to_test(5, 2)) == [names[:5], names[5:7], names[7:]]
+    assert ids(runs.split_to_test(20, 2)) == [names[:8], [], names[8:]]
+    assert ids(runs.split_to_test(20, 2, 4)) == [names[:6], [], names[6:]]
+    assert ids(runs[:2].split_to_test(20, 2)) == [names[:1], [], names[1:2]]
+    drawn = ids(runs.split_to_test(20, 2, seed=3))
+    assert sorted(drawn[0] + drawn[2]) == names != drawn[0] + drawn[2]
+    for few, test in ((runs[:1], None), (runs, 10)):
+        with pytest.raises(ValueError, match="leave none to fit to"):
+            few.split_to_test(20, 2, test)
+
+
 def test_tables_of_examples():
     examples = ExampleTable.of([{"id": 1, "group": "a", "text": "x"}, {"id": "2", "q": ["y", "z"]}])
     assert examples.ids == ["1", "2"]
