@@ -11,10 +11,12 @@ from families import replaced, synthetic_runs
 
 from simfluence import LinearSimulator, PredictiveBands, RunSet, evaluate, what_if
 from simfluence import curriculum as edits
+from simfluence.attribution import InfluenceScores
 from simfluence.edit import Edit
 from simfluence.errors import RunDataError
 from simfluence.fitted import Fitted, fit
 from simfluence.runs import ExampleTable
+from simfluence.simulators import ScoresSimulator
 from simfluence.whatif import agreement, ask, by_group, verified
 
 
@@ -106,8 +108,9 @@ def test_a_curriculum_takes_its_initial_losses() -> None:
 
 def test_both_curricula_are_asked_at_the_given_learning_rate() -> None:
     rates = np.linspace(2e-3, 1e-3, 30)
-    runs = replaced(synthetic_runs()[0], learning_rate=rates)
-    simulator = LinearSimulator(1.0, rate_scaled=True).fit(runs)
+    runs, _, intercept = synthetic_runs()
+    runs = replaced(runs, learning_rate=rates)
+    simulator = ScoresSimulator(InfluenceScores(-intercept, "made up", weighing="rate")).fit(runs)
     answer = what_if(simulator, runs[0], runs[1].curriculum, learning_rate=0 * rates)
     np.testing.assert_allclose(answer.changes["original"], runs[0].initial_loss)
     np.testing.assert_allclose(answer.changes["change"], 0, atol=1e-12)

@@ -1,9 +1,6 @@
 """Conjugate gradients, compiled: one call solves the systems of sixteen test examples on one thread.
 
-    primal  (XᵀX + λP) θ = Xᵀy        of examples × blocks unknowns
-    dual    (XXᵀ + λI) α = y          of rows unknowns
-
-X = [diag(a) U] or [diag(a) U, diag(b) U] is the design of a test example, U the counts that all share.
+ridge/iterative.py states the systems, ridge/problem.py the design X of a test example.
 
 Vectors are flat [item, block, 16], of float32 or float64: an item is an example (primal) or a row (dual, with
 one block), the last axis is the test example. Places in them are unsigned, for the compiler's sake.
@@ -18,7 +15,7 @@ from __future__ import annotations
 import numpy as np
 
 from simfluence.kernels.compile import compiled
-from simfluence.kernels.simd import aligned_zeros, double, load, spread, store
+from simfluence.kernels.simd import double, load, spread, store
 from simfluence.kernels.threads import SIMD_WIDTH
 
 _W = np.uint64(SIMD_WIDTH)
@@ -48,28 +45,6 @@ def add_primal_product(out, vectors, indices, counts, bounds, a, b):  # type: ig
             if b is not None:
                 add(out, i + _W, count * second)
     return squares
-
-
-@compiled
-def add_moments(moment, within, target, indices, counts, bounds, a, b):  # type: ignore[no-untyped-def]
-    """moment += Xᵀy; within += what of XᵀX is within an example, laid out as ``precondition`` takes it."""
-    for row in range(len(bounds) - 1):
-        here = np.uint64(row) * _W
-        s, y = load(a, here), load(target, here)
-        for at in range(bounds[row], bounds[row + 1]):
-            example, count = np.uint64(indices[at]), spread(counts[at])
-            square = count * count
-            if b is None:
-                i = example * _W
-                add(moment, i, count * s * y)
-                add(within, i, square * s * s)
-            else:
-                i, k, t = example * (_W + _W), example * (_W + _W + _W), load(b, here)
-                add(moment, i, count * s * y)
-                add(moment, i + _W, count * t * y)
-                add(within, k, square * s * s)
-                add(within, k + _W, square * s * t)
-                add(within, k + _W + _W, square * t * t)
 
 
 @compiled
@@ -165,7 +140,7 @@ def conjugate_gradients(  # type: ignore[no-untyped-def]
     target : of rᵀM⁻¹r [16]; what has reached it rests. limit : of iterations. Returns how many it took.
     """
     kind = residual.dtype
-    direction, applied = aligned_zeros(len(residual), residual), aligned_zeros(len(residual), residual)
+    direction, applied = np.zeros_like(residual), np.zeros_like(residual)
     z = np.zeros_like(residual)
     step, momentum = np.zeros(SIMD_WIDTH, kind), np.zeros(SIMD_WIDTH, kind)
     size = precondition(z, residual, applied, step, inverse)

@@ -10,15 +10,13 @@ from simfluence.kernels.compile import compiled
 
 
 @compiled
-def summed_counts(examples, offsets, weights, beta, bias_correction, rates, grid, n):  # type: ignore[no-untyped-def]
+def summed_counts(examples, offsets, counts, beta, bias_correction, rates, grid, n):  # type: ignore[no-untyped-def]
     """Σ_{t in an interval} r_t m̂_t for every interval of a grid of steps, float [interval, n].
 
         m_t = β m_{t-1} + (1 − β) u_t,     m̂_t = m_t / (1 − βᵗ) with bias correction, else m_t
 
-    examples, offsets : the batches of one run, as in ``Curriculum``. weights : of each use of an example,
-        [use];
-    u_t is their sum by example. rates : r [step]. grid : int [point], ascending; an interval is (g_j,
-        g_{j+1}].
+    examples, offsets, counts : u of one run, the columns, rows and entries of a sparse [step, n].
+    rates : r [step]. grid : int [point], ascending; an interval is (g_j, g_{j+1}].
     """
     rows = np.zeros((len(grid) - 1, n))
     moment = np.zeros(n)
@@ -30,7 +28,7 @@ def summed_counts(examples, offsets, weights, beta, bias_correction, rates, grid
         for i in range(n):
             moment[i] *= beta
         for use in range(offsets[t], offsets[t + 1]):
-            moment[examples[use]] += (1.0 - beta) * weights[use]
+            moment[examples[use]] += (1.0 - beta) * counts[use]
         forgotten *= beta
         share = rates[t] / (1.0 - forgotten) if bias_correction else rates[t]
         out = rows[row]

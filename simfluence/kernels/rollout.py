@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from simfluence.kernels.compile import compiled
-from simfluence.kernels.simd import bounded, load, spread, store
+from simfluence.kernels.simd import load, spread, store
 
 
 @compiled
 def roll_out_into(  # type: ignore[no-untyped-def]
-    losses, firsts, slope, intercept, examples, bounds, begins, weights, low, high
+    losses, firsts, slope, intercept, examples, bounds, begins, weights
 ):
     """L_t = (1 + w_t Σ_{i∈c_t} A'_i) L_{t-1} + w_t Σ_{i∈c_t} B_i, 16 columns from each of ``firsts`` on.
 
@@ -18,10 +18,9 @@ def roll_out_into(  # type: ignore[no-untyped-def]
     slope, intercept : A' and B, flat [train, column]; None where there is no such effect.
     examples : the batches of all runs, one after the other; bounds : where each begins, and the end.
     weights : w, one a batch. begins : [run + 1], the number of a run's first batch, and that of batches.
-    low, high : bounds that every loss is moved into.
     """
     points, total = losses.shape[1], np.uint64(losses.shape[2])
-    flat, lowest, highest = losses.reshape(-1), spread(low), spread(high)
+    flat = losses.reshape(-1)
     for run in range(losses.shape[0]):
         for column in firsts:
             out = np.uint64(run * points) * total + column
@@ -40,6 +39,5 @@ def roll_out_into(  # type: ignore[no-untyped-def]
                         now = now + weight * alpha * now
                     if intercept is not None:
                         now = now + weight * beta
-                    now = bounded(now, lowest, highest)
                 out += total
                 store(flat, out, now)

@@ -9,13 +9,11 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic, lower_builtin, models, register_model, type_callable
 
-from simfluence.kernels.compile import compiled
 from simfluence.kernels.threads import SIMD_WIDTH
 
 
@@ -91,18 +89,6 @@ def double(typing: Any, values: Any) -> Any:
     return vectors(values), generate
 
 
-@intrinsic
-def bounded(typing: Any, values: Any, low: Any, high: Any) -> Any:
-    """Each number moved between two numbers of its kind, low and high; NaN stays NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        found, lowest, highest = arguments
-        found = builder.select(builder.fcmp_ordered("<", found, lowest), lowest, found)
-        return builder.select(builder.fcmp_ordered(">", found, highest), highest, found)
-
-    return values(values, values, values) if values == low == high else None, generate
-
-
 def _of_flat(array: Any) -> Simd:
     """The type of sixteen numbers of a flat array; places are not checked against its length."""
     flat = isinstance(array, types.Array) and array.ndim == 1 and array.layout == "C"
@@ -129,15 +115,6 @@ def _define(operation: Any, instruction: str) -> None:
     @lower_builtin(operation, Simd, Simd)
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         return getattr(builder, instruction)(*arguments, flags=("contract",))
-
-
-@compiled
-def aligned_zeros(length, like):  # type: ignore[no-untyped-def]
-    """Zeros of the type of ``like``, from a multiple of 64 bytes on, as memory is read: a fifth faster."""
-    size = like.itemsize
-    raw = np.zeros(length + 64 // size, like.dtype)
-    start = (-raw.ctypes.data % 64) // size
-    return raw[start : start + length]
 
 
 _INSTRUCTIONS = {operator.add: "fadd", operator.iadd: "fadd", operator.sub: "fsub", operator.isub: "fsub"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -14,15 +14,14 @@ SIMD_WIDTH = 16  # how many numbers compiled loops take at once (kernels/simd.py
 Task = TypeVar("Task")
 
 
-def in_threads(work: Callable[[Task], Any], tasks: Sequence[Task]) -> Iterable[Any]:
+def in_threads(work: Callable[[Task], Any], tasks: Sequence[Task]) -> Iterator[Any]:
     """``work`` on every task; what it returns, in order."""
     threads = min(torch.get_num_threads(), len(tasks))
-    return map(work, tasks) if threads <= 1 else _pooled(work, tasks, threads)
-
-
-def _pooled(work: Callable[[Task], Any], tasks: Sequence[Task], threads: int) -> Iterable[Any]:
-    with ThreadPoolExecutor(threads) as pool:
-        yield from pool.map(work, tasks)
+    if threads <= 1:
+        yield from map(work, tasks)
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            yield from pool.map(work, tasks)
 
 
 def slices(length: int, size: int) -> list[slice]:

@@ -13,6 +13,7 @@ residuals are of double precision. Where single precision gets no further, doubl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,8 @@ def solve_iterative(problem: RidgeProblem, penalties: Sequence[float], tolerance
 
 def _matrix(problem: RidgeProblem) -> tuple[sparse.csr_array, bool]:
     """(U, False), or (UUᵀ, True) where an iteration with that moves fewer numbers."""
-    counts = problem.counts
+    counts = problem.counts.copy()
+    counts.sum_duplicates()
     if uses_dual(problem):
         products = (counts @ counts.T).tocsr()
         if products.nnz < 2 * counts.nnz + 4 * problem.columns:
@@ -62,7 +64,8 @@ def _matrix(problem: RidgeProblem) -> tuple[sparse.csr_array, bool]:
 class _Systems:
     """The systems of at most sixteen test examples.
 
-    Vectors are flat [item, block, 16], items being examples (primal) or rows (dual, with one block).
+    Vectors are [item · block, 16], items being examples (primal) or rows (dual, with one block). The kernels
+    take them flat.
     """
 
     def __init__(self, problem: RidgeProblem, matrix: sparse.csr_array, dual: bool) -> None:
@@ -72,25 +75,26 @@ class _Systems:
         scales = [_columns(scale, problem.n_tests) for scale in problem.scales]
         target = _columns(problem.target, problem.n_tests)
         blocks, items = (1, len(target)) if dual else (problem.blocks, problem.n)
+        self._penalised = (items - problem.free) * blocks
         self._systems: dict[Any, Any] = {}
         for kind in (np.dtype(np.float32), np.dtype(np.float64)):
             numbers = [matrix.data.astype(kind), *(scale.astype(kind).ravel() for scale in scales), None]
             design = (matrix.indices, numbers[0], matrix.indptr, numbers[1], numbers[2])
-            self._systems[kind] = design, dual, (items - problem.free) * blocks * SIMD_WIDTH
-        self._side = np.zeros(items * blocks * SIMD_WIDTH)
-        self._within = np.zeros((items, 2 * blocks - 1, SIMD_WIDTH))
+            self._systems[kind] = design, dual, self._penalised * SIMD_WIDTH
         if dual:
-            self._side[:] = target.ravel()
-            self._within[:, 0] = matrix.diagonal()[:, None] * sum(scale * scale for scale in scales)
+            self._side = target
+            self._within = (matrix.diagonal()[:, None] * sum(scale * scale for scale in scales))[:, None]
         else:
-            kernels.add_moments(self._side, self._within.ravel(), target.ravel(), *design)
+            sides = np.stack([matrix.T @ (scale * target) for scale in scales], axis=1)
+            self._side = sides.reshape(-1, SIMD_WIDTH)
+            squares, pairs = matrix.power(2).T, itertools.combinations_with_replacement(scales, 2)
+            self._within = np.stack([squares @ (a * b) for a, b in pairs], axis=1)
         self._found, self._residual, self._penalty = np.zeros_like(self._side), self._side, 0.0
 
     def solve(self, penalty: float, tolerance: float) -> tuple[Array, Array, int]:
         """(solution, relative residual [test], iterations); begins at the solution for the last penalty."""
-        found, last = self._found, self._systems[self._found.dtype][-1]
-        residual = self._residual.copy()
-        residual[:last] += (self._penalty - penalty) * found[:last]
+        found, residual = self._found, self._residual.copy()
+        residual[: self._penalised] += (self._penalty - penalty) * found[: self._penalised]
         inverse = self._inverse(penalty)
         whole = np.maximum(self._size(self._side, inverse), 1e-300)
         left, iterations = self._size(residual, inverse), 0
@@ -98,21 +102,20 @@ class _Systems:
             single, gains = kind == np.float32, True
             while gains and (left > tolerance * whole).any() and iterations < MAX_ITERATIONS:
                 # the residual in a unit of its largest number, which suits single precision
-                unit = np.maximum(np.abs(residual.reshape(-1, SIMD_WIDTH)).max(axis=0), 1e-300)
-                scaled = (residual.reshape(-1, SIMD_WIDTH) / unit).astype(kind).ravel()
-                correction, rest = np.zeros(len(found), kind), MAX_ITERATIONS - iterations
+                unit = np.maximum(np.abs(residual).max(axis=0), 1e-300)
+                scaled = (residual / unit).astype(kind).ravel()
+                correction, rest = np.zeros_like(scaled), MAX_ITERATIONS - iterations
                 limit = rest - rest // 2 if single else rest  # single precision may get nowhere
                 target = np.square(np.maximum(0.5 * tolerance * whole, _SINGLE * left * single) / unit)
                 iterations += self._kernels.conjugate_gradients(
                     correction, scaled, system, penalty, inverse.astype(kind), target, limit
                 )
-                trial = found + (correction.reshape(-1, SIMD_WIDTH) * unit).ravel()
-                self._kernels.apply(after := np.empty_like(trial), trial, self._systems[trial.dtype], penalty)
-                after = self._side - after
+                trial = found + correction.reshape(-1, SIMD_WIDTH) * unit
+                after = self._side - self._product(trial, penalty)
                 new = self._size(after, inverse)
                 better = new < left
                 gains = bool(((new < 0.1 * left) | (new <= tolerance * whole)).all())
-                found, residual = (_chosen(better, *pair) for pair in ((trial, found), (after, residual)))
+                found, residual = np.where(better, trial, found), np.where(better, after, residual)
                 left = np.where(better, new, left)
         self._found, self._residual, self._penalty = found, residual, penalty
         return found, (left / whole)[: self._problem.n_tests], iterations
@@ -123,12 +126,19 @@ class _Systems:
         if not self._dual:
             vectors = found.reshape(problem.n, problem.blocks, SIMD_WIDTH)
             return vectors.transpose(1, 0, 2)[..., : problem.n_tests]
-        return problem.from_dual(found.reshape(-1, SIMD_WIDTH)[:, : problem.n_tests])
+        return problem.from_dual(found[:, : problem.n_tests])
+
+    def _product(self, vectors: Array, penalty: float) -> Array:
+        """The matrix times vectors, in double precision."""
+        out = np.empty(vectors.size)
+        self._kernels.apply(out, vectors.ravel(), self._systems[vectors.dtype], penalty)
+        return out.reshape(vectors.shape)
 
     def _size(self, residual: Array, inverse: Array) -> Array:
         """√(rᵀM⁻¹r) [16]"""
-        still, out = np.zeros(SIMD_WIDTH), np.zeros_like(residual)
-        return np.sqrt(np.maximum(self._kernels.precondition(out, residual.copy(), out, still, inverse), 0.0))
+        still, out = np.zeros(SIMD_WIDTH), np.zeros(residual.size)
+        size = self._kernels.precondition(out, residual.flatten(), out, still, inverse)
+        return np.sqrt(np.maximum(size, 0.0))
 
     def _inverse(self, penalty: float) -> Array:
         """M⁻¹, flat [item, 1 or 3, 16] as the kernels take it; 0 where M is 0."""
@@ -142,11 +152,6 @@ class _Systems:
             determinant = np.maximum(a * b - cross * cross, 1e-14 * a * b)  # not below rounding
         divisor = np.broadcast_to(determinant[:, None], adjugate.shape)
         return np.divide(adjugate, divisor, out=np.zeros_like(adjugate), where=divisor > 0).ravel()
-
-
-def _chosen(where: npt.NDArray[np.bool_], a: Array, b: Array) -> Array:
-    """The columns of vector a where that is so, else those of b."""
-    return np.where(where, a.reshape(-1, SIMD_WIDTH), b.reshape(-1, SIMD_WIDTH)).ravel()
 
 
 def _columns(values: npt.NDArray[Any], width: int) -> Array:

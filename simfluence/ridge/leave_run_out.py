@@ -63,11 +63,6 @@ class Problem:
         assert self.design is not None
         return np.asarray(self.design.T @ self.sides.reshape(len(self.sides), -1), np.float64)
 
-    @cached_property
-    def products(self) -> Array:
-        """[y, H]ᵀ[y, H], [test, side, side]"""
-        return _products(self.sides, self.sides)
-
 
 @dataclass(frozen=True)
 class Solution:
@@ -83,85 +78,45 @@ def solve(problem: Problem, penalty: float, *, pooling: float = 0.01, leave_out:
 
     Raises ValueError if the penalty is too small for the system to be factorized.
     """
-    inverse: _ByColumns | _ByRows = (
-        _ByRows(problem, penalty) if problem.design is None else _ByColumns(problem, penalty)
-    )
+    factor = _cholesky(problem.gram if problem.kernel is None else problem.kernel, penalty)
+    solved = _solved(problem, factor, penalty)
     q, tests = problem.own.shape[1:]
     coefficients, information = np.zeros((q, tests)), np.zeros((tests, q, q))
     if q:
-        products = inverse.products()
-        information, moment = products[:, 1:, 1:], products[:, 1:, 0]
+        products = _products(problem.own, solved)
+        information, moment = products[..., 1:], products[..., 0]
         strength = pooling * np.trace(information.mean(0)) / q + 1e-12
         shared = linalg.solve(information.sum(0) + strength * np.eye(q), moment.sum(0), assume_a="pos")
         information = information + strength * np.eye(q)
         coefficients = np.linalg.solve(information, (moment + strength * shared)[..., None])[..., 0].T
-    dual = inverse.dual(np.concatenate([np.ones((1, tests)), -coefficients]))
+    dual = solved[:, 0] - np.einsum("rqz,qz->rz", solved[:, 1:], coefficients)
     left_out = np.full_like(dual, np.nan)
     if leave_out:
-        for rows, (block, carried) in zip(problem.runs, inverse.of_runs(), strict=True):
-            left_out[rows] = _left_out(block, dual[rows], carried, information)
+        for rows, block in zip(problem.runs, _blocks(problem, factor, penalty), strict=True):
+            left_out[rows] = _left_out(block, dual[rows], solved[rows, 1:], information)
     return Solution(dual, coefficients, left_out)
 
 
-class _ByColumns:
-    """A through M = ZᵀZ + λI = L Lᵀ."""
-
-    def __init__(self, problem: Problem, penalty: float) -> None:
-        self._problem, self._penalty = problem, penalty
-        self._factor = _cholesky(problem.gram, penalty)
-        self._solved = linalg.solve_triangular(self._factor, problem.moments, lower=True, check_finite=False)
-
-    def products(self) -> Array:
-        """[y, H]ᵀ A [y, H], [test, side, side]"""
-        sides = self._solved.reshape(-1, *self._problem.sides.shape[1:])
-        return (self._problem.products - _products(sides, sides)) / self._penalty
-
-    def dual(self, weights: Array) -> Array:
-        """A Σ_side weights · side, for weights [side, test]."""
-        sides = self._problem.sides
-        combined = np.einsum("ksz,sz->kz", self._solved.reshape(-1, *sides.shape[1:]), weights)
-        back = linalg.solve_triangular(self._factor, combined, lower=True, trans=1, check_finite=False)
-        rest = np.einsum("rsz,sz->rz", sides, weights) - self._problem.design @ back
-        return np.asarray(rest / self._penalty, np.float64)
-
-    def of_runs(self) -> Iterator[tuple[Array, Array]]:
-        """(A_rr, V_r [row of the run, q, test]) of every run."""
-        own = self._solved.reshape(-1, *self._problem.sides.shape[1:])[:, 1:]
-        flat = np.ascontiguousarray(own).reshape(len(own), -1)
-        for rows in self._problem.runs:
-            assert self._problem.design is not None
-            part = linalg.solve_triangular(
-                self._factor, self._problem.design[rows].T, lower=True, check_finite=False
-            ).T
-            block = (np.eye(len(part)) - part @ part.T) / self._penalty
-            carried = self._problem.own[rows] - (part @ flat).reshape(len(part), *own.shape[1:])
-            yield block, carried / self._penalty
-
-
-class _ByRows:
-    """A through the kernel Z Zᵀ + λI itself."""
-
-    def __init__(self, problem: Problem, penalty: float) -> None:
-        assert problem.kernel is not None
-        self._problem = problem
-        self._factor = _cholesky(problem.kernel, penalty)
+def _solved(problem: Problem, factor: Array, penalty: float) -> Array:
+    """A [y, H], [row, 1 + q, test]"""
+    if problem.design is None:
         flat = problem.sides.reshape(len(problem.sides), -1)
-        self._solved = linalg.cho_solve((self._factor, True), flat).reshape(problem.sides.shape)
+        return np.asarray(linalg.cho_solve((factor, True), flat).reshape(problem.sides.shape))
+    back = linalg.cho_solve((factor, True), problem.moments, check_finite=False)
+    return (problem.sides - (problem.design @ back).reshape(problem.sides.shape)) / penalty
 
-    def products(self) -> Array:
-        """[y, H]ᵀ A [y, H], [test, side, side]"""
-        return _products(self._problem.sides, self._solved)
 
-    def dual(self, weights: Array) -> Array:
-        """A Σ_side weights · side, for weights [side, test]."""
-        return np.einsum("rsz,sz->rz", self._solved, weights)
-
-    def of_runs(self) -> Iterator[tuple[Array, Array]]:
-        """(A_rr, V_r [row of the run, q, test]) of every run."""
-        inverse, _ = linalg.lapack.dpotri(self._factor, lower=1)  # below the diagonal
-        for rows in self._problem.runs:
+def _blocks(problem: Problem, factor: Array, penalty: float) -> Iterator[Array]:
+    """A_rr of every run."""
+    if problem.design is None:
+        inverse, _ = linalg.lapack.dpotri(factor, lower=1)  # below the diagonal
+        for rows in problem.runs:
             block = np.tril(inverse[rows, rows])
-            yield block + np.tril(block, -1).T, self._solved[rows, 1:]
+            yield block + np.tril(block, -1).T
+        return
+    for rows in problem.runs:
+        part = linalg.solve_triangular(factor, problem.design[rows].T, lower=True, check_finite=False).T
+        yield (np.eye(len(part)) - part @ part.T) / penalty
 
 
 def _cholesky(system: Array, penalty: float) -> Array:

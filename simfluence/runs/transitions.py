@@ -32,29 +32,11 @@ class Transitions:
     observed: npt.NDArray[np.bool_]
     run: npt.NDArray[np.int64]
 
-    @property
-    def n_left_out(self) -> int:
-        """How many pairs of a row and a test example are not observed."""
-        return int((~self.observed).sum())
 
-    def of_runs(self, chosen: npt.NDArray[np.bool_]) -> Transitions:
-        """The rows of the chosen runs; ``chosen`` is bool [run]."""
-        rows = np.flatnonzero(chosen[self.run])
-        return Transitions(
-            self.counts[rows], self.previous[rows], self.current[rows], self.observed[rows], self.run[rows]
-        )
-
-
-def transitions(
-    runs: Sequence[Run], batch_size: float | None = None, factors: Sequence[Array] | None = None
-) -> Transitions:
+def transitions(runs: Sequence[Run], batch_size: float | None = None) -> Transitions:
     """The transitions of these runs. Counts are summed over the steps between two evaluations.
 
-    Parameters
-    ----------
-    batch_size : scales the counts of every step, as in :func:`~simfluence.curriculum.count_matrix`.
-    factors : float [step] for each run, by which the counts of each step are multiplied (a learning rate,
-        relative to the usual one).
+    ``batch_size`` scales the counts of every step, as in :func:`~simfluence.curriculum.count_matrix`.
     """
     previous = np.concatenate([run.loss[:-1] for run in runs], dtype=np.float64)
     current = np.concatenate([run.loss[1:] for run in runs], dtype=np.float64)
@@ -62,12 +44,7 @@ def transitions(
     if not observed.all():
         previous[~observed] = current[~observed] = 0.0
     return Transitions(
-        counts=sparse.vstack(
-            [
-                _interval_counts(run, batch_size, None if factors is None else factors[number])
-                for number, run in enumerate(runs)
-            ]
-        ).tocsr(),
+        counts=sparse.vstack([_interval_counts(run, batch_size) for run in runs]).tocsr(),
         previous=previous,
         current=current,
         observed=observed,
@@ -75,11 +52,9 @@ def transitions(
     )
 
 
-def _interval_counts(run: Run, batch_size: float | None, factors: Array | None) -> sparse.csr_array:
+def _interval_counts(run: Run, batch_size: float | None) -> sparse.csr_array:
     """The counts summed over the steps of each interval between evaluations."""
     counts = count_matrix([run.curriculum], batch_size)
-    if factors is not None:
-        counts = (sparse.diags_array(factors) @ counts).tocsr()
     if run.every_step:
         return counts
     intervals = len(run.evaluated) - 1

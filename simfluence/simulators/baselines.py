@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from simfluence.curriculum import Curriculum
 from simfluence.runs import RunSet
@@ -47,11 +48,8 @@ class MeanTrajectory(Simulator):
     fitted: ClassVar[tuple[str, ...]] = ("mean_",)
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        self.mean_ = mean_over_runs(list(np.where(np.isfinite(train.loss), train.loss, np.nan)))
-        steps = np.arange(len(self.mean_))
-        for losses in self.mean_.T:
-            if (gaps := ~np.isfinite(losses)).any() and not gaps.all():
-                losses[gaps] = np.interp(steps[gaps], steps[~gaps], losses[~gaps])
+        mean = pd.DataFrame(mean_over_runs(list(train.loss)))
+        self.mean_ = mean.interpolate(limit_direction="both").to_numpy()
 
     def _simulate(
         self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None

@@ -11,7 +11,7 @@ Calibrated, k is the one number that fits the training runs best, by least squar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -55,9 +55,9 @@ def portable_scores(scores: Any) -> Any:
     array = getattr(scores, "scores", None)
     if array is None:
         return np.asarray(scores, np.float64)
-    known = GivenScores(np.asarray(array))
-    about = {name: getattr(scores, name, getattr(known, name)) for name in ("weighing", "scale", "tables")}
-    return replace(known, **about)
+    tables = getattr(scores, "tables", TableFingerprints())
+    weighing, scale = getattr(scores, "weighing", ""), getattr(scores, "scale", 1.0)
+    return GivenScores(np.asarray(array), weighing, scale, tables)
 
 
 def check_scores(scores: Any, runs: RunSet) -> None:
@@ -76,9 +76,9 @@ class ScoresSimulator(Simulator):
     ----------
     scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss. None:
         all zero, which is persistence.
-    calibrated : fit k on the training runs; otherwise k is ``scale``, and ``weighing`` must be known.
-    weighing : see :data:`Weighing`. By default what the scores themselves state.
-    scale : k as it is; by default what the scores themselves state.
+        What they weigh (:data:`Weighing`) and their ``scale`` are taken from such attributes.
+    calibrated : fit k on the training runs; otherwise k is the scores' own scale, and they must state what
+        they weigh.
 
     Attributes
     ----------
@@ -88,19 +88,9 @@ class ScoresSimulator(Simulator):
     name: ClassVar[str] = "scores"
     fitted: ClassVar[tuple[str, ...]] = ("scores_", "weighing_", "rates_", "scale_")
 
-    def __init__(
-        self,
-        scores: Any = None,
-        calibrated: bool = True,
-        weighing: Weighing | None = None,
-        scale: float | None = None,
-    ) -> None:
-        if weighing is not None and weighing not in get_args(Weighing):
-            raise ValueError(f"weighing must be one of {get_args(Weighing)}, got {weighing!r}")
+    def __init__(self, scores: Any = None, calibrated: bool = True) -> None:
         self.scores = scores
         self.calibrated = calibrated
-        self.weighing = weighing
-        self.scale = scale
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         check_scores(self.scores, train)
@@ -109,25 +99,24 @@ class ScoresSimulator(Simulator):
         self.scores_ = np.array(scores, np.float64)
         if self.scores_.shape != shape or not np.isfinite(self.scores_).all():
             raise ValueError(f"scores must be finite, [train, test] = {shape}, got {self.scores_.shape}")
-        stated = self.weighing if self.weighing is not None else getattr(self.scores, "weighing", "")
-        if not stated and not self.calibrated and self.scores is not None:
+        self.weighing_ = getattr(self.scores, "weighing", "")
+        if self.weighing_ not in get_args(Weighing):
+            raise ValueError(f"weighing must be one of {get_args(Weighing)}, got {self.weighing_!r}")
+        if not self.weighing_ and not self.calibrated and self.scores is not None:
             raise ValueError(
                 "these scores have no units, so that they predict nothing as they are: use calibrated=True,"
-                " or state what a use weighs (weighing='rate', 'use' or 'run')"
+                " or InfluenceScores that state what a use weighs (weighing='rate', 'use' or 'run')"
             )
-        self.weighing_ = stated
         self.rates_ = np.ones(1)
-        if stated == "rate":
+        if self.weighing_ == "rate":
             self.rates_ = mean_learning_rate(train.runs)
             if np.isnan(self.rates_).any():
                 raise ValueError(
                     "scores in units of gradients need the learning rates of the runs, which do not log them:"
-                    " pass weighing='use', or scores in units of losses"
+                    " give InfluenceScores with weighing='use', or scores in units of losses"
                 )
-        if self.calibrated:
-            self.scale_ = self._least_squares(train)
-        else:
-            self.scale_ = float(self.scale if self.scale is not None else getattr(self.scores, "scale", 1.0))
+        stated = float(getattr(self.scores, "scale", 1.0))
+        self.scale_ = self._least_squares(train) if self.calibrated else stated
 
     def _least_squares(self, train: RunSet) -> float:
         product = square = 0.0

@@ -39,16 +39,14 @@ class Arrays:
 
     def __init__(self) -> None:
         self.by_name: dict[str, np.ndarray] = {}
-        self._names: dict[int, str] = {}
-        self._originals: list[np.ndarray] = []  # kept, so that no other array gets the same identity
+        # by identity; the array is kept, so that no other one gets the same identity
+        self._known: dict[int, tuple[str, np.ndarray]] = {}
 
     def name_of(self, array: np.ndarray) -> str:
         """The name under which the array is written."""
-        if id(array) not in self._names:
-            self._names[id(array)] = f"array-{len(self.by_name)}"
-            self.by_name[self._names[id(array)]] = np.ascontiguousarray(array)
-            self._originals.append(array)
-        return self._names[id(array)]
+        name, _ = self._known.setdefault(id(array), (f"array-{len(self.by_name)}", array))
+        self.by_name.setdefault(name, np.ascontiguousarray(array))
+        return name
 
 
 def encode(value: Any, arrays: Arrays) -> Any:

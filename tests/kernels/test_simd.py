@@ -57,18 +57,3 @@ def test_simd_refuses_what_it_would_read_or_write_wrongly():
 
     with pytest.raises(numba.TypingError):
         spread_out(single, 1.0)
-
-
-def test_bounds_move_numbers_and_leave_what_is_unknown():
-    import numba
-
-    from simfluence.kernels.simd import bounded, load, spread, store
-
-    @numba.njit
-    def moved(out, a, low, high):
-        store(out, 0, bounded(load(a, 0), spread(low), spread(high)))
-
-    a, out = np.linspace(-2, 3, SIMD_WIDTH), np.empty(SIMD_WIDTH)
-    a[[3, 5, 7]] = np.nan, np.inf, -np.inf
-    moved(out, a, -1.0, 2.0)
-    np.testing.assert_array_equal(out, np.clip(a, -1.0, 2.0))

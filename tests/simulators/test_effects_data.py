@@ -9,9 +9,10 @@ import pytest
 from families import counts_of, cut, known_runs, naive_momentum, replaced, with_losses
 
 from simfluence import Curriculum, RunSet
+from simfluence.curriculum import count_matrix
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable
-from simfluence.simulators.effects.data import TrainingData, as_scores, shared_group, use_weights
+from simfluence.simulators.effects.data import TrainingData, as_scores, shared_group
 from simfluence.simulators.effects.grid import losses_on_grid, mean_over_runs, smooth
 from simfluence.simulators.effects.model import progress_basis
 from simfluence.simulators.effects.momentum import Momentum
@@ -118,8 +119,10 @@ def test_what_was_consumed_is_the_definition(rng, with_rates, weighted):
 
 def test_every_batch_counts_like_one_of_the_usual_size():
     curriculum = Curriculum.from_batches([[0], [1, 2], [3, 3, 1, 0]], 4)
-    np.testing.assert_allclose(use_weights(curriculum, 2.0, None), [2, 1, 1, 0.5, 0.5, 0.5, 0.5])
-    np.testing.assert_allclose(use_weights(curriculum, 2.0, np.arange(7.0)), [0, 1, 2, 1.5, 2, 2.5, 3])
+    found = count_matrix([curriculum], 2.0).toarray()
+    np.testing.assert_allclose(found, [[2, 0, 0, 0], [0, 1, 1, 0], [0.5, 0.5, 0, 1]])
+    found = count_matrix([curriculum], 2.0, np.arange(7.0)).toarray()
+    np.testing.assert_allclose(found, [[0, 0, 0, 0], [0, 1, 2, 0], [3, 2.5, 0, 3.5]])
 
 
 def test_rates_of_other_runs_stay_what_they_were(rng):

@@ -89,13 +89,13 @@ def test_the_bilinear_form_is_what_its_kernels_say(rng):
     fit = FeatureSimulator(h_train, h_test, penalty=3.0, free=0.0, decay=0.0, noise_correlation=0.0).fit(few)
     regression = fit._regression(fit.training_data(few), None)
     spread = regression.spread[regression.interval][:, None]
-    rows = regression.centered * regression.scale @ fit.train_features_ / spread
+    rows = regression.centered * regression.scale @ fit.features_["train"].values / spread
     target = regression.increments / spread
     rows, target = (part - np.tile(part.reshape(3, 30, -1).mean(0), (3, 1)) for part in (rows, target))
-    tests = np.column_stack([np.ones(12), fit.test_features_]) / np.sqrt(2)
+    tests = np.column_stack([np.ones(12), fit.features_["test"].values]) / np.sqrt(2)
     design = np.kron(rows, tests)
     weights = np.linalg.solve(design.T @ design + 3.0 * np.eye(16), design.T @ target.ravel())
-    effects = fit.train_features_ @ weights.reshape(4, 4) @ tests.T
+    effects = fit.features_["train"].values @ weights.reshape(4, 4) @ tests.T
     np.testing.assert_allclose(fit.model_.effects[0], regression.scale * effects, atol=1e-9)
 
 
@@ -167,15 +167,15 @@ def test_moving_to_the_same_examples_changes_nothing(rng, with_scores):
     np.testing.assert_allclose(fit.transfer().simulate(runs.curricula, runs.initial_loss), simulated)
 
 
-def test_drifts_are_kriged_and_left_out_in_closed_form(rng):
+def test_drifts_are_predicted_from_what_is_known_before_training(rng):
     """A drift that is linear in L_0 and features is found for tests not recorded, and noise is not fitted."""
     h, start = rng.normal(size=(40, 3)), rng.normal(size=(40, 1))
     drift = np.arange(1, 6)[:, None] * (1 + 0.5 * start[:, 0] + h @ [0.3, -0.2, 0.1])
     seen, new = slice(0, 30), slice(30, 40)
-    found = predict_drift(drift[:, seen], start[seen], start[new], h[seen] @ h[seen].T, h[seen] @ h[new].T)
+    found = predict_drift(drift[:, seen], start[seen], start[new], h[seen], h[new])
     assert np.square(found - drift[:, new]).sum() < 1e-3 * np.square(drift[:, new]).sum()
     noise = rng.normal(size=(5, 30))
-    found = predict_drift(noise, start[seen], start[new], h[seen] @ h[seen].T, h[seen] @ h[new].T)
+    found = predict_drift(noise, start[seen], start[new], h[seen], h[new])
     np.testing.assert_allclose(found, noise.mean(1, keepdims=True) * np.ones(10), atol=1.0)
 
 

@@ -1,4 +1,4 @@
-"""Options of the published family: weights, schedules, intervals, penalties per test, diagnostics, clipping.
+"""Options of the published family: solvers, centers, penalties, intervals, missing losses, diagnostics.
 
 Kept self-contained: runs are made by a naive loop over steps.
 """
@@ -13,7 +13,6 @@ from families import cut
 from sklearn.linear_model import Ridge
 
 from simfluence import AdditiveSimulator, Curriculum, LinearSimulator, MultiplicativeSimulator, RunSet
-from simfluence.errors import RunDataError
 from simfluence.ridge import EXACT
 from simfluence.runs import ExampleTable, Run
 from simfluence.simulators import SimulationWarning, load_simulator
@@ -25,27 +24,23 @@ N, M, B = 10, 3, 3
 FAMILY = [AdditiveSimulator, MultiplicativeSimulator, LinearSimulator]
 
 
-def naive(batches, initial, slope, intercept, rates=None):
-    """L_t − L_{t-1} = ρ_t Σ_i (A'_i L_{t-1} + B_i), one step after the other."""
+def naive(batches, initial, slope, intercept):
+    """L_t − L_{t-1} = Σ_i (A'_i L_{t-1} + B_i), one step after the other."""
     series = [np.asarray(initial, float)]
-    for step, batch in enumerate(batches):
-        rate = 1.0 if rates is None else rates[step]
+    for batch in batches:
         before = series[-1]
-        series.append(before + rate * sum(slope[i] * before + intercept[i] for i in batch))
+        series.append(before + sum(slope[i] * before + intercept[i] for i in batch))
     return np.array(series)
 
 
-def make_runs(n_runs=8, steps=25, *, noise=0.01, seed=0, rates=None):
+def make_runs(n_runs=8, steps=25, *, noise=0.01, seed=0):
     """Runs a linear model made, as run set, with A' and B [train, test]."""
     rng = np.random.default_rng(seed)
     slope, intercept = rng.normal(-0.02, 0.02, (N, M)), rng.normal(0, 0.03, (N, M))
     batches = rng.integers(0, N, (n_runs, steps, B))
-    losses = [
-        naive(batches[r], rng.uniform(1, 3, M), slope, intercept, None if rates is None else rates[r])
-        for r in range(n_runs)
-    ]
+    losses = [naive(batches[r], rng.uniform(1, 3, M), slope, intercept) for r in range(n_runs)]
     losses = np.array(losses) + noise * rng.normal(size=(n_runs, steps + 1, M))
-    runs = RunSet.from_arrays(batches, losses, train=N, learning_rate=rates)
+    runs = RunSet.from_arrays(batches, losses, train=N)
     return runs, slope, intercept
 
 
@@ -77,16 +72,16 @@ def test_permuting_examples_permutes_coefficients(runs, family, center):
     np.testing.assert_allclose(b.B_[place], a.B_, atol=1e-9)
 
 
-@pytest.mark.parametrize("lengths", [[25] * 8, [25, 10, 12, 9, 25, 8, 11, 9]], ids=["equal", "ragged"])
+@pytest.mark.parametrize("lengths", [[25] * 8, [25, 10, 12, 9, 8, 25, 11, 9]], ids=["equal", "ragged"])
 def test_cross_validation_is_what_separate_fits_and_rollouts_say(runs, lengths):
     """In the ragged set all the longest runs are in one fold."""
     cuts = [cut(run, steps) for run, steps in zip(runs, lengths, strict=True)]
     runs = RunSet(cuts, runs.train, runs.test)
-    found = LinearSimulator(folds=4).fit(runs)
-    number, errors = np.arange(len(runs)) % 4, {}
+    found = LinearSimulator().fit(runs)
+    number, errors = np.arange(len(runs)) % 5, {}
     for penalty in PENALTIES:
         folds = []
-        for k in range(4):
+        for k in range(5):
             held_out = runs[np.flatnonzero(number == k)]
             fitted = LinearSimulator(penalty=penalty).fit(runs[np.flatnonzero(number != k)])
             simulated = fitted.simulate(held_out.curricula, held_out.initial_loss)
@@ -128,38 +123,6 @@ def test_ties_go_to_the_larger_penalty_and_nothing_finite_is_an_error():
     assert searched({0.1: 1.0, 1.0: np.inf, 10.0: np.inf})[0] == 0.1
     with pytest.raises(ValueError, match="range of floats"):
         searched({0.1: np.inf, 1.0: np.inf})
-
-
-def test_effects_proportional_to_the_learning_rate():
-    rates = 1e-3 * np.linspace(2, 0.2, 25) * np.ones((8, 1))
-    usual = float(np.quantile(rates, 0.5, method="inverted_cdf"))
-    runs, slope, intercept = make_runs(noise=0.0, rates=rates / usual)
-    runs = RunSet.from_arrays([list(c) for c in runs.curricula], runs.loss, train=N, learning_rate=rates)
-    simulator = LinearSimulator(penalty=1e-9, rate_scaled=True).fit(runs)
-    assert simulator.usual_rate_ == pytest.approx(usual)
-    np.testing.assert_allclose(simulator.A_ - 1 / B, slope, atol=1e-4)
-    np.testing.assert_allclose(simulator.B_, intercept, atol=1e-4)
-    by_default = simulator.simulate(runs.curricula, runs.initial_loss)
-    np.testing.assert_allclose(by_default, runs.loss, atol=1e-4)
-    np.testing.assert_allclose(
-        simulator.simulate(runs.curricula, runs.initial_loss, learning_rate=rates), by_default
-    )
-    still = simulator.simulate(runs.curricula, runs.initial_loss, learning_rate=np.zeros(25))
-    np.testing.assert_allclose(still, np.repeat(runs.initial_loss[:, None], 26, axis=1))
-    other = simulator.simulate(runs.curricula[:1], runs.initial_loss[:1], learning_rate=rates[0, ::-1])
-    expected = naive(
-        runs.curricula[0], runs.initial_loss[0], simulator.A_ - 1 / B, simulator.B_, rates[0, ::-1] / usual
-    )
-    np.testing.assert_allclose(other[0], expected, atol=1e-9)
-
-
-def test_learning_rates_that_are_missing_or_misshapen_are_named(runs):
-    with pytest.raises(RunDataError, match="learning rate"):
-        LinearSimulator(penalty=1.0, rate_scaled=True).fit(runs)
-    scaled = make_runs(rates=np.ones((8, 25)))[0]
-    fitted = LinearSimulator(penalty=1.0, rate_scaled=True).fit(scaled)
-    with pytest.raises(ValueError, match=r"\[step\]"):
-        fitted.simulate(runs.curricula, runs.initial_loss, learning_rate=np.ones(3))
 
 
 def test_losses_recorded_every_few_steps():
@@ -236,19 +199,17 @@ def test_growth_is_said():
     assert said["unstable"] == 0.5
 
 
-@pytest.mark.parametrize("scaled", [False, True])
-def test_growth_is_the_largest_over_runs_of_any_length(scaled):
+def test_growth_is_the_largest_over_runs_of_any_length():
     rng, lengths = np.random.default_rng(0), (3, 11, 0, 7, 5)
     curricula = [Curriculum.from_batches(rng.integers(0, 6, (steps, 2)).tolist(), 6) for steps in lengths]
     slope = rng.normal(0.1, 0.2, (6, 3))
-    rates = rng.uniform(0.5, 2, (5, 11)) if scaled else None
     largest = np.ones(3)
-    for run, curriculum in enumerate(curricula):
+    for curriculum in curricula:
         response = np.ones(3)
-        for step, batch in enumerate(curriculum):
-            response = response * (1 + (1.0 if rates is None else rates[run, step]) * slope[batch].sum(0))
+        for batch in curriculum:
+            response = response * (1 + slope[batch].sum(0))
             largest = np.maximum(largest, np.abs(response))
-    found = diagnostics.largest_growth(curricula, slope, 2.0, rates)
+    found = diagnostics.largest_growth(curricula, slope, 2.0)
     np.testing.assert_allclose(found, largest, rtol=1e-12)
 
 
@@ -258,24 +219,18 @@ def test_the_range_of_losses_is_that_of_the_finite_ones():
     assert LinearSimulator(penalty=1.0).fit(runs).loss_range_ == [0.25, 4.0]
 
 
-def test_what_leaves_the_recorded_range_is_said_and_clipped_if_asked():
+def test_what_leaves_the_recorded_range_is_said():
     longer = [Curriculum.from_batches([[0]] * 40, 1), Curriculum.from_batches([[0]] * 10, 1)]
     simulator = MultiplicativeSimulator(penalty=1e-9).fit(growing_runs())
     with pytest.warns(SimulationWarning, match="1 of 2 simulated runs leave the range"):
         losses = simulator.simulate(longer, [1.0, 1.0])
     assert losses[0, -1, 0] > simulator.loss_range_[1]
-    clipped = MultiplicativeSimulator(penalty=1e-9, clip="range").fit(growing_runs())
-    held = clipped.simulate(longer, [1.0, 1.0])  # no warning: warnings are errors here
-    low, high = clipped.loss_range_
-    assert np.nanmax(held) <= high + 0.1 * (high - low)
     with pytest.warns(SimulationWarning):
         far = simulator.simulate([Curriculum.from_batches([[0]] * 4000, 1)], [1.0, 1.0])
     assert np.isinf(far[0, -1, 0])
 
 
 def test_bad_options_are_named():
-    with pytest.raises(ValueError, match="clip must be"):
-        LinearSimulator(clip="all")
     with pytest.raises(ValueError, match="penalties to choose from"):
         LinearSimulator(penalties=[0.0, 1.0])
     with pytest.raises(ValueError, match="solver must be"):

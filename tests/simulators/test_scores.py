@@ -58,7 +58,8 @@ def test_calibration_undoes_the_units(factor: float) -> None:
     np.testing.assert_allclose(other.scale_ * factor, one.scale_)
     levels = one.simulate(recorded.curricula, recorded.initial_loss) - recorded.loss
     for k in (0.9, 1.1):  # least squares: no other scalar is closer
-        worse = ScoresSimulator(SCORES, False, "use", k * one.scale_).fit(recorded)
+        stated = InfluenceScores(SCORES, "made up", weighing="use", scale=k * one.scale_)
+        worse = ScoresSimulator(stated, calibrated=False).fit(recorded)
         assert (
             np.square(levels).sum()
             <= np.square(worse.simulate(recorded.curricula, recorded.initial_loss) - recorded.loss).sum()
@@ -70,11 +71,11 @@ def test_scores_without_units_are_calibrated_or_refused() -> None:
     with pytest.raises(ValueError, match="no units"):
         ScoresSimulator(SCORES, calibrated=False).fit(recorded)
     with pytest.raises(ValueError, match="do not log"):
-        ScoresSimulator(SCORES, weighing="rate").fit(recorded)
+        ScoresSimulator(InfluenceScores(SCORES, "made up", weighing="rate")).fit(recorded)
     with pytest.raises(ValueError, match=r"= \(6, 3\), got \(3, 6\)"):
         ScoresSimulator(SCORES.T).fit(recorded)
     with pytest.raises(ValueError, match="weighing must be one of"):
-        ScoresSimulator(SCORES, weighing="often")
+        ScoresSimulator(InfluenceScores(SCORES, "made up", weighing="often")).fit(recorded)
 
 
 def test_saved_with_its_scores(tmp_path) -> None:
@@ -91,11 +92,13 @@ def test_known_rates_of_other_curricula_replace_the_recorded_ones() -> None:
     """Scores that are inner products of gradients: L_0 − k Σ η S, at any η."""
     recorded = runs(naive([0.1, 0.2, 0.3, 0.4], 0.7), [0.1, 0.2, 0.3, 0.4])
     curricula = [Curriculum.from_batches(batches, 6) for batches in BATCHES]
-    by_rate = ScoresSimulator(SCORES, weighing="rate").fit(recorded)
+    by_rate, by_use = (
+        ScoresSimulator(InfluenceScores(SCORES, "made up", weighing=weighing)).fit(recorded)
+        for weighing in ("rate", "use")
+    )
     other = [0.4, 0.0, 0.1, 1.0]
     expected = naive(other, by_rate.scale_)
     np.testing.assert_allclose(by_rate.simulate(curricula, INITIAL, other), expected, rtol=1e-12)
-    by_use = ScoresSimulator(SCORES, weighing="use").fit(recorded)
     np.testing.assert_array_equal(
         by_use.simulate(curricula, INITIAL, other), by_use.simulate(curricula, INITIAL)
     )

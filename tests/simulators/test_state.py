@@ -47,8 +47,8 @@ WITH_OPTIONS: dict[str, Callable[[], Simulator]] = {
         InfluenceScores(-EFFECTS, "made up", weighing="run", scale=3.0), calibrated=False
     ),
     "dynamics": lambda: DynamicsSimulator([-EFFECTS, OTHERS]),
-    "linear, with penalties of its own": lambda: LinearSimulator(penalties=[0.1, 1, 10], clip="range"),
-    "linear, pooled and by rate": lambda: LinearSimulator(penalty=1.0, center="pooled", rate_scaled=True),
+    "linear, with penalties of its own": lambda: LinearSimulator(penalties=[0.1, 1, 10]),
+    "linear, pooled": lambda: LinearSimulator(penalty=1.0, center="pooled"),
     "auto": lambda: AutoSimulator([-EFFECTS, OTHERS]),
 }
 

@@ -51,11 +51,6 @@ class BilinearRegression(EffectsRegression):
     test_kernel: Array
 
     @cached_property
-    def scaled_rows(self) -> Array:
-        """X [row, train]"""
-        return self.centered * self.scale
-
-    @cached_property
     def drift_rows(self) -> Array:
         """Z [row, interval], whitened."""
         indicators = (self.interval[:, None] == np.arange(self.intervals)).astype(np.float64)
@@ -68,7 +63,8 @@ class BilinearRegression(EffectsRegression):
         if rows <= intervals:  # a single run: all of it is drift
             return np.zeros(0), np.zeros((rows, 0))
         beside = linalg.qr(self.drift_rows)[0][:, intervals:]
-        kernel = (self.scaled_rows @ self.train_kernel @ self.scaled_rows.T) * (self.basis @ self.basis.T)
+        x = self.centered * self.scale
+        kernel = (x @ self.train_kernel @ x.T) * (self.basis @ self.basis.T)
         kernel = self.whiten(self.whiten(kernel).T)
         values, vectors = linalg.eigh(beside.T @ kernel @ beside, driver="evd")
         return values.clip(0), beside @ vectors
@@ -111,20 +107,20 @@ class BilinearRegression(EffectsRegression):
         left_out = self.left_out(alpha, penalty) if several else np.full_like(alpha, np.nan)
         return self.fit_of(leave_run_out.Solution(alpha, coefficients, left_out), several)
 
-    def example_weights(self, alpha: Array) -> Array:
-        """T_k = Xᵀ diag(φ_k) Wᵀ α [k, train, test]; effects are K T G."""
-        dual = self.whitener.T @ alpha
-        return np.stack([self.scaled_rows.T @ (phi[:, None] * dual) for phi in self.basis.T])
+    def example_weights(self, solution: leave_run_out.Solution) -> Array:
+        """T_k = Xᵀ diag(φ_k) Wᵀ α [k, train, test], times the scale of X, so that effects are K T G."""
+        dual = self.whitener.T @ solution.dual
+        rows = self.centered * self.scale**2
+        return np.stack([rows.T @ (phi[:, None] * dual) for phi in self.basis.T])
 
     def effects_and_drift(self, solution: leave_run_out.Solution) -> tuple[Array, Array]:
         """(B [k, train, test], μ [interval, test]); the drift is what the rest leaves, by least squares."""
-        effects = self.train_kernel @ self.example_weights(solution.dual) @ self.test_kernel
+        effects = self.train_kernel @ self.example_weights(solution) @ self.test_kernel
         predicted = np.einsum("rqz,qz->rz", self.known_columns, solution.coefficients)
         for phi, effect in zip(self.basis.T, effects, strict=True):
-            predicted += phi[:, None] * (self.scaled_rows @ effect)
+            predicted += phi[:, None] * (self.centered @ effect)
         rest = self.whiten(self.increments - predicted)
-        drift = np.asarray(np.linalg.lstsq(self.drift_rows, rest, rcond=None)[0], np.float64)
-        return self.scale * effects, drift
+        return effects, np.asarray(np.linalg.lstsq(self.drift_rows, rest, rcond=None)[0], np.float64)
 
     def left_out(self, alpha: Array, penalty: float) -> Array:
         """Residuals [row, test], whitened, of each run by a fit without it; c and s are those of all runs."""
@@ -141,14 +137,3 @@ class BilinearRegression(EffectsRegression):
                 block += 1e-10 * max(np.trace(block) / len(block), 1e-300) * np.eye(len(block))
                 residuals[rows_of, columns] = linalg.solve(block, rotated[rows_of, columns], assume_a="pos")
         return residuals @ tests.T
-
-
-def example_weights_of(fit: EffectsFit) -> Array:
-    """T of a fitted bilinear regression, times the scale of its rows, so that effects are K T G; 0 without
-    effects.
-    """
-    regression = fit.regression
-    assert isinstance(regression, BilinearRegression)
-    if fit.solution is None:
-        return np.zeros_like(fit.model.effects)
-    return regression.scale * regression.example_weights(fit.solution.dual)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from simfluence.curriculum import Curriculum, usual_batch_size
+from simfluence.curriculum import count_matrix, usual_batch_size
 from simfluence.links import Link, link
 from simfluence.runs import RunSet
 from simfluence.runs.schedule import RelativeRates
@@ -88,12 +88,13 @@ class TrainingData:
 
         rows = []
         for number, (run, losses) in enumerate(zip(self.train, self.recorded.losses, strict=True)):
+            counts = count_matrix([run.curriculum], self.batch_size, weights[number] if weights else None)
             rates = self.run_rates[number] if with_rates else np.ones(len(run))
             rows.append(
                 summed_counts(
-                    run.curriculum.examples,
-                    run.curriculum.offsets,
-                    use_weights(run.curriculum, self.batch_size, weights[number] if weights else None),
+                    counts.indices,
+                    counts.indptr,
+                    counts.data,
                     momentum.beta,
                     momentum.bias_correction,
                     rates,
@@ -102,13 +103,6 @@ class TrainingData:
                 )
             )
         return rows
-
-
-def use_weights(curriculum: Curriculum, batch_size: float, weights: Array | None) -> Array:
-    """What each use of an example counts [use]: every batch counts like one of the usual size."""
-    sizes = curriculum.batch_sizes
-    scaled = np.repeat(batch_size / sizes, sizes)
-    return scaled if weights is None else scaled * weights
 
 
 def shared_group(runs: RunSet) -> Array | None:
@@ -121,23 +115,30 @@ def shared_group(runs: RunSet) -> Array | None:
     return same.astype(np.float64) if same.any() and not same.all() else None
 
 
-def as_scores(scores: Any, shape: tuple[int, int]) -> Array:
+def score_arrays(scores: Any, shape: tuple[int, int]) -> Array:
     """[array, train, test] of one or several arrays of scores, or things with an attribute ``scores``; or of
     none.
 
-    Each array is divided by its root mean square. Raises ValueError for another shape, or values that are not
-    finite.
+    Raises ValueError for another shape, or values that are not finite.
     """
-    if scores is None:
-        return np.empty((0, *shape))
-    several = scores if isinstance(scores, list | tuple) else [scores]
+    several = scores if isinstance(scores, list | tuple) else [] if scores is None else [scores]
     arrays = [np.asarray(getattr(one, "scores", one), np.float64) for one in several]
-    if arrays and arrays[0].ndim == 3 and len(arrays) == 1:
+    if len(arrays) == 1 and arrays[0].ndim == 3:
         arrays = list(arrays[0])
     for array in arrays:
         if array.shape != shape:
             raise ValueError(f"scores must be [train, test] = {shape}, got {array.shape}")
         if not np.isfinite(array).all():
             raise ValueError("scores must be finite")
-    scaled = [array / max(np.sqrt(np.square(array).mean()), 1e-300) for array in arrays]
-    return np.stack(scaled) if scaled else np.empty((0, *shape))
+    return np.stack(arrays) if arrays else np.empty((0, *shape))
+
+
+def root_mean_squares(arrays: Array) -> Array:
+    """Of each array, at least 1e-300: [array, train, test] → [array]."""
+    return np.sqrt(np.square(arrays).mean((1, 2))).clip(1e-300)
+
+
+def as_scores(scores: Any, shape: tuple[int, int]) -> Array:
+    """``score_arrays``, each divided by its root mean square."""
+    arrays = score_arrays(scores, shape)
+    return arrays / root_mean_squares(arrays)[:, None, None]

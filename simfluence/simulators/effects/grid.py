@@ -16,6 +16,7 @@ from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
+from scipy import ndimage
 
 from simfluence.errors import RunDataError
 from simfluence.runs import RunSet
@@ -103,7 +104,4 @@ def mean_over_runs(series: Sequence[Array]) -> Array:
 
 def smooth(values: Array, window: int) -> Array:
     """The moving average over the first axis; the ends are repeated."""
-    half = max(int(window) // 2, 0)
-    padded = np.concatenate([np.repeat(values[:1], half, 0), values, np.repeat(values[-1:], half, 0)])
-    total = np.cumsum(np.concatenate([np.zeros_like(padded[:1]), padded]), axis=0)
-    return (total[2 * half + 1 :] - total[: len(values)]) / (2 * half + 1)
+    return np.asarray(ndimage.uniform_filter1d(values, 2 * (window // 2) + 1, axis=0, mode="nearest"))

@@ -10,7 +10,6 @@ its neighbours are then compared on all test examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,6 +21,9 @@ from simfluence.ridge.problem import Array, IntArray
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
 """The grid that penalties are chosen from."""
 
+FOLDS = 5
+"""Into how many parts training runs are left out where there are no validation runs."""
+
 _TOLERANCE = 3e-6  # of coefficients that are compared: errors are then good to about a part in ten thousand
 _WORSE = 3  # penalties in a row after the best one
 _BYTES = 2**27  # of coefficients held at once
@@ -30,24 +32,20 @@ RollOut = Callable[[IntArray, Array, Array], Array]
 """(numbers of runs, coefficients [block, n, column], L_0 [run, column]) → losses [run, step + 1, column]"""
 
 
-@dataclass(frozen=True)
-class Fold:
-    """The numbers of the rows to fit, and of the runs to simulate."""
-
-    rows: IntArray
-    scored: IntArray
+Fold = tuple[IntArray, IntArray]
+"""The numbers of the rows to fit, and of the runs to simulate."""
 
 
-def folds_over_runs(run_of_row: IntArray, n_runs: int, folds: int) -> list[Fold]:
+def folds_over_runs(run_of_row: IntArray, n_runs: int) -> list[Fold]:
     """Every run is simulated once, by a fit to runs of other folds. ValueError if there is one run only."""
     if n_runs < 2:
         raise ValueError(
             "choosing a penalty takes validation runs, or at least two training runs to"
             " cross-validate over; give one of them, or a penalty"
         )
-    number = np.arange(n_runs) % min(folds, n_runs)
+    number = np.arange(n_runs) % min(FOLDS, n_runs)
     return [
-        Fold(np.flatnonzero(number[run_of_row] != k), np.flatnonzero(number == k))
+        (np.flatnonzero(number[run_of_row] != k), np.flatnonzero(number == k))
         for k in range(number.max() + 1)
     ]
 
@@ -78,7 +76,7 @@ def choose_penalty(
     if not np.isfinite(errors[best]):
         raise ValueError(
             "every penalty tried gives simulations that leave the range of floats: look for runs that"
-            " diverged, or give a larger penalty, another center or clip='range'"
+            " diverged, or give a larger penalty or another center"
         )
     return float(penalties[best]), {float(penalties[k]): float(errors[k]) for k in sorted(errors)[::-1]}
 
@@ -101,15 +99,15 @@ def rollout_errors(
         tests = few if rough else np.arange(problem.n_tests)
         chunk = _BYTES // (8 * len(penalties) * problem.columns) // SIMD_WIDTH * SIMD_WIDTH
         errors = np.zeros((len(penalties), len(tests)))
-        for fold in folds:
-            rows = problem.rows(fold.rows)
+        for fitted, scored in folds:
+            rows = problem.rows(fitted)
             for part in slices(len(tests), max(chunk, SIMD_WIDTH)):
                 chosen = tests[part]
                 solution = solve_ridge(rows.tests(chosen), list(penalties), device, tolerance=_TOLERANCE)
                 columns = np.moveaxis(solution.coefficients, 0, 2).reshape(problem.blocks, problem.n, -1)
-                true = losses[np.ix_(fold.scored, np.arange(losses.shape[1]), chosen)].astype(np.float64)
+                true = losses[np.ix_(scored, np.arange(losses.shape[1]), chosen)].astype(np.float64)
                 start = np.tile(np.nan_to_num(true[:, 0], posinf=0.0), (1, len(penalties)))
-                found = _mean_squares(true, roll_out(fold.scored, columns, start))
+                found = _mean_squares(true, roll_out(scored, columns, start))
                 errors[:, part] += np.where(solution.residual <= _TOLERANCE, found, np.inf)
         errors[np.isnan(errors)] = np.inf
         return errors.mean(axis=1) / len(folds)

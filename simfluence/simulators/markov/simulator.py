@@ -16,47 +16,31 @@ size than b counts as b examples of its composition, since training averages ove
 stays about 1).
 
 Sign: B_i(z) < 0 means that training on i lowers the loss of z. Arrays are [train, test].
-
-With ``rate_scaled`` the right side is multiplied by the step's learning rate relative to the usual one.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
 from simfluence import ridge
-from simfluence.curriculum import Curriculum
+from simfluence.curriculum import Curriculum, usual_batch_size
 from simfluence.devices import chosen_device
-from simfluence.errors import RunDataError
 from simfluence.runs import RunSet, Transitions, transitions
-from simfluence.runs.schedule import as_schedule, mean_learning_rate
 from simfluence.simulators.base import Array, Simulator, register
-from simfluence.simulators.markov.diagnostics import UNSTABLE, FitDiagnostics, largest_growth
-from simfluence.simulators.markov.penalty import (
-    PENALTIES,
-    Fold,
-    choose_penalty,
-    folds_over_runs,
-    rollout_errors,
-)
+from simfluence.simulators.markov.diagnostics import fit_diagnostics, largest_growth
+from simfluence.simulators.markov.penalty import PENALTIES, choose_penalty, folds_over_runs, rollout_errors
 from simfluence.simulators.markov.rollout import simulate_linear
 
 Center = Literal["zero", "identity", "pooled"]
-CHOICES = {
-    "center": ("zero", "identity", "pooled"),
-    "clip": ("range", None),
-    "solver": ("auto", "iterative", "cholesky"),
-}
 
-_WIDTHS = (
-    10.0  # simulated losses that leave the recorded range by more than so many of its widths cause a warning
-)
+_WIDTHS = 10.0
+"""Simulated losses that leave the recorded range by more than so many of its widths cause a warning."""
 
 
 class SimulationWarning(UserWarning):
@@ -73,10 +57,6 @@ class MarkovSimulator(Simulator):
     center : what coefficients shrink towards.
         "zero": A_i → 0, B_i → 0, as published. "identity": A_i → 1/b, B_i → 0, nothing is learnt.
         "pooled": towards the average example's A and B, which are themselves not penalised.
-    folds : of the cross-validation.
-    rate_scaled : whether effects are proportional to the step's learning rate.
-    clip : "range" moves every simulated loss into the range of recorded ones, widened by a tenth; None warns
-        of those that leave it far.
     solver : "iterative", "cholesky" (see ``simfluence.ridge``), or "auto" for the one that should be faster.
     device : where to factorize, as torch names it; None is the GPU if torch finds one.
     penalties : what to choose from, all > 0; None is ``PENALTIES``, 1e-4 to 1e4.
@@ -85,10 +65,8 @@ class MarkovSimulator(Simulator):
     ----------
     A_, B_ : float [train, test]. batch_size_ : b.
     penalty_ : the λ used. penalty_errors_ : λ → error of simulations, of those compared on all test examples.
-    diagnostics_ : :class:`~simfluence.simulators.markov.diagnostics.FitDiagnostics`.
+    diagnostics_ : :func:`~simfluence.simulators.markov.diagnostics.fit_diagnostics`.
     loss_range_ : the smallest and the largest recorded loss.
-    learning_rate_ : [step], mean schedule of the training runs, with ``rate_scaled``; usual_rate_ : the rate
-        at which A_ and B_ hold.
     """
 
     free_slope: ClassVar[bool]
@@ -101,17 +79,12 @@ class MarkovSimulator(Simulator):
         "batch_size_",
         "diagnostics_",
         "loss_range_",
-        "learning_rate_",
-        "usual_rate_",
     )
 
     def __init__(
         self,
         penalty: float | None = None,
         center: Center = "zero",
-        folds: int = 5,
-        rate_scaled: bool = False,
-        clip: Literal["range"] | None = None,
         solver: ridge.Solver = "auto",
         device: str | None = None,
         penalties: Sequence[float] | None = None,
@@ -120,16 +93,11 @@ class MarkovSimulator(Simulator):
             raise ValueError(f"penalty must be a number ≥ 0, or None to choose it; got {penalty}")
         if penalties is not None and not (len(penalties) and all(0 < p < np.inf for p in penalties)):
             raise ValueError(f"penalties to choose from must be numbers > 0, got {penalties!r}")
-        if folds < 2:
-            raise ValueError(f"cross-validation needs at least 2 folds, got {folds}")
-        for name, value in (("center", center), ("clip", clip), ("solver", solver)):
-            if value not in CHOICES[name]:
-                raise ValueError(f"{name} must be one of {CHOICES[name]}, got {value!r}")
+        for name, value, choices in (("center", center, Center), ("solver", solver, ridge.Solver)):
+            if value not in get_args(choices):
+                raise ValueError(f"{name} must be one of {get_args(choices)}, got {value!r}")
         self.penalty = penalty
         self.center = center
-        self.folds = folds
-        self.rate_scaled = rate_scaled
-        self.clip = clip
         self.solver = solver
         self.device = device
         self.penalties = None if penalties is None else [float(value) for value in penalties]
@@ -137,10 +105,12 @@ class MarkovSimulator(Simulator):
     # ------------------------------------------------------------------------------------ fitting
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        self._measure(train)
-        rows = transitions(train.runs, self.batch_size_, self._factors(train))
+        self.batch_size_ = usual_batch_size(train.curricula)
+        rows = transitions(train.runs, self.batch_size_)
         if not rows.observed.any():
             raise ValueError("no recorded transition has finite losses on both sides: nothing to fit")
+        finite = train.loss[np.isfinite(train.loss)]
+        self.loss_range_ = [float(finite.min()), float(finite.max())]
         problem, device = self._problem(rows), chosen_device(self.device)
         self.penalty_errors_: dict[str, float] = {}
         given = self.penalty
@@ -154,18 +124,8 @@ class MarkovSimulator(Simulator):
         self.B_ = np.zeros(shape) if intercept is None else np.ascontiguousarray(intercept)
         growth = np.ones(shape[1])
         if slope is not None:
-            growth = largest_growth(train.curricula, slope, self.batch_size_, _padded(self._factors(train)))
-        self.diagnostics_: FitDiagnostics = {
-            "rows_used": int(rows.observed.sum()),
-            "rows_left_out": rows.n_left_out,
-            "columns": problem.columns,
-            "solver": solution.solver,
-            "iterations": solution.iterations,
-            "residual": float(solution.residual.max()),
-            "singular": int(solution.singular.sum()),
-            "growth": [float(np.median(growth)), float(np.max(growth))],
-            "unstable": float(np.mean(growth > UNSTABLE)),
-        }
+            growth = largest_growth(train.curricula, slope, self.batch_size_)
+        self.diagnostics_ = fit_diagnostics(rows, solution, growth)
         self._warn_of(solution)
 
     def refit(self, train: RunSet) -> Self:
@@ -174,31 +134,6 @@ class MarkovSimulator(Simulator):
         other = type(self)(**self.get_params() | {"penalty": self.penalty_}).fit(train)
         other.penalty = self.penalty
         return other
-
-    def _measure(self, train: RunSet) -> None:
-        """What is usual in the training runs: batch size, learning rates, losses."""
-        self.batch_size_ = _median(
-            np.concatenate([np.diff(curriculum.offsets) for curriculum in train.curricula])
-        )
-        finite = [run.loss[np.isfinite(run.loss)] for run in train]
-        ends = [end for losses in finite if losses.size for end in (losses.min(), losses.max())]
-        self.loss_range_ = [float(min(ends, default=np.nan)), float(max(ends, default=np.nan))]
-        self.usual_rate_, self.learning_rate_ = 1.0, np.empty(0)
-        if self.rate_scaled:
-            rates = np.concatenate([run.learning_rate for run in train])
-            if not np.isfinite(rates).all():
-                raise RunDataError(
-                    "rate_scaled needs the learning rate of every step, but"
-                    f" {np.sum(~np.isfinite(rates))} of {len(rates)} were not recorded"
-                )
-            self.usual_rate_ = _median(rates[rates > 0])
-            self.learning_rate_ = mean_learning_rate(train.runs)
-
-    def _factors(self, runs: RunSet) -> list[Array] | None:
-        """ρ [step] of each run: its learning rates relative to the usual one."""
-        if not self.rate_scaled:
-            return None
-        return [np.divide(run.learning_rate, self.usual_rate_, dtype=np.float64) for run in runs]
 
     def _problem(self, rows: Transitions) -> ridge.RidgeProblem:
         """Regressions of the distance θ from what coefficients shrink towards.
@@ -209,19 +144,16 @@ class MarkovSimulator(Simulator):
         1 − |c_t| / b. For "pooled" one more example, which is not penalised, occurs in a row as often as all
         others together: its coefficients are those of the average example.
         """
-        counts, everywhere = rows.counts, rows.observed.all()
+        counts = rows.counts
         size = np.asarray(counts.sum(axis=1))[:, None]
-        kept: Array = np.ones_like(size)
-        if self.center == "zero" and self.free_slope:
-            kept -= size / self.batch_size_
-        target = rows.current - kept * rows.previous if kept.any() else rows.current
+        to_zero = self.center == "zero" and self.free_slope
+        target = rows.current - (1 - size / self.batch_size_ * to_zero) * rows.previous
         scales = [rows.previous] if self.free_slope else []  # 0, as is the target, where losses are unknown
         if self.free_intercept:
-            scales.append(np.ones_like(size) if everywhere else rows.observed.astype(np.float64))
-        pooled = self._pools()
-        if pooled:
+            scales.append(np.ones_like(size) if rows.observed.all() else rows.observed.astype(np.float64))
+        if self._pools():
             counts = sparse.hstack([counts, sparse.csr_array(size)]).tocsr()
-        return ridge.RidgeProblem(counts, scales, target, int(pooled))
+        return ridge.RidgeProblem(counts, scales, target, int(self._pools()))
 
     def _pools(self) -> bool:
         """Whether there is an average example; without a penalty nothing shrinks towards it."""
@@ -241,18 +173,15 @@ class MarkovSimulator(Simulator):
     ) -> float:
         """The λ whose simulations are best."""
         if validation is None:
-            folds, scored = folds_over_runs(rows.run, len(train), self.folds), train
+            folds, scored = folds_over_runs(rows.run, len(train)), train
         else:
-            folds = [Fold(np.arange(len(rows.run)), np.arange(len(validation)))]
+            folds = [(np.arange(len(rows.run)), np.arange(len(validation)))]
             scored = validation
-        curricula, rates = scored.curricula, _padded(self._factors(scored))
+        curricula = scored.curricula
 
         def roll_out(runs: npt.NDArray[np.int64], coefficients: Array, initial_loss: Array) -> Array:
-            chosen = None if rates is None else rates[runs]
             some = [curricula[run] for run in runs]
-            return simulate_linear(
-                some, initial_loss, *self._split(coefficients), self.batch_size_, rates=chosen
-            )
+            return simulate_linear(some, initial_loss, *self._split(coefficients), self.batch_size_)
 
         errors = rollout_errors(problem, folds, scored.loss, roll_out, chosen_device(self.device))
         penalty, known = choose_penalty(errors, self.penalties or PENALTIES)
@@ -283,36 +212,20 @@ class MarkovSimulator(Simulator):
             self.A_ - 1 / self.batch_size_ if self.free_slope else None,
             self.B_ if self.free_intercept else None,
             self.batch_size_,
-            rates=self._rates(curricula, learning_rate),
-            clip=None if self.clip is None else self._widened_range(0.1),
             progress=True,
         )
-        low, high = self._widened_range(_WIDTHS)
+        smallest, largest = self.loss_range_
+        margin = _WIDTHS * max(largest - smallest, 1e-12)
         flat = losses.reshape(len(losses), -1)
         with np.errstate(invalid="ignore"):
-            wild = np.sum(~((flat.min(axis=1) > low) & (flat.max(axis=1) < high)))
-        if wild:
-            low, high = self.loss_range_
+            inside = (flat.min(axis=1) > smallest - margin) & (flat.max(axis=1) < largest + margin)
+        if not inside.all():
             self._warn(
-                f"{wild} of {len(curricula)} simulated runs leave the range of recorded losses"
-                f" ({low:.3g} .. {high:.3g}) by more than {_WIDTHS:g} times its width: the model is unstable"
-                " there; a larger penalty, another center or clip='range' may help"
+                f"{np.sum(~inside)} of {len(curricula)} simulated runs leave the range of recorded losses"
+                f" ({smallest:.3g} .. {largest:.3g}) by more than {_WIDTHS:g} times its width: the model is"
+                " unstable there; a larger penalty or another center may help"
             )
         return losses
-
-    def _rates(self, curricula: Sequence[Curriculum], learning_rate: npt.ArrayLike | None) -> Array | None:
-        """ρ [run, step]: learning rates relative to the usual one; by default the training runs' mean."""
-        if not self.rate_scaled:
-            return None
-        steps = max(len(curriculum) for curriculum in curricula)
-        if learning_rate is None:  # after the last recorded step, the last rate
-            learning_rate = self.learning_rate_[np.minimum(np.arange(steps), len(self.learning_rate_) - 1)]
-        return as_schedule(learning_rate, len(curricula), steps) / self.usual_rate_
-
-    def _widened_range(self, widths: float) -> tuple[float, float]:
-        low, high = self.loss_range_
-        margin = widths * max(high - low, 1e-12)
-        return low - margin, high + margin
 
     def _warn(self, message: str) -> None:
         warnings.warn(f"{type(self).__name__}: {message}", SimulationWarning, stacklevel=5)
@@ -337,18 +250,3 @@ class MultiplicativeSimulator(MarkovSimulator):
     __doc__ = MarkovSimulator.__doc__
     name: ClassVar[str] = "multiplicative"
     free_slope, free_intercept = True, False
-
-
-def _median(values: npt.ArrayLike) -> float:
-    """The lower one of two."""
-    return float(np.quantile(np.asarray(values, np.float64), 0.5, method="inverted_cdf"))
-
-
-def _padded(series: Sequence[Array] | None) -> Array | None:
-    """[run, step], 0 after the end of each; None of none."""
-    if series is None:
-        return None
-    padded = np.zeros((len(series), max(len(values) for values in series)))
-    for row, values in zip(padded, series, strict=True):
-        row[: len(values)] = values
-    return padded
