@@ -52,7 +52,7 @@ def fit(config: DictConfig) -> None:
     outputs.check_file(config.output)
     runs, simulator = _load(config.path), _simulator(config.simulator)
     fitted = fit_to(runs, simulator, train=config.train, validation=config.validation, level=config.level)
-    _print_notes(fitted.notes)
+    _print_notes([*fitted.notes, *fitted.simulator.notes])
     fitted.save(config.output)
     print(f"fitted {simulator} to {len(fitted.runs or ())} runs")
     print(f"saved to {config.output}: simulator={config.output} of whatif and evaluate takes it as it is")

@@ -117,7 +117,8 @@ def what_if(
     if bands is not None:
         low, high = (final_loss(edge)[0] for edge in bands.predict([edited], initial, learning_rate))
         changes = changes.assign(low=low, high=high)
-    answer = WhatIf(curriculum, edited, losses[0], losses[1], changes, bands.level if bands else None)
+    level, notes = bands.level if bands else None, simulator.notes
+    answer = WhatIf(curriculum, edited, losses[0], losses[1], changes, level, notes)
     if retrain is None:
         return answer
     if run is None:
@@ -164,7 +165,7 @@ def ask(
         notes.append(f"{run.id} never used {', '.join(unused)}")
     bands = fitted.bands if level is not None else None
     answer = what_if(fitted.simulator, run, edited, test=runs.test, bands=bands, retrain=retrain)
-    return replace(answer, notes=notes)
+    return replace(answer, notes=[*answer.notes, *notes])
 
 
 def _differences(fitted: Fitted, run: Run, level: float | None) -> list[str]:

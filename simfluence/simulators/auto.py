@@ -82,7 +82,8 @@ class AutoSimulator(Simulator):
         data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         self.explained_ = np.nan
         if len(train) < FEWEST_RUNS:
-            self._take_scores(data) or self._take_effects(data, validation)
+            if not self._take_scores(data):
+                self._take_effects(data, validation)
             return
         candidates = {
             "mean trajectory": EffectsSimulator(penalty=np.inf, max_rows=self.max_rows),
@@ -191,6 +192,21 @@ class AutoSimulator(Simulator):
             raise NotFittedError(f"call fit() on this {type(self).__name__} first")
         rows = [(name, error, name == self.taken_) for name, error in self.candidates_.items()]
         return pd.DataFrame(rows, columns=["candidate", "error", "taken"])
+
+    @property
+    def notes(self) -> list[str]:
+        """Of few runs, whether and how far scores were used."""
+        if np.isnan(self.explained_) or self.scores is None:
+            return []
+        runs = f"the {len(self.lengths_)} runs" if len(self.lengths_) > 1 else "the one run"
+        if self.taken_ == "effects":
+            return [
+                f"the scores were not used: they explain nothing of what is peculiar to {runs} of the fit"
+            ]
+        return [
+            f"the scores explain {self.explained_:.0%} of what is peculiar to {runs} of the fit; predicted"
+            " changes are that share of what they say"
+        ]
 
     # ------------------------------------------------------------------------------ keeping it
 

@@ -201,6 +201,11 @@ class Simulator(ABC):
             raise NotFittedError(f"call fit() on this {type(self).__name__} before {what}()")
         return self.examples_
 
+    @property
+    def notes(self) -> list[str]:
+        """What should be known of the fit, one sentence each; every answer says it."""
+        return []
+
     # ------------------------------------------------------------------------------ keeping it
 
     def get_params(self) -> dict[str, Any]:

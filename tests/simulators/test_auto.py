@@ -13,10 +13,12 @@ from log_linear import RATE, STEPS, TESTS, TRAIN, log_linear_runs, trained
 from safetensors.numpy import load_file
 
 from simfluence import RunSet, load_simulator
+from simfluence.edit import Edit
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.links import link
 from simfluence.runs import ExampleTable
 from simfluence.simulators import AutoSimulator, DynamicsSimulator, EffectsSimulator
+from simfluence.whatif import what_if
 
 RUNS = Path(__file__).parents[2] / "runs"
 MEAN = "mean trajectory"
@@ -191,8 +193,8 @@ def test_few_runs_and_scores_are_enough(number, tmp_path):
     fit = AutoSimulator(scores).fit(runs[:number])
     assert [type(one) for one in fit.members_] == [DynamicsSimulator]
     assert skill(fit, runs[:number], runs[22:]) > 0.8
-    assert fit.selection["candidate"].tolist() == ["effects", "scores with dynamics"]
-    assert fit.selection["taken"].tolist() == [False, True]
+    assert fit.selection["candidate"].tolist() == ["scores with dynamics"]
+    assert 0.9 < fit.explained_ < 1
     asked = runs[22:].curricula, runs[22:].initial_loss
     again = DynamicsSimulator(scores).fit(runs[:number])
     np.testing.assert_allclose(fit.simulate(*asked), again.simulate(*asked), rtol=1e-9)
@@ -232,6 +234,33 @@ def test_one_run_and_useless_scores_go_as_that_run_went(rng):
         assert fit.selection["taken"].tolist() == [True]
         predicted = fit.simulate(runs[1:].curricula, runs[1:].initial_loss)
         np.testing.assert_allclose(predicted[0], runs[0].loss, atol=1e-6)
+        assert bool(fit.notes) == (scores is not None)
+        assert all("of what is peculiar to the one run" in note for note in fit.notes)
+
+
+def test_scores_that_explain_a_part_of_one_run_move_it_by_that_part(rng):
+    """Half of each score is noise; answers say the share, and are damped by it."""
+    runs, train, test = log_linear_runs(rng, 2)
+    scores = train @ test.T
+    noise = np.random.default_rng(7).normal(size=scores.shape) * scores.std()
+    whole, part = (AutoSimulator(some).fit(runs[:1]) for some in (scores, scores + noise))
+    assert whole.explained_ > 0.75 > 0.6 > part.explained_ > 0.05
+    assert f"{part.explained_:.0%} of what is peculiar to the one run" in part.notes[0]
+    moves = [
+        np.square(fit.simulate(runs[1:].curricula, runs[1:].initial_loss)[0] - runs[0].loss).mean()
+        for fit in (whole, part)
+    ]
+    assert moves[1] < moves[0]
+    answer = what_if(part, runs[1], Edit("shuffle").apply(runs[1], runs.train))
+    assert answer.notes == part.notes
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4, 6])
+def test_scores_of_a_run_with_a_reversed_kernel_do_no_harm(rng, number):
+    """Scores with the wrong sign: the mean of the runs is predicted, or nearly so."""
+    runs, train, test = log_linear_runs(rng, 10)
+    fit = AutoSimulator(-train @ test.T).fit(runs[:number])
+    assert skill(fit, runs[:number], runs[6:]) > -0.02
 
 
 def test_initial_losses_that_differ_shift_what_one_run_and_scores_predict(rng):

@@ -28,7 +28,7 @@ def cross_fitted(runs: RunSet, scores: np.ndarray | None) -> cross_fit.CrossFitt
     if scores is None:
         found = cross_fit.effects_dynamics(data, lambda: None, [0.1, 0.1, 0.1])
     else:
-        found = cross_fit.scores_dynamics(data, scores, lambda: None)
+        found = cross_fit.scores_dynamics(data, scores[None], lambda: None)
     assert found is not None
     return found
 

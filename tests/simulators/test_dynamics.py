@@ -148,18 +148,6 @@ def test_dynamics_of_scores_are_training_and_adding_up_is_not(rng):
     assert skill(added, runs[:4], runs[4:]) < 0.8
 
 
-def test_several_arrays_are_added_up(rng):
-    runs, train, test = log_linear_runs(rng, 3)
-    parts = [part[:, None] * own for part, own in zip(train.T[:2], test.T[:2], strict=True)]
-    unit = [part / np.sqrt(np.square(part).mean()) for part in parts]
-    asked = runs.curricula, runs.initial_loss
-    np.testing.assert_allclose(
-        DynamicsSimulator(parts).fit(runs).simulate(*asked),
-        DynamicsSimulator(unit[0] + unit[1]).fit(runs).simulate(*asked),
-        rtol=1e-6,
-    )
-
-
 def test_units_of_scores_do_not_matter(rng):
     runs, train, test = log_linear_runs(rng, 3)
     asked = runs.curricula, runs.initial_loss

@@ -72,8 +72,8 @@ def stages_of(data: TrainingData) -> int:
 def scores_dynamics(data: TrainingData, scores: Array, advance: Callable[[], Any]) -> CrossFitted | None:
     """Training dynamics whose kernel is scores [array, train, test]; about 22 numbers are fitted.
 
-    None for losses without log-odds. Of few runs none is left out; there deviations from the runs are shrunken
-    to the share that the dynamics explain, and None is returned too where that is nothing.
+    None for losses without log-odds. Of few runs none is left out; there deviations from the runs are
+    shrunken to the share that the dynamics explain, and None is returned too where that is nothing.
     """
     if not data.has_log_odds:
         return None
@@ -82,8 +82,7 @@ def scores_dynamics(data: TrainingData, scores: Array, advance: Callable[[], Any
     if len(data.train) < FEWEST_RUNS:
         if found.explained < LEAST_EXPLAINED:
             return None
-        parts = _predictions(found.dynamics, data, np.arange(len(data.train)))
-        return _put_together(found, parts, [])
+        return _put_together(found, _predictions(found.dynamics, data, np.arange(len(data.train))), [])
     parts: dict[int, tuple[Array, Array]] = {}
     for runs in _folds(data):
         other = fit_dynamics(

@@ -3,10 +3,10 @@
 As a model learns, its kernel changes, and scores at the start say little about the end. Scores S_1 … S_c, in
 the order of the steps that they were taken at, give four kernels:
 
-    S_1                        those at the first step
-    mean S_s / |S_s|           |·| is the root mean square
-    mean M_s / |M_s|           M_s = D S_s D', with diagonal D and D' such that rows and columns of M_s have the
-                               norms of those of S_1
+    S_1                 those at the first step
+    mean S_s / |S_s|    |·| is the root mean square
+    mean M_s / |M_s|    M_s = D S_s D', with diagonal D and D' such that rows and columns of M_s have the
+                        norms of those of S_1
     the sum of these three, each divided by its root mean square
 
 D takes out of S_s how far the run had learnt each example by then (its residual, which dynamics predict for
