@@ -5,9 +5,10 @@
 
 FOLDER holds one .npz file a regime (optimizer, schedule, model, data) and load.py, whose ``load(path)``
 reads one and whose docstring says what is in it. Of each regime's 16 runs the first 12 may train and the last
-four are held out. The edits are other curricula for held-out runs, and the losses after really training on
-them. NAME+scores is a simulator that is given the gradient scores at the shared initial weights; it is left
-out for a regime that has none.
+four are held out. The edits are other curricula for held-out runs, with their learning rates, and the losses
+after really training on them. NAME+start is a simulator that is given the gradient scores at the shared
+initial weights, NAME+along one that is given those at several steps of one run; they are left out for a
+regime that has none.
 
 There is one row a version, regime, simulator, number of training runs, measure and kind of edit. Rows that
 are there are not made again, so that an interrupted run goes on where it was. The measures:
@@ -55,7 +56,17 @@ from simfluence.runs import ExampleTable, RunSet
 from simfluence.simulators import Simulator, make_simulator
 
 RESULTS = Path(__file__).parent / "results"
-SIMULATORS = ["mean_trajectory", "persistence", "linear", "auto", "auto+scores", "dynamics+scores"]
+SIMULATORS = [
+    "mean_trajectory",
+    "persistence",
+    "linear",
+    "auto",
+    "auto+start",
+    "auto+along",
+    "dynamics+along",
+]
+GIVEN = {"start": "scores", "along": "scores_along"}
+"""What a regime calls the scores that a simulator may be given."""
 FORMER_NAMES = {"dynamics": "replayed"}  # in versions that do not have the simulator by its present name
 HELD_OUT = slice(12, 16)
 KEYS = ["version", "regime", "simulator", "scores", "runs"]
@@ -101,7 +112,7 @@ def run_set(regime: dict[str, Any]) -> RunSet:
     return RunSet(logged, train, test)
 
 
-def make(name: str, scores: np.ndarray | None) -> Simulator:
+def make(name: str, scores: np.ndarray | list[np.ndarray] | None) -> Simulator:
     """The simulator of that name or, in a version that does not know it, of its former name."""
     params = {} if scores is None else {"scores": scores}
     try:
@@ -112,11 +123,12 @@ def make(name: str, scores: np.ndarray | None) -> Simulator:
         return make_simulator(FORMER_NAMES[name], **params)
 
 
-def measure(file: Path, name: str, with_scores: bool, count: int) -> list[Row]:
+def measure(file: Path, name: str, given: str, count: int) -> list[Row]:
     """All measures of one simulator, fitted to the first ``count`` runs of one regime."""
     regime = load(file)
     runs = run_set(regime)
-    simulator = make(name, regime["scores"].astype(np.float64) if with_scores else None)
+    scores = regime[GIVEN[given]].astype(np.float64) if given else None
+    simulator = make(name, list(scores) if given == "along" and scores is not None else scores)
     start = time.process_time()
     simulator.fit(runs[:count])
     seconds = time.process_time() - start
@@ -146,7 +158,11 @@ def edits(simulator: Simulator, regime: dict[str, Any], runs: RunSet) -> list[Ro
     edited = [Curriculum.from_batches(edit["batches"], len(runs.train)) for edit in asked]
     curricula = [*edited, *(base.curriculum for base in bases)]
     initial = np.stack([base.initial_loss for base in bases])
-    ends = last(simulator.simulate(curricula, np.concatenate([initial, initial])), curricula)
+    rates = np.zeros((len(curricula), max(len(curriculum) for curriculum in curricula)))
+    logged = [*(edit["lr"] for edit in asked), *(base.learning_rate for base in bases)]
+    for row, known, curriculum in zip(rates, logged, curricula, strict=True):
+        row[: len(curriculum)] = known[: len(curriculum)]
+    ends = last(simulator.simulate(curricula, np.concatenate([initial, initial]), rates), curricula)
     rows: list[Row] = []
     for edit, predicted in zip(asked, ends[: len(asked)] - ends[len(asked) :], strict=True):
         true = edit["true_change"].astype(np.float64)
@@ -208,7 +224,9 @@ def failure(message: str) -> Row:
 
 def summary(frame: pd.DataFrame) -> str:
     """Markdown: skill by regime and what-ifs by kind, for each number of training runs, then the failures."""
-    frame = frame.assign(simulator=frame["simulator"] + np.where(frame["scores"] == "yes", " + scores", ""))
+    frame = frame.assign(
+        simulator=frame["simulator"] + np.where(frame["scores"] != "", " + " + frame["scores"], "")
+    )
     parts = [f"# Version {', '.join(frame['version'].unique())}"]
     for count, rows in sorted(frame.groupby("runs"), reverse=True):
         runs = f"{count} training run{'s' if count > 1 else ''}"
@@ -269,17 +287,17 @@ def main() -> None:
     regimes = options.only or sorted(file.stem for file in options.folder.glob("*.npz"))
     has_scores = {regime: load(options.folder / f"{regime}.npz")["scores"].size > 0 for regime in regimes}
     wanted = [
-        (options.version, regime, name, "yes" if scores else "no", count)
+        (options.version, regime, name, given, count)
         for count in options.runs
         for regime in regimes
-        for name, _, scores in (simulator.partition("+") for simulator in options.simulators)
-        if has_scores[regime] or not scores
+        for name, _, given in (simulator.partition("+") for simulator in options.simulators)
+        if has_scores[regime] or not given
     ]
     done = set(read(options.output)[KEYS].itertuples(index=False, name=None))
     for key in [key for key in wanted if key not in done]:
-        _, regime, name, scores, count = key
+        _, regime, name, given, count = key
         file = options.folder / f"{regime}.npz"
-        measured = measure_within(options.limit, file, name, scores == "yes", count)
+        measured = measure_within(options.limit, file, name, given, count)
         rows = pd.DataFrame([(*key, *row) for row in measured], columns=COLUMNS)
         new = not options.output.exists()
         rows.to_csv(options.output, mode="a", header=new, index=False, float_format="%.5g")

@@ -48,8 +48,8 @@ class AutoSimulator(Simulator):
 
     Parameters
     ----------
-    scores : attribution scores [train, test], or a list of several; arrays, or anything with an attribute
-        ``scores``. Positive lowers the loss; any units.
+    scores : attribution scores [train, test], or a list of several, in the order of the steps that they were
+        taken at; arrays, or anything with an attribute ``scores``. Positive lowers the loss; any units.
     max_rows : the grid of steps is thinned until regressions have about that many rows.
 
     Attributes
