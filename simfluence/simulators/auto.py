@@ -9,10 +9,11 @@ The candidates:
     effects                    without dynamics; of fewer than 16 runs, where dynamics are easily misled
 
 Each candidate predicts every training run by a fit that left this run out (and the validation runs, if there
-are any). Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error.
-One to three runs are too few to leave any out. There dynamics with the scores as their kernel are taken,
-shrunken to the share that they explain of what is peculiar to these runs (``explained_share`` in
-dynamics/fit.py); if that is nothing, or there are no scores, effects, shrunken towards the mean trajectory.
+are any). Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error, if
+it is smaller than that of the mean trajectory by a one-sided paired t-test over runs at five per cent; else
+the mean trajectory. Dynamics need four runs. With scores and fewer runs, dynamics with the scores as their
+kernel are taken at once, shrunken to the share that they explain of what is peculiar to these runs
+(``explained_share`` in dynamics/fit.py), if that is anything.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import stats
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError
@@ -33,10 +35,10 @@ from simfluence.simulators.dynamics.cross_fit import LEAST_EXPLAINED, MANY_RUNS,
 from simfluence.simulators.dynamics.kernels import fit_scores
 from simfluence.simulators.dynamics.simulator import DynamicsSimulator
 from simfluence.simulators.effects.data import FEWEST_RUNS, TrainingData
-from simfluence.simulators.effects.regression import OutOfFold
-from simfluence.simulators.effects.simulator import EffectsSimulator, on_every_step, pooled_error
+from simfluence.simulators.effects.simulator import EffectsSimulator, on_every_step
 from simfluence.simulators.scores import portable_scores
 
+_MEAN = "mean trajectory"
 _RUNS_FOR_DYNAMICS = 6
 """Of fewer runs, dynamics of effects are taken beside another candidate only: their errors on runs that were
 left out are too small there (analysis/LOG.md)."""
@@ -81,20 +83,9 @@ class AutoSimulator(Simulator):
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         self.explained_ = np.nan
-        if len(train) < FEWEST_RUNS:
-            if not self._take_scores(data):
-                self._take_effects(data, validation)
+        if len(train) < FEWEST_RUNS and len(data.given_scores) and self._take_scores(data):
             return
-        candidates = {
-            "mean trajectory": EffectsSimulator(penalty=np.inf, max_rows=self.max_rows),
-            "effects with dynamics": EffectsSimulator(self.scores, "effects", max_rows=self.max_rows),
-        }
-        if len(train) < MANY_RUNS:
-            candidates["effects"] = EffectsSimulator(self.scores, max_rows=self.max_rows)
-        if self.scores is not None:
-            candidates["scores with dynamics"] = EffectsSimulator(
-                self.scores, "scores", max_rows=self.max_rows
-            )
+        candidates = self._candidates(len(train))
         kernels = sum(candidate.kernel is not None for candidate in candidates.values())
         with stages(stages_of(data) * kernels, "fit auto") as bar:
             for candidate in candidates.values():
@@ -102,52 +93,56 @@ class AutoSimulator(Simulator):
                 candidate._fit_to(data, validation, bar.update)
         self._choose(candidates, data, validation)
 
+    def _candidates(self, runs: int) -> dict[str, EffectsSimulator]:
+        """Those that this many runs may be fitted by."""
+        rows = self.max_rows
+        candidates = {_MEAN: EffectsSimulator(penalty=np.inf, link="identity", max_rows=rows)}
+        if runs >= FEWEST_RUNS:
+            candidates["effects with dynamics"] = EffectsSimulator(self.scores, "effects", max_rows=rows)
+        if 1 < runs < MANY_RUNS:
+            candidates["effects"] = EffectsSimulator(self.scores, max_rows=rows)
+        if runs >= FEWEST_RUNS and self.scores is not None:
+            candidates["scores with dynamics"] = EffectsSimulator(self.scores, "scores", max_rows=rows)
+        return candidates
+
     def _choose(
         self, candidates: dict[str, EffectsSimulator], data: TrainingData, validation: RunSet | None
     ) -> None:
-        """The one or two candidates whose mean has the smallest error."""
-        self.candidates_: dict[str, float] = {}
-        best = np.inf
+        """The one or two candidates whose mean has the smallest error, or the mean trajectory."""
+        errors = {}
         for size in (1, 2):
             for names in itertools.combinations(candidates, size):
                 if names == ("effects with dynamics",) and len(data.train) < _RUNS_FOR_DYNAMICS:
                     continue
                 members = [candidates[name] for name in names]
-                error = _error_of_mean(members, data, validation)
-                self.candidates_[" and ".join(names)] = error
-                if error < best:
-                    best, self.taken_ = error, " and ".join(names)
-                    self._take(list(members), np.mean([one.out_of_fold_ for one in members], axis=0), data)
-        self.error_ = best
+                errors[names] = _errors(members, data, validation)
+        best = min(errors, key=lambda names: errors[names].mean())
+        if not _is_less(errors[best], errors[_MEAN,]):
+            best = (_MEAN,)
+        self.candidates_ = {" and ".join(names): float(error.mean()) for names, error in errors.items()}
+        self.taken_ = " and ".join(best)
+        self.error_ = self.candidates_[self.taken_]
+        members = [candidates[name] for name in best]
+        self._take(members, np.mean([one.out_of_fold_ for one in members], axis=0), data)
 
     def _take_scores(self, data: TrainingData) -> bool:
-        """Of few runs: dynamics with the scores, or else shared groups, as their kernel, if they explain any
-        of what is peculiar to these runs. Returns whether they do.
+        """Of few runs: dynamics with the scores as their kernel, if they explain any of what is peculiar to
+        these runs. Returns whether they do.
         """
-        kernels = data.given_scores if len(data.given_scores) else data.scores
         self.explained_ = 0.0
-        if len(kernels) and data.has_log_odds:
+        if data.has_log_odds:
             with stages(1, "fit auto"):
-                found, _ = fit_scores(kernels, data)
+                found, _ = fit_scores(data.given_scores, data)
             self.explained_ = found.explained
         if self.explained_ < LEAST_EXPLAINED:
             return False
-        dynamics = DynamicsSimulator(list(kernels), self.max_rows)
+        dynamics = DynamicsSimulator(list(data.given_scores), self.max_rows)
         dynamics.examples_ = self.examples_
         dynamics.set_dynamics(found.dynamics, data)
         self.taken_ = "scores with dynamics"
         self.candidates_, self.error_ = {self.taken_: np.nan}, np.nan
         self._take([dynamics], np.empty((0, len(data.recorded.grid), data.shape[1])), data)
         return True
-
-    def _take_effects(self, data: TrainingData, validation: RunSet | None) -> None:
-        """Of one to three runs, effects, shrunken towards the mean trajectory."""
-        effects = EffectsSimulator(self.scores, max_rows=self.max_rows)
-        effects.examples_ = self.examples_
-        effects._fit_to(data, validation, lambda: None)
-        self.taken_, self.error_ = "effects", effects.error_
-        self.candidates_ = {self.taken_: self.error_}
-        self._take([effects], effects.out_of_fold_, data)
 
     def _take(self, members: list[Any], out_of_fold: Array, data: TrainingData) -> None:
         self.members_ = members
@@ -199,7 +194,7 @@ class AutoSimulator(Simulator):
         if np.isnan(self.explained_) or self.scores is None:
             return []
         runs = f"the {len(self.lengths_)} runs" if len(self.lengths_) > 1 else "the one run"
-        if self.taken_ == "effects":
+        if self.explained_ < LEAST_EXPLAINED:
             return [
                 f"the scores were not used: they explain nothing of what is peculiar to {runs} of the fit"
             ]
@@ -226,20 +221,28 @@ class AutoSimulator(Simulator):
         return {**self.get_params(), "scores": portable_scores(self.scores)}
 
 
-def _error_of_mean(
-    members: Sequence[EffectsSimulator], data: TrainingData, validation: RunSet | None
-) -> float:
-    """All-steps MSE of the mean of these simulators' predictions, on runs that they have not seen."""
-    if len(members) == 1:
-        return members[0].error_
-    mean = np.mean([member.out_of_fold_ for member in members], axis=0)
-    errors = [
-        np.square(predicted[: len(true)] - true)[1:]
-        for predicted, true in zip(mean, data.recorded.losses, strict=True)
-    ]
-    out_of_fold = OutOfFold(list(mean), float(np.concatenate(errors).mean()))
-    if validation is None:
-        return out_of_fold.error
-    initial = validation.initial_loss.astype(np.float64)
-    simulated = np.mean([member.simulate(validation.curricula, initial) for member in members], axis=0)
-    return pooled_error(len(data.train), out_of_fold, simulated, validation)
+def _errors(members: Sequence[EffectsSimulator], data: TrainingData, validation: RunSet | None) -> Array:
+    """All-steps MSE of the mean of these simulators' predictions, on each training run, by a fit that left it
+    out, and on each validation run; NaN of a single run that could not be left out.
+    """
+    if len(data.train) < 2:
+        predicted: list[Array] = []
+    else:
+        predicted = list(np.mean([member.out_of_fold_ for member in members], axis=0))
+    true = list(data.recorded.losses[: len(predicted)])
+    if validation is not None:
+        initial = validation.initial_loss.astype(np.float64)
+        simulated = [member.simulate(validation.curricula, initial) for member in members]
+        predicted += list(np.mean(simulated, axis=0))
+        true += list(validation.loss)
+    if not true:
+        return np.array([np.nan])
+    pairs = zip(predicted, true, strict=True)
+    return np.array([np.nanmean(np.square(guess[1 : len(known)] - known[1:])) for guess, known in pairs])
+
+
+def _is_less(errors: Array, others: Array) -> bool:
+    """Whether the mean error over runs is less, by a one-sided paired t-test at five per cent."""
+    if len(errors) < 2 or np.array_equal(errors, others):
+        return False
+    return bool(stats.ttest_rel(errors, others, alternative="less").pvalue < 0.05)

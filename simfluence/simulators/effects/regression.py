@@ -244,13 +244,12 @@ class EffectsRegression:
         return EffectsFit(self, solution, *self.calibrated(rollouts))
 
     def _without_effects(self, several: bool) -> EffectsFit:
-        if not several:
-            return EffectsFit(self, None, np.zeros(self.intervals + 1), None)
-        rollouts = []
-        for number, level in enumerate(self.levels):
-            others = self._mean_trajectory(without=number)
-            rollouts.append(level[0] - others[0] + others)
-        return EffectsFit(self, None, *self.calibrated(rollouts))
+        """The mean trajectory, also of a run that starts from other losses."""
+        out_of_fold = None
+        if several:
+            runs = range(len(self.levels))
+            out_of_fold = self._predicted([self._mean_trajectory(without=run) for run in runs])
+        return EffectsFit(self, None, np.zeros(self.intervals + 1), out_of_fold)
 
     def model(self, solution: leave_run_out.Solution | None, calibration: Array) -> EffectsModel:
         """The model of a solution; of none, without effects."""
@@ -332,16 +331,22 @@ class EffectsRegression:
         tiny = 1e-12 * max(square.max(), 1e-300)
         slope = np.clip((product + extra) / np.maximum(square + extra, tiny), 0.0, 2.0)
         calibration = np.concatenate([[1.0], slope])
+        rollouts = [
+            mean + calibration[: len(mean), None] * (rollout - mean)
+            for rollout, mean in zip(rollouts, others, strict=True)
+        ]
+        return calibration, self._predicted(rollouts)
+
+    def _predicted(self, levels: list[Array]) -> OutOfFold:
+        """What these levels [point, test] of the training runs are as losses; the first are the true ones."""
         predicted, errors = [], []
-        known = self.prior.out_of_fold if self.prior else [0.0 * mean for mean in others]
-        true_losses = self.data.recorded.losses
-        for rollout, mean, ahead, true in zip(rollouts, others, known, true_losses, strict=True):
-            factor = calibration[: len(rollout), None]
-            predicted.append(unlink(mean + factor * (rollout - mean) + ahead, self.settings.link))
-            predicted[-1][0] = true[0]
-            errors.append(np.square(predicted[-1] - true)[1:])
-        error = float(np.concatenate(errors).mean())
-        return calibration, OutOfFold(predicted, error)
+        known = self.prior.out_of_fold if self.prior else [np.zeros(1)] * len(levels)
+        for level, ahead, true in zip(levels, known, self.data.recorded.losses, strict=True):
+            losses = unlink(level + ahead, self.settings.link)
+            losses[0] = true[0]
+            predicted.append(losses)
+            errors.append(np.square(losses - true)[1:])
+        return OutOfFold(predicted, float(np.concatenate(errors).mean()))
 
 
 @dataclass(frozen=True)
