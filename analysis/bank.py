@@ -25,7 +25,8 @@ are there are not made again, so that an interrupted run goes on where it was. T
 - ``failure``: the first line of the error is in the column ``kind``. To take longer than ``--limit`` seconds
   of one core, for fitting and simulating, is a failure too.
 
-A summary as Markdown is written beside the .csv, to the file of the same name that ends in .md.
+A summary of every version as Markdown is written beside the .csv, to the file of the same name that ends in
+.md.
 """
 
 from __future__ import annotations
@@ -302,8 +303,8 @@ def main() -> None:
         new = not options.output.exists()
         rows.to_csv(options.output, mode="a", header=new, index=False, float_format="%.5g")
         print(*key, *measured[:2], flush=True)
-    frame = read(options.output)
-    text = summary(frame[frame["version"] == options.version])
+    versions = read(options.output).groupby("version", sort=False)
+    text = "\n".join(summary(rows) for _, rows in versions)
     options.output.with_suffix(".md").write_text(text)
     print(text)
 
