@@ -87,9 +87,15 @@ def mixing_law(shares: Array, losses: Array, new: Array) -> Array:
             t = np.linalg.lstsq(shares * (y - c)[:, None], np.log(y - c) * (y - c), rcond=None)[0]
             starts.append((np.square(c + np.exp(shares @ t) - y).sum(), c, t))
         _, c, t = min(starts, key=lambda start: start[0])
-        fit = least_squares(
-            lambda p, y=y: p[0] + np.exp(np.minimum(shares @ p[1:], 50)) - y, np.append(c, t), max_nfev=300
-        )
+
+        def residuals(p: Array, y: Array = y) -> Array:
+            return p[0] + np.exp(np.minimum(shares @ p[1:], 50)) - y
+
+        def jacobian(p: Array) -> Array:
+            growth = np.exp(np.minimum(shares @ p[1:], 50))[:, None]
+            return np.hstack([np.ones_like(growth), growth * shares])
+
+        fit = least_squares(residuals, np.append(c, t), jacobian, method="lm", max_nfev=100)
         predicted[:, z] = fit.x[0] + np.exp(np.minimum(new @ fit.x[1:], 50))
     return predicted
 

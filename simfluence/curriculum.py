@@ -196,7 +196,7 @@ def check_counted(curricula: Iterable[Curriculum], what: str) -> None:
     """Raises ValueError if a curriculum consumes shares of groups; ``what`` begins the message."""
     if any(curriculum.amounts is not None for curriculum in curricula):
         raise ValueError(
-            f"{what} needs curricula of counted examples, but this one consumes shares of groups"
+            f"{what} needs counted examples, but a curriculum consumes shares of groups"
             " (Curriculum.from_shares)"
         )
 

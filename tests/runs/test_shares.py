@@ -65,11 +65,11 @@ def test_a_long_table_has_all_amounts_or_none() -> None:
 
 def test_who_needs_counted_examples_refuses_shares(tmp_path: Path) -> None:
     runs = a_set()
-    with pytest.raises(ValueError, match=r"'additive' \(for shares there is 'shares'\) needs curricula of"):
+    with pytest.raises(ValueError, match=r"'additive' \(for shares take 'shares'\) needs counted"):
         AdditiveSimulator().fit(runs)
     with pytest.raises(ValueError, match="'auto'"):
         AutoSimulator().fit(runs)
-    with pytest.raises(ValueError, match="GPTfluence's format needs curricula of counted"):
+    with pytest.raises(ValueError, match="GPTfluence's format needs counted"):
         gptfluence.write(runs, runs.train, runs.test, tmp_path)
     assert MeanTrajectory().fit(runs).simulate(runs.curricula, runs.initial_loss).shape == (2, 4, 2)
 
