@@ -9,8 +9,8 @@ least half of the runs,
 - the mean trajectory, with skill 0;
 - ridge regressions of log losses on shares, and on shares and their square roots, one a step and domain
   (λ = 1e-4 n, features not scaled);
-- exponential mixing laws L = c + exp(Σ_g t_g r_g) (Ye et al.), least squares, one a step and domain;
-- effects of groups (``effects``) on counts, the shares in 64 draws a step;
+- exponential mixing laws L = c + k exp(Σ_g t_g r_g) (Ye et al.), least squares, one a step and domain
+  (λ = 1e-6 n on t, with which they do best);
 - ``shares``, with what it chooses; "all steps" counts those too that fewer runs were evaluated at.
 
 In the sets of Ye et al. each run is predicted from all others (leave one out), its recorded steps only.
@@ -78,25 +78,34 @@ def linear(shares: Array, losses: Array, new: Array) -> Array:
 
 
 def mixing_law(shares: Array, losses: Array, new: Array) -> Array:
-    """From the best start on a grid of c, where the law is linear in log(L − c)."""
+    """Least squares with a penalty on t, from the best start on a grid of c, where the law is linear
+    in log(L − c); which stays where least squares do not converge. Predictions are held between half the
+    least and twice the largest loss.
+    """
     predicted = np.full((len(new), losses.shape[1]), np.nan)
+    penalty = np.sqrt(1e-6 * len(shares)) * np.eye(shares.shape[1] + 2)[2:]
+    design = np.hstack([np.ones((len(shares), 1)), shares])
     for z, y in enumerate(losses.T):
+
+        def residuals(p: Array, y: Array = y) -> Array:
+            fitted = p[0] + np.exp(np.minimum(design @ p[1:], 50))
+            return np.concatenate([fitted - y, penalty @ p])
+
+        def jacobian(p: Array) -> Array:
+            growth = np.exp(np.minimum(design @ p[1:], 50))[:, None]
+            return np.vstack([np.hstack([np.ones_like(growth), growth * design]), penalty])
+
         starts = []
         for part in np.linspace(0, 0.98, 15):
             c = part * y.min()
-            t = np.linalg.lstsq(shares * (y - c)[:, None], np.log(y - c) * (y - c), rcond=None)[0]
-            starts.append((np.square(c + np.exp(shares @ t) - y).sum(), c, t))
-        _, c, t = min(starts, key=lambda start: start[0])
-
-        def residuals(p: Array, y: Array = y) -> Array:
-            return p[0] + np.exp(np.minimum(shares @ p[1:], 50)) - y
-
-        def jacobian(p: Array) -> Array:
-            growth = np.exp(np.minimum(shares @ p[1:], 50))[:, None]
-            return np.hstack([np.ones_like(growth), growth * shares])
-
-        fit = least_squares(residuals, np.append(c, t), jacobian, method="lm", max_nfev=100)
-        predicted[:, z] = fit.x[0] + np.exp(np.minimum(new @ fit.x[1:], 50))
+            weighted = np.vstack([design * (y - c)[:, None], penalty[:, 1:]])
+            targets = np.append(np.log(y - c) * (y - c), np.zeros(len(penalty)))
+            starts.append(np.append(c, np.linalg.lstsq(weighted, targets, rcond=None)[0]))
+        start = min(starts, key=lambda one: np.square(residuals(one)).sum())
+        fit = least_squares(residuals, start, jacobian, method="lm", max_nfev=100)
+        c, *law = fit.x if fit.success else start
+        exponent = np.hstack([np.ones((len(new), 1)), new]) @ law
+        predicted[:, z] = np.clip(c + np.exp(np.minimum(exponent, 50)), 0.5 * y.min(), 2 * y.max())
     return predicted
 
 

@@ -37,8 +37,12 @@ from simfluence.simulators.state import saved
 PENALTIES = (np.inf, *10.0 ** np.arange(1.0, -4.5, -0.5))
 FLOORS = (0.0, 0.5, 0.8, 0.9)
 RECENCIES = (0.0, 1.0, 3.0)
-GAIN = 0.05
-"""The part of the mean trajectory's error that a regression must save to be taken."""
+GAIN = 2.0
+"""The part of the mean trajectory's error that a regression must save to be taken, times the runs."""
+BEYOND = 1.0
+"""How far predictions may lie outside the range of a regression's targets, in widths of that range."""
+FEW_RUNS = 12
+"""With fewer, they may not."""
 
 
 @saved
@@ -48,6 +52,7 @@ class ShareRegression:
 
     step : t. base : the number of the regression whose predictions it adds to, −1 for none.
     consumed : x of the runs it is fitted to, [run, group]. coefficients : [run, test]. level : [test].
+    low, high : what it predicts at least and at most, [test].
     """
 
     step: int
@@ -55,6 +60,8 @@ class ShareRegression:
     consumed: Array
     coefficients: Array
     level: Array
+    low: Array
+    high: Array
 
 
 @register
@@ -164,8 +171,8 @@ class ShareSimulator(Simulator):
                             candidates[key] = candidates.get(key, 0.0) + error
         mean = _mean_error(losses)
         best = min(candidates, key=candidates.__getitem__)
-        if self.penalty is None and not candidates[best] < (1 - GAIN) * mean:
-            best = (best[0], best[1], np.inf)
+        if self.penalty is None and not candidates[best] < (1 - GAIN / len(curricula)) * mean:
+            best = (0.0 if self.recency is None else self.recency, floors[0], np.inf)
         self.recency_, self.floor_, self.penalty_ = best
         self.error_ = candidates[best] / mean if mean > 0 else np.nan
 
@@ -183,12 +190,14 @@ class ShareSimulator(Simulator):
 
     def _regression(self, step: int, base: int, consumed: Array, losses: Array) -> ShareRegression:
         """That of one step; consumed [run, group] and losses [run, test] of all runs."""
-        coefficients, level = np.zeros_like(losses), np.zeros(losses.shape[1])
+        coefficients, (level, low, high) = np.zeros_like(losses), np.zeros((3, losses.shape[1]))
         for runs, tests in _complete(losses):
             known = losses[np.ix_(runs, tests)]
             targets = self._link(known, self.floor_, tests)
             if base >= 0:
                 targets = targets - self._predict(base, consumed[runs])[:, tests]
+            beyond = (BEYOND if len(runs) >= FEW_RUNS else 0.0) * np.ptp(targets, axis=0)
+            low[tests], high[tests] = targets.min(0) - beyond, targets.max(0) + beyond
             if np.isinf(self.penalty_) or len(runs) < 2:
                 whole = self._link(known.mean(0), self.floor_, tests)
                 level[tests] = whole if base < 0 else targets.mean(0)
@@ -198,7 +207,7 @@ class ShareSimulator(Simulator):
             coefficients[np.ix_(runs, tests)] = solved
             level[tests] = targets.mean(0) - kernel(consumed[runs], consumed[runs]).mean(0) @ solved
         used = np.isfinite(losses).any(1)
-        return ShareRegression(step, base, consumed[used], coefficients[used], level)
+        return ShareRegression(step, base, consumed[used], coefficients[used], level, low, high)
 
     # --------------------------------------------------------------------------------- predictions
 
@@ -229,7 +238,7 @@ class ShareSimulator(Simulator):
     def _predict(self, number: int, consumed: Array) -> Array:
         """The same on the regressions' scale."""
         one = self.regressions_[number]
-        added = one.level + kernel(consumed, one.consumed) @ one.coefficients
+        added = np.clip(one.level + kernel(consumed, one.consumed) @ one.coefficients, one.low, one.high)
         return added if one.base < 0 else added + self._predict(one.base, consumed)
 
     def _consumed(self, curricula: Sequence[Curriculum], steps: IntArray, recency: float) -> Array:

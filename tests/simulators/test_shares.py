@@ -106,6 +106,27 @@ def test_losses_without_a_pattern_are_the_mean_trajectory() -> None:
         assert skill(ShareSimulator(), runs[:12], runs[12:]) > -0.02
 
 
+def test_few_runs_are_no_worse_than_their_mean() -> None:
+    for count in (2, 3, 4, 5, 6):
+        for seed in range(5):
+            rng = np.random.default_rng(seed)
+            shares = constant(count + 20, rng)
+            runs = recorded(shares, power_laws(shares, rng) + rng.normal(0, 0.05, (count + 20, STEPS, 3)))
+            assert skill(ShareSimulator(), runs[:count], runs[count:]) > -0.02
+
+
+def test_predictions_stay_near_what_was_recorded() -> None:
+    rng = np.random.default_rng(0)
+    shares = constant(12, rng)
+    runs = recorded(shares, mixing_law(shares, rng))
+    far = Curriculum.from_shares(shares[0], 1000.0)
+    losses = ShareSimulator(penalty=1e-4, floor=0.0).fit(runs).simulate([far], runs.initial_loss[0])[0, 1:]
+    levels = np.log(runs.loss[:, 1:])
+    beyond = np.ptp(levels, axis=0)
+    assert (np.log(losses) >= levels.min(0) - beyond - 1e-12).all()
+    assert (np.log(losses) <= levels.max(0) + beyond + 1e-12).all()
+
+
 def test_no_penalty_below_infinity_is_the_mean_trajectory() -> None:
     rng = np.random.default_rng(0)
     shares = schedules(8, rng)
