@@ -25,6 +25,7 @@ _HOMES = {
     "EffectsSimulator": "simfluence.simulators",
     "DynamicsSimulator": "simfluence.simulators",
     "ScoresSimulator": "simfluence.simulators",
+    "ShareSimulator": "simfluence.simulators",
     "FeatureSimulator": "simfluence.simulators",
     "AutoSimulator": "simfluence.simulators",
     "PredictiveBands": "simfluence.simulators",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from simfluence.simulators import Persistence as Persistence
     from simfluence.simulators import PredictiveBands as PredictiveBands
     from simfluence.simulators import ScoresSimulator as ScoresSimulator
+    from simfluence.simulators import ShareSimulator as ShareSimulator
     from simfluence.simulators import load_simulator as load_simulator
     from simfluence.whatif import what_if as what_if
 

@@ -62,6 +62,7 @@ def evaluate(config: DictConfig) -> None:
     from simfluence import report
     from simfluence.evaluation import evaluate, scores_as_simulators
     from simfluence.fitted import Fitted
+    from simfluence.simulators import make_simulator
 
     if config.output is not None:
         outputs.check_folder(config.output)
@@ -73,6 +74,10 @@ def evaluate(config: DictConfig) -> None:
     if unknown := [name for name in chosen if name not in config.simulators]:
         raise ValueError(f"only={unknown[0]} is not among the simulators {', '.join(config.simulators)}")
     simulators = {name: _simulator(config.simulators[name]) for name in chosen}
+    if config.only is None and any(curriculum.amounts is not None for curriculum in runs.curricula):
+        simulators = {name: one for name, one in simulators.items() if one.takes_shares}
+        simulators["shares"] = make_simulator("shares")
+        notes.append("the runs consume shares of groups: without simulators of counted examples")
     simulators |= scores_as_simulators(_plain(config.scores), train)
     fitted = {file: Fitted.load(file) for file in config.fitted}
     simulators |= {f"{one.simulator.name} ({file})": one.unchanged(test) for file, one in fitted.items()}

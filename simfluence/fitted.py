@@ -127,6 +127,9 @@ class _Unchanged(Simulator):
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         raise NotImplementedError
 
+    def _check_shares(self, curricula: Sequence[Curriculum]) -> None:
+        self.simulator._check_shares(curricula)
+
     def _simulate(
         self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from families import synthetic_runs
@@ -279,6 +280,28 @@ def test_what_fit_writes_is_what_whatif_and_evaluate_load(simfluence, recorded: 
     seen = simfluence("evaluate", "path=runs/small", "train=2", "validation=0", file, cwd=recorded)
     assert seen.returncode == 2
     assert "run-002 is one that it is to be tested on" in seen.stderr
+
+
+def test_runs_on_mixtures(simfluence, tmp_path: Path) -> None:
+    """Their simulator stands beside the baselines, answers what-ifs, and can be kept in a file."""
+    shares = np.random.default_rng(0).dirichlet(np.ones(3), 12)
+    proportions = pd.DataFrame(shares, columns=["web", "code", "maths"]).assign(run=range(12))
+    losses = pd.DataFrame({"run": range(12), "python": 2 - np.sqrt(shares[:, 1])})
+    RunSet.from_mixtures(proportions, losses, initial_loss=5.0).save(tmp_path / "mixed")
+    options = ("path=mixed", "train=9", "validation=0")
+    table = simfluence("evaluate", *options, cwd=tmp_path)
+    assert table.returncode == 0, table.stderr
+    assert "note: the runs consume shares of groups" in table.stdout
+    named = [line.split("|")[1].strip() for line in table.stdout.splitlines() if line.startswith("|")]
+    assert named[2:] == ["persistence", "mean_trajectory", "shares"]
+    simfluence("fit", *options, "simulator=shares", "output=fitted.safetensors", cwd=tmp_path)
+    again = simfluence("evaluate", *options, "simulator=fitted.safetensors", cwd=tmp_path)
+    assert "| shares (fitted.safetensors)" in again.stdout
+    asked = ("whatif", "path=mixed", "edit.groups=[code]")
+    answer = simfluence(*asked, "simulator=fitted.safetensors", cwd=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    refused = simfluence(*asked, "simulator=linear", cwd=tmp_path)
+    assert "'linear' (for shares take 'shares') needs counted examples" in refused.stderr
 
 
 def test_few_runs_are_treated_alike(simfluence, recorded: Path) -> None:

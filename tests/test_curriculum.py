@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from simfluence.curriculum import (
     Curriculum,
+    check_shares,
     concatenate,
     count_matrix,
     keep,
@@ -180,3 +181,87 @@ def test_what_makes_no_curriculum(make, message):
         make()
     with pytest.raises(IndexError):
         Curriculum.from_batches([[0]], 5)[1]
+
+
+# ------------------------------------------------------------------------------- shares of groups
+
+SHARES = np.array([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7], [0.0, 0.0, 1.0]])
+
+
+def test_shares_times_units_are_what_a_step_consumes():
+    curriculum = Curriculum.from_shares(SHARES, [10, 20, 5])
+    expected = SHARES * np.array([[10], [20], [5]])
+    np.testing.assert_allclose(curriculum.counts().toarray(), expected)
+    np.testing.assert_allclose(curriculum.consumed, [10, 20, 5])
+    np.testing.assert_allclose(count_matrix([curriculum], 4.0).toarray(), SHARES * 4.0)  # composition alone
+    assert as_lists(curriculum) == [[0, 1], [0, 1, 2], [2]]
+    assert len(curriculum) == 3
+    assert curriculum.n_examples == 3
+
+
+def test_amounts_tell_curricula_apart():
+    one, other = Curriculum.from_shares(SHARES), Curriculum.from_shares(SHARES[:, [1, 0, 2]])
+    counted = Curriculum(one.examples, one.offsets, 3)
+    assert one == Curriculum.from_shares(SHARES)
+    assert len({one.fingerprint, other.fingerprint, counted.fingerprint}) == 3
+    assert one != other
+    assert counted not in (one, Curriculum(one.examples, one.offsets, 3, np.ones(6)))
+
+
+def test_removing_a_group_scales_the_others_or_leaves_them():
+    curriculum = Curriculum.from_shares(SHARES, 10)
+    refilled, shrunk = remove(curriculum, [1]), remove(curriculum, [1], refill=False)
+    np.testing.assert_allclose(refilled.counts().toarray(), [[10, 0, 0], [10 / 8, 0, 70 / 8], [0, 0, 10]])
+    np.testing.assert_allclose(shrunk.counts().toarray(), [[6, 0, 0], [1, 0, 7], [0, 0, 10]])
+    assert remove(curriculum, [1]) == keep(curriculum, [0, 2])
+    assert len(remove(curriculum, [2])) == 2  # nothing is left of the last step
+
+
+def test_curricula_of_shares_one_after_the_other():
+    shares, counted = Curriculum.from_shares(SHARES, 2), Curriculum.from_batches([[0, 0, 2]], 3)
+    both = concatenate(shares, counted)
+    np.testing.assert_allclose(both.counts().toarray(), [*(SHARES * 2), [2, 0, 1]])
+    assert concatenate(counted, counted).amounts is None
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda curriculum: repeat(curriculum, [0], 2),
+        lambda curriculum: put_before(curriculum, [0], [1]),
+        lambda curriculum: shuffle(curriculum, np.random.default_rng(0)),
+    ],
+)
+def test_edits_that_move_single_examples_refuse_shares(edit):
+    with pytest.raises(ValueError, match=r"counted examples.*shares of groups"):
+        edit(Curriculum.from_shares(SHARES))
+
+
+@pytest.mark.parametrize(
+    ("shares", "units", "message"),
+    [
+        ([[0.5, 0.4]], 1, r"step 0 sum to 0.9, which is -0.1 off"),
+        ([[0.5, 0.5], [60, 40]], 1, r"step 1 sum to 100"),
+        ([[1.5, -0.5]], 1, r"group 1 in step 0 is -0.5"),
+        ([[np.nan, 1]], 1, "group 0 in step 0 is nan"),
+        ([0.5, 0.5], 1, r"\[step, group\], got shape \(2,\)"),
+        ([[0.5, 0.5]], -3, "above 0 and finite, got -3"),
+        ([[0.5, 0.5]], np.inf, "above 0 and finite, got inf"),
+        ([[0.5, 0.5]], [1, 2], r"\[step\] = \(1,\) as the shares, got shape \(2,\)"),
+    ],
+)
+def test_what_shares_and_units_must_be(shares, units, message):
+    with pytest.raises(ValueError, match=message):
+        Curriculum.from_shares(shares, units)
+
+
+def test_shares_are_divided_by_their_sums_if_told():
+    np.testing.assert_allclose(check_shares([[60, 20]], "run", normalize=True), [[0.75, 0.25]])
+    with pytest.raises(ValueError, match="sum to 0"):
+        check_shares([[0, 0]], "run", normalize=True)
+
+
+@pytest.mark.parametrize("amounts", [[1.0], [1.0, 0.0], [1.0, np.nan]])
+def test_amounts_must_fit(amounts):
+    with pytest.raises(ValueError, match="amounts must be"):
+        Curriculum(np.array([0, 1]), np.array([0, 2]), 2, amounts)

@@ -29,7 +29,7 @@ from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import selected_parameters, share_of_trained
 from simfluence.attribution.registry import AttributionContext, method
 from simfluence.attribution.scores import InfluenceScores
-from simfluence.curriculum import Curriculum
+from simfluence.curriculum import Curriculum, check_counted
 from simfluence.errors import RunDataError
 
 
@@ -126,6 +126,7 @@ def _check(checkpoints: Sequence[Checkpoint], curriculum: Curriculum | None, tra
     if len(set(steps)) < len(steps):
         raise ValueError(f"every checkpoint counts once, got steps {steps}")
     if curriculum is not None:
+        check_counted([curriculum], "TracIn")
         if train != curriculum.n_examples:
             raise ValueError(f"the curriculum is over {curriculum.n_examples} training examples, got {train}")
         if max(steps) >= len(curriculum):

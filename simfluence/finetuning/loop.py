@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from simfluence.curriculum import Curriculum
+from simfluence.curriculum import Curriculum, check_counted
 from simfluence.finetuning.models import Model
 from simfluence.finetuning.tasks import TextExample
 from simfluence.recording import ActiveRun
@@ -23,7 +23,10 @@ def train(
     """One pass over the curriculum: a step of the optimizer on the mean loss of each batch.
 
     A resumed ``run`` goes on after the steps that it has taken already.
+
+    Raises ValueError for a curriculum of shares.
     """
+    check_counted([curriculum], "training")
     model.train()
     for step in range(run.start if run is not None else 0, len(curriculum)):
         chosen = [examples[row] for row in curriculum[step]]

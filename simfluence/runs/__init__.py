@@ -1,8 +1,9 @@
 """Recorded runs.
 
 ``run`` and ``runset`` are what users hold, over the ``tables`` of examples. ``storage``, ``journal`` and
-``rows`` are how runs lie on disk, and ``manage`` looks after these files. ``long_table``, ``wide_table`` and
-``gptfluence`` read what others recorded. ``transitions`` are the runs as simulators are fitted to them.
+``rows`` are how runs lie on disk, and ``manage`` looks after these files. ``long_table``, ``wide_table``,
+``mixture_tables`` and ``gptfluence`` read what others recorded. ``transitions`` are the runs as simulators
+are fitted to them.
 """
 
 from simfluence.runs.manage import RunSummary, list_runs, prune, show, verify

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from simfluence.curriculum import check_counted
 from simfluence.errors import RunDataError
 from simfluence.jsonl import read_jsonl
 from simfluence.runs.importing import Log, Read
@@ -49,7 +50,12 @@ def read(path: str | Path, *, train: ExampleTable | None = None, test: ExampleTa
 
 
 def write(runs: Iterable[Run], train: ExampleTable, test: ExampleTable, path: str | Path) -> None:
-    """Write runs in this format, ids as they are; losses before the first step become those at step 0."""
+    """Write runs in this format, ids as they are; losses before the first step become those at step 0.
+
+    Raises ValueError for curricula of shares, for which the format has no room.
+    """
+    runs = list(runs)
+    check_counted([run.curriculum for run in runs], "GPTfluence's format")
     for run in runs:
         folder = Path(path) / run.id
         folder.mkdir(parents=True, exist_ok=True)

@@ -19,9 +19,9 @@ from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.tables import ExampleTable
 
 InitialLoss: TypeAlias = Literal["first"] | Mapping[str, float] | npt.ArrayLike | None
-"""The losses before the first step, for runs that have none: test id → loss, an array [test], or one
-[run, test]. "first" begins every run at the first losses it has, and leaves out the steps up to these. With
-None, a run that has none is an error."""
+"""The losses before the first step, for runs that have none: one number, test id → loss, an array [test],
+or one [run, test]. "first" begins every run at the first losses it has, and leaves out the steps up to these.
+With None, a run that has none is an error."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Log:
     metrics : name → float [evaluated step, test]; "loss" is among them.
     learning_rate, train_loss : step → value, where it is known.
     config : what is kept with the run.
+    amounts : step → how much of each in its batch it consumed; empty for counted examples.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Log:
     learning_rate: Mapping[int, float] = field(default_factory=dict)
     train_loss: Mapping[int, float] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    amounts: Mapping[int, Sequence[float]] = field(default_factory=dict)
 
 
 Read: TypeAlias = tuple[list[Log], ExampleTable, ExampleTable]
@@ -89,7 +91,7 @@ def runs_of(
         runs.append(
             Run(
                 id=log.name,
-                curriculum=Curriculum.from_batches([train.rows(log.batches[s]) for s in steps], len(train)),
+                curriculum=_curriculum(log, steps, train),
                 metrics=metrics,
                 evaluated=evaluated - start,
                 learning_rate=np.array([log.learning_rate.get(s, np.nan) for s in steps], np.float64),
@@ -101,6 +103,14 @@ def runs_of(
             )
         )
     return runs
+
+
+def _curriculum(log: Log, steps: Sequence[int], train: ExampleTable) -> Curriculum:
+    curriculum = Curriculum.from_batches([train.rows(log.batches[s]) for s in steps], len(train))
+    if not log.amounts:
+        return curriculum
+    amounts = np.concatenate([log.amounts[s] for s in steps]) if steps else np.empty(0)
+    return Curriculum(curriculum.examples, curriculum.offsets, len(train), amounts)
 
 
 def check_finite(run: str, loss: FloatArray, evaluated: npt.ArrayLike, test: ExampleTable) -> None:
@@ -157,9 +167,9 @@ def _initial_losses(given: Any, n_runs: int, test: ExampleTable) -> npt.NDArray[
             raise RunDataError(f"initial_loss has no loss of test example {test.ids[missing[0]]!r}")
         given = [by_row[z] for z in range(len(test))]
     values = np.asarray(given, np.float64)
-    if values.shape not in ((len(test),), (n_runs, len(test))):
+    if values.shape not in ((), (len(test),), (n_runs, len(test))):
         raise RunDataError(
-            f"initial_loss must be [test] = ({len(test)},) or [run, test] = ({n_runs}, {len(test)}), got"
-            f" shape {values.shape}"
+            f"initial_loss must be one number, [test] = ({len(test)},) or [run, test] ="
+            f" ({n_runs}, {len(test)}), got shape {values.shape}"
         )
     return np.broadcast_to(values, (n_runs, len(test)))

@@ -8,6 +8,7 @@
 | example | the id of a training example that the step consumed, row by row in the batch's order |
 | test | the id of a test example |
 | loss | its loss |
+| amount | how much of it, where steps consume shares of groups: on all rows about training examples |
 | learning_rate, train_loss | of the step, on its rows about training examples |
 | any other | a further metric: a number on rows about test examples, nothing on the others |
 
@@ -41,6 +42,7 @@ Batches: TypeAlias = Table | Mapping[str, Sequence[Sequence[Any]]]
 
 _NAMES = ("run", "example", "test")
 _OF_STEPS = ("learning_rate", "train_loss")
+_AMOUNT = "amount"
 _INDEX = re.compile(r"|Unnamed: \d+.*|__index_level_\d+__")
 _WHOLE_FLOAT = re.compile(r"-?\d+\.0|-?\d(\.\d+)?e\+\d+")
 
@@ -54,12 +56,16 @@ def write(
     """
     names = sorted({name for run in runs for name in run.metrics}, key=lambda name: (name != "loss", name))
     frame = pd.concat([_rows_of(run, train, test, names) for run in runs], ignore_index=True)
+    if all(run.curriculum.amounts is None for run in runs):
+        frame = frame.drop(columns=_AMOUNT)
     if path is not None:
         path = Path(path)
         if path.suffix == ".parquet":
             frame.to_parquet(path, index=False)
         elif path.suffix == ".csv":
-            frame.astype(dict.fromkeys((*names, *_OF_STEPS), "float64")).to_csv(path, index=False)
+            frame.astype(dict.fromkeys(frame.columns.difference([*_NAMES, "step"]), "float64")).to_csv(
+                path, index=False
+            )
         else:
             raise ValueError(f"expected a name that ends in .csv or .parquet, got {path.name!r}")
     return frame
@@ -94,7 +100,7 @@ def read(
     train = train or _numbered_like(frame["example"])
     test = test or _numbered_like(frame["test"])
     frame = frame[["run", "step", "example", "test"]].assign(
-        **metrics, **{name: _numbers(frame, name) for name in _OF_STEPS if name in frame}
+        **metrics, **{name: _numbers(frame, name) for name in (_AMOUNT, *_OF_STEPS) if name in frame}
     )
     logs = [
         _log(str(name), rows, test, list(metrics), allow_missing)
@@ -113,6 +119,7 @@ def _rows_of(run: Run, train: ExampleTable, test: ExampleTable, names: list[str]
             "step": step,
             "example": np.array(train.ids, object)[run.curriculum.examples],
             "test": "",
+            _AMOUNT: run.curriculum.uses,
             "learning_rate": run.learning_rate[step - 1],
             "train_loss": run.train_loss[step - 1],
         }
@@ -129,7 +136,9 @@ def _rows_of(run: Run, train: ExampleTable, test: ExampleTable, names: list[str]
     rows = pd.concat([consumed, evaluated], ignore_index=True).sort_values("step", kind="stable")
     for name, values in run.metrics.items():  # joined with rows that have none, they keep their type
         rows[name] = rows[name].astype(values.dtype)
-    return rows.assign(run=run.id).reindex(columns=["run", "step", "example", "test", *names, *_OF_STEPS])
+    return rows.assign(run=run.id).reindex(
+        columns=["run", "step", "example", "test", _AMOUNT, *names, *_OF_STEPS]
+    )
 
 
 # ---------------------------------------------------------------------------------------- reading
@@ -202,7 +211,7 @@ def _metrics(frame: pd.DataFrame, dtype: npt.DTypeLike | None) -> dict[str, Floa
     about_test = (frame["test"] != "").to_numpy()
     metrics = {"loss": _numbers(frame, "loss")}
     left_out = []
-    for name in frame.columns.difference([*_NAMES, "step", "loss", *_OF_STEPS], sort=False):
+    for name in frame.columns.difference([*_NAMES, "step", "loss", _AMOUNT, *_OF_STEPS], sort=False):
         try:
             values = _numbers(frame, name)
         except RunDataError:
@@ -266,4 +275,9 @@ def _log(
     by_step = consumed.groupby("step")
     batches: dict[Any, Any] = by_step["example"].agg(list).to_dict()
     rate, train_loss = (dict[Any, Any](by_step[of].first()) if of in rows else {} for of in _OF_STEPS)
-    return Log(name, batches, at, values, learning_rate=rate, train_loss=train_loss)
+    amounts: dict[Any, Any] = {}
+    if _AMOUNT in rows and not consumed[_AMOUNT].isna().all():
+        if (blank := consumed["example"][consumed[_AMOUNT].isna()]).size:
+            raise RunDataError(f"run {name!r}: no amount of {blank.iloc[0]!r}, though others have one")
+        amounts = by_step[_AMOUNT].agg(list).to_dict()
+    return Log(name, batches, at, values, learning_rate=rate, train_loss=train_loss, amounts=amounts)

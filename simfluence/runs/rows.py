@@ -13,14 +13,16 @@ from simfluence.runs.run import Run
 
 REQUIRED = ("step", "learning_rate", "batch", "train_loss")
 GROUP_RATES = "group_rates"
-STEP_COLUMNS = (*REQUIRED, GROUP_RATES)
-"""What comes before the metrics, one column each; the rates of parameter groups only where they differ."""
+AMOUNTS = "amounts"
+STEP_COLUMNS = (*REQUIRED, GROUP_RATES, AMOUNTS)
+"""What comes before the metrics, one column each; the rates of parameter groups only where they differ, the
+amounts of a batch only where they are not 1 each."""
 
 
 def steps_schema(
-    metrics: Mapping[str, np.dtype[Any]], n_test: int, *, group_rates: bool = False
+    metrics: Mapping[str, np.dtype[Any]], n_test: int, *, group_rates: bool = False, amounts: bool = False
 ) -> pa.Schema:
-    """The columns of a journal or of steps.parquet; ``group_rates``: with that column."""
+    """The columns of a journal or of steps.parquet; ``group_rates``, ``amounts``: with these."""
     fields = [
         pa.field("step", pa.int32()),
         pa.field("learning_rate", pa.float64()),
@@ -29,6 +31,8 @@ def steps_schema(
     ]
     if group_rates:
         fields.append(pa.field(GROUP_RATES, pa.list_(pa.float64())))
+    if amounts:
+        fields.append(pa.field(AMOUNTS, pa.list_(pa.float64())))
     for name, dtype in metrics.items():
         if name in STEP_COLUMNS:
             raise ValueError(f"a metric cannot be named {name!r}: a column of that name is there already")
@@ -44,10 +48,12 @@ def step_row(
     train_loss: float | None,
     metrics: Mapping[str, npt.NDArray[np.floating]] | None,
     group_rates: Sequence[float] | None = None,
+    amounts: Sequence[float] | npt.NDArray[np.float64] | None = None,
 ) -> pa.RecordBatch:
     """One step as a record batch; ``metrics`` None where this step was not evaluated.
 
     group_rates : the learning rates of the parameter groups, where there are several.
+    amounts : how much of each in the batch the step consumed, where that is not 1 each.
     """
     columns = {
         "step": pa.array([step], pa.int32()),
@@ -55,6 +61,7 @@ def step_row(
         "batch": pa.array([np.asarray(batch, np.int32)], pa.list_(pa.int32())),
         "train_loss": pa.array([train_loss], pa.float64()),
         GROUP_RATES: pa.array([group_rates], pa.list_(pa.float64())),
+        AMOUNTS: pa.array([amounts], pa.list_(pa.float64())),
     }
     for field in (schema.field(name) for name in metric_names(schema)):
         if metrics is None:
@@ -109,16 +116,20 @@ def rows_of(run: Run) -> Iterator[pa.RecordBatch]:
     """The record batches that the journal of a run would hold."""
     dtypes = {name: values.dtype for name, values in run.metrics.items()}
     rates = run.group_rates
-    schema = steps_schema(dtypes, run.loss.shape[1], group_rates=rates is not None)
+    curriculum, amounts = run.curriculum, run.curriculum.amounts
+    by_step = None if amounts is None else np.split(amounts, curriculum.offsets[1:-1])
+    with_amounts = amounts is not None
+    schema = steps_schema(dtypes, run.loss.shape[1], group_rates=rates is not None, amounts=with_amounts)
     evaluated = {int(step): row for row, step in enumerate(run.evaluated)}
     for step in range(len(run) + 1):
         row = evaluated.get(step)
         yield step_row(
             schema,
             step,
-            run.curriculum[step - 1] if step else [],
+            curriculum[step - 1] if step else [],
             run.learning_rate[step - 1] if step else None,
             run.train_loss[step - 1] if step else None,
             None if row is None else {name: values[row] for name, values in run.metrics.items()},
             rates[step - 1] if step and rates is not None else None,
+            by_step[step - 1] if step and by_step is not None else None,
         )

@@ -13,7 +13,7 @@ import pandas as pd
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import gptfluence, long_table, storage
+from simfluence.runs import gptfluence, long_table, mixture_tables, storage
 from simfluence.runs.importing import InitialLoss, Read, check_finite, runs_of
 from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.tables import ExampleTable
@@ -233,6 +233,46 @@ class RunSet:
         step, so by default a run begins at the first losses it has.
         """
         read = gptfluence.read(path, train=train, test=test)
+        return cls._of_logs(read, initial_loss, optimizer, allow_nonfinite)
+
+    @classmethod
+    def from_mixtures(
+        cls,
+        proportions: pd.DataFrame | str | Path,
+        losses: pd.DataFrame | str | Path,
+        *,
+        units: float | Mapping[Any, float] = 1.0,
+        run: str = "run",
+        step: str = "step",
+        share_prefix: str = "",
+        loss_prefix: str = "",
+        normalize: bool = False,
+        initial_loss: InitialLoss = None,
+        optimizer: Mapping[str, Any] | None = None,
+        allow_nonfinite: bool = False,
+    ) -> RunSet:
+        """A set of runs on mixtures of data, from two tables that may be one: which share of every group a
+        run consumed, and its losses by domain (:mod:`simfluence.runs.mixture_tables`).
+
+        Parameters
+        ----------
+        units : how much a training step consumes, as tokens: one number, or run name → number.
+        run, step : what these columns are called. Without a column of steps, proportions hold for the whole
+            run, and losses are those at its end.
+        share_prefix, loss_prefix : what the names of the columns of shares and losses begin with; the rest
+            names the group or the domain. By default all others in their table.
+        normalize : whether to divide shares that do not sum to 1, as percentages, by their sum.
+        initial_loss, optimizer, allow_nonfinite : as in :meth:`from_table`. Of a language model that predicts
+            at random, the initial loss is the logarithm of the size of its vocabulary.
+
+        Raises
+        ------
+        RunDataError : shares do not sum to 1 (by how much is said) or are negative; units are negative; a
+            run is in one table only, stands twice, or has losses after its proportions end; or a value is
+            missing.
+        """
+        columns = {"run": run, "step": step, "share_prefix": share_prefix, "loss_prefix": loss_prefix}
+        read = mixture_tables.read(proportions, losses, units=units, normalize=normalize, **columns)
         return cls._of_logs(read, initial_loss, optimizer, allow_nonfinite)
 
     @classmethod

@@ -12,7 +12,8 @@
 A row of steps holds ``step``, ``learning_rate``, ``batch`` (row numbers of the training table),
 ``train_loss`` and one fixed-size list [test] a metric, null where it was not evaluated. ``group_rates``,
 a list with the learning rate of every parameter group, is there only where these are not all the same;
-``learning_rate`` is then that of the group with the most trained parameters.
+``learning_rate`` is then that of the group with the most trained parameters. ``amounts``, a list with how
+much of each in the batch the step consumed, is there only where that is not 1 each (shares of groups).
 
 A step that changed no weight (a gradient scaler skipped it, or the optimizer's step was left out) has the
 learning rate 0 and an empty batch: its row keeps the numbers of steps those of the training loop, and
@@ -341,6 +342,7 @@ def _run_from_table(
         batches.flatten().to_numpy().astype(np.int64),
         np.concatenate([[0], np.cumsum(lengths[trained])]),
         n_train,
+        _amounts(table),
     )
     return Run(
         id=manifest["id"],
@@ -356,6 +358,13 @@ def _run_from_table(
         config=manifest.get("config") or {},
         environment=manifest.get("environment") or {},
     )
+
+
+def _amounts(table: pa.Table) -> npt.NDArray[np.float64] | None:
+    """How much of each in the batches was consumed, [occurrence]; None for counted examples."""
+    if rows.AMOUNTS not in table.column_names:
+        return None
+    return table[rows.AMOUNTS].combine_chunks()[1:].flatten().to_numpy()
 
 
 def _floats(column: pa.ChunkedArray) -> npt.NDArray[np.float64]:

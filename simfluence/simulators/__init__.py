@@ -26,6 +26,7 @@ from simfluence.simulators.markov.simulator import (
     SimulationWarning,
 )
 from simfluence.simulators.scores import ScoresSimulator
+from simfluence.simulators.shares import ShareSimulator
 
 
 def make_simulator(name: str, **params: Any) -> Simulator:
@@ -66,6 +67,7 @@ __all__ = [
     "Persistence",
     "PredictiveBands",
     "ScoresSimulator",
+    "ShareSimulator",
     "SimulationWarning",
     "Simulator",
     "load_simulator",

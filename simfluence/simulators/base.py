@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from simfluence.curriculum import Curriculum
+from simfluence.curriculum import Curriculum, check_counted
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import ExampleTable, RunSet
 from simfluence.simulators import state as states
@@ -71,6 +71,9 @@ class Simulator(ABC):
     """The attributes that ``fit`` sets: arrays, numbers, strings, and lists, dicts and dataclasses of these.
     """
 
+    takes_shares: ClassVar[bool] = False
+    """Whether curricula may consume shares of groups; of others, only counted examples."""
+
     examples_: Examples | None = None
     """The examples of the training runs; None before ``fit``."""
 
@@ -94,10 +97,12 @@ class Simulator(ABC):
     def fit(self, train: RunSet, validation: RunSet | None = None) -> Self:
         """Fit to recorded runs; ``validation`` runs, if given, choose hyperparameters left open.
 
-        Raises ValueError if there is no run to fit, or if validation runs are about other examples.
+        Raises ValueError if there is no run to fit, if validation runs are about other examples, or for
+        curricula of shares that this simulator does not take.
         """
         if len(train) == 0:
             raise ValueError("fit() needs at least one training run")
+        self._check_shares([*train.curricula, *(validation.curricula if validation is not None else [])])
         if validation is not None and len(validation) == 0:
             validation = None
         if validation is not None and not (validation.train == train.train and validation.test == train.test):
@@ -128,12 +133,13 @@ class Simulator(ABC):
 
         Raises
         ------
-        NotFittedError, or ValueError for other examples than those of the fit.
+        NotFittedError, or ValueError for other examples than those of the fit, or for shares of groups.
         """
         examples = self._examples("simulate")
         curricula = list(curricula)
         if not curricula:
             raise ValueError("simulate() needs at least one curriculum")
+        self._check_shares(curricula)
         for curriculum in curricula:
             if curriculum.n_examples != examples.n_train:
                 raise ValueError(
@@ -194,6 +200,10 @@ class Simulator(ABC):
             simulated = self.refit(train[inside]).simulate(held_out.curricula, held_out.initial_loss)
             losses[outside, : simulated.shape[1]] = simulated
         return losses
+
+    def _check_shares(self, curricula: Sequence[Curriculum]) -> None:
+        if not self.takes_shares:
+            check_counted(curricula, f"the simulator {self.name!r} (for shares take 'shares')")
 
     def _examples(self, what: str) -> Examples:
         """NotFittedError before ``fit``."""

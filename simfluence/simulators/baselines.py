@@ -20,6 +20,7 @@ class Persistence(Simulator):
     """Nothing is learnt: L_t = L_0."""
 
     name: ClassVar[str] = "persistence"
+    takes_shares: ClassVar[bool] = True
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         pass
@@ -45,6 +46,7 @@ class MeanTrajectory(Simulator):
     """
 
     name: ClassVar[str] = "mean_trajectory"
+    takes_shares: ClassVar[bool] = True
     fitted: ClassVar[tuple[str, ...]] = ("mean_",)
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
