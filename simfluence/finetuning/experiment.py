@@ -189,7 +189,7 @@ def check_settings(path: Path, config: Config, names: Sequence[str], *, drawn: b
             continue
         try:
             theirs = _flat(storage.read_manifest(path / run_id).get("config") or {})
-        except RunDataError:  # damaged: whoever loads the set is told
+        except RunDataError:  # damaged: loading the set says so
             continue
         compared = (*SETTINGS, *(DRAWN_BY if drawn and run_id in names else ()))
         for key in (key for key in ours if key in theirs and key.startswith(compared)):

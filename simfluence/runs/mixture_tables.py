@@ -7,7 +7,7 @@
 | losses | the run's name, and the loss of every domain. One row a run, about its end; or several with a |
 |        | column ``step``, the steps taken before, 0 for none |
 
-Both may be one table, whose columns are told apart by prefixes. Groups become the training examples of the
+Both may be one table, whose columns are distinguished by prefixes. Groups become the training examples of the
 set and domains its test examples, each in a group of its own name.
 
 Such runs are long and seldom evaluated. A step of the set is therefore as many training steps as divide all
