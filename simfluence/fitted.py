@@ -121,11 +121,8 @@ class _Unchanged(Simulator):
         self.simulator = simulator
         self.examples_ = simulator.examples_
 
-    def fit(self, train: RunSet, validation: RunSet | None = None) -> _Unchanged:
-        return self
-
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        raise NotImplementedError
+        self.simulator.check_examples(train)
 
     def _check_shares(self, curricula: Sequence[Curriculum]) -> None:
         self.simulator._check_shares(curricula)

@@ -11,6 +11,7 @@ import pytest
 from families import known_runs, replaced, skill, with_losses
 from log_linear import RATE, STEPS, TESTS, TRAIN, log_linear_runs, trained
 from safetensors.numpy import load_file
+from scipy import stats
 
 from simfluence import RunSet, load_simulator
 from simfluence.edit import Edit
@@ -18,6 +19,7 @@ from simfluence.errors import NotFittedError, RunDataError
 from simfluence.links import link
 from simfluence.runs import ExampleTable
 from simfluence.simulators import AutoSimulator, DynamicsSimulator, EffectsSimulator, MeanTrajectory
+from simfluence.simulators.auto import _is_less
 from simfluence.whatif import what_if
 
 RUNS = Path(__file__).parents[2] / "runs"
@@ -122,6 +124,24 @@ def test_one_test_example_and_many_training_examples_are_not_explained_by_luck()
         lucky += min(fit.candidates_.values()) < fit.candidates_[MEAN]
     assert lucky > 2
     assert taken.count(MEAN) >= 7
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_less_by_a_paired_t_test(seed):
+    rng = np.random.default_rng(seed)
+    errors, gains = rng.uniform(1, 2, 3 + seed % 5), rng.uniform(-0.3, 0.9, 3 + seed % 5)
+    others = errors + gains
+    expected = stats.ttest_rel(errors, others, alternative="less").pvalue < 0.05
+    assert _is_less(errors, others) == expected
+
+
+def test_the_same_gain_in_every_run_is_a_gain():
+    same = np.ones(4)
+    assert _is_less(same, 2 * same)
+    assert not _is_less(same, same)
+    assert not _is_less(2 * same, same)
+    assert not _is_less(np.array([1.0]), np.array([2.0]))
+    assert not _is_less(np.array([np.nan, 1.0]), np.array([2.0, 2.0]))
 
 
 def test_the_mean_trajectory_is_that_of_the_losses_whatever_a_run_starts_from(rng):
