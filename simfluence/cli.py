@@ -120,9 +120,10 @@ def whatif(config: DictConfig) -> None:
 
 def attribute(config: DictConfig) -> None:
     from simfluence import report
+    from simfluence.attribution.along_run import along_run, expected_cost
     from simfluence.attribution.ekfac import layers_and_tokens
     from simfluence.attribution.methods import attribute as scores_of
-    from simfluence.attribution.registry import OF_TEXTS
+    from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, OF_TEXTS
     from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
     from simfluence.recording.weights import weight_steps
 
@@ -140,7 +141,11 @@ def attribute(config: DictConfig) -> None:
     else:
         context = recorded_context(config.path, run, steps, config.device)
 
-    scores = scores_of(context, method.pop("name"), only=config.only, progress=True, **method)
+    name = method.pop("name")
+    if steps is not None and len(context.checkpoints) > 1 and name not in OF_ALL_CHECKPOINTS:
+        print(expected_cost(context, name, **method), flush=True)
+        scores_of = along_run
+    scores = scores_of(context, name, only=config.only, progress=True, **method)
     scores = report.with_run(scores, Path(config.path).name, run.id)
     texts = (context.train_texts, context.test_texts) if config.text else None
     train, test = runs.train.ids, runs.test.ids
@@ -217,6 +222,7 @@ _EXAMPLES = {
     ),
     "fit": (
         "simfluence fit output=auto.safetensors",
+        "simfluence fit path=runs/mine simulator.scores=scores/scores.safetensors output=auto.safetensors",
         "simfluence fit simulator=linear simulator.center=pooled output=linear.safetensors",
     ),
     "evaluate": (
@@ -232,6 +238,7 @@ _EXAMPLES = {
     ),
     "attribute": (
         "simfluence attribute steps=initial",
+        "simfluence attribute path=runs/mine steps=6   # along a run, for kernels that change",
         "simfluence attribute path=runs/mine method=ekfac test_ids=[q-17]",
         "simfluence attribute path=runs/mine method=tracin only=50",
     ),

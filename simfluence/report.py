@@ -56,17 +56,20 @@ def write_attribution(
 
     train, test : ids. texts : of the training and the test examples, if the card may show them.
     shown : the test examples whose proponents and opponents are listed, ``top`` of each.
+    Of scores at several steps, the file holds each; all else is of their mean.
 
     Returns the card as markdown.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     scores.save(folder / "scores.safetensors")
+    steps, scores = scores.steps, scores.mean()
     concentrated = sparsity(scores)
     concentrated.assign(test_example=test).to_csv(folder / "sparsity.csv", index=False)
     plots.influence_tails(scores, concentrated).savefig(folder / "sparsity.png", dpi=120)
     tables = [(z, _strongest(scores, z, top, train, texts)) for z in shown]
     about = _about(scores, float(concentrated["share"].mean()))
+    about += [f"the mean over scores after steps {', '.join(map(str, steps))}"] if steps else []
     markdown, page = [f"# {scores.method}", "", *(f"- {line}" for line in about)], []
     page += [f"<h1>{html.escape(scores.method)}</h1><ul>"]
     page += [*(f"<li>{html.escape(line)}</li>" for line in about), "</ul>"]

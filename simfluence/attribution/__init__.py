@@ -5,6 +5,7 @@ of all methods are in analysis/METHODS.md, "Attribution".
 """
 
 from simfluence.attribution.adam import adam_similarity
+from simfluence.attribution.along_run import along_run, scores_along_run
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
 from simfluence.attribution.ekfac import (
     EKFACFactors,
@@ -47,6 +48,7 @@ __all__ = [
     "Objective",
     "Regression",
     "adam_similarity",
+    "along_run",
     "attribute",
     "bm25",
     "candidates",
@@ -65,6 +67,7 @@ __all__ = [
     "proximal_bregman_response",
     "recorded_checkpoints",
     "representation_similarity",
+    "scores_along_run",
     "selected_parameters",
     "share_of_top",
     "sparsity",

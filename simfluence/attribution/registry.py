@@ -71,16 +71,22 @@ OF_ALL_EXAMPLES: set[str] = set()
 given (how rare words are, a sum of squared gradients), and so changes if some are left out."""
 
 
+OF_ALL_CHECKPOINTS: set[str] = set()
+"""The methods whose scores are of all checkpoints of a context together; other methods take the last one."""
+
+
 OF_TEXTS: set[str] = set()
 """The methods that need the texts of a context alone, neither its model nor its examples."""
 
 
-def method(name: str, *, of_all_examples: bool = False, of_texts: bool = False) -> Callable[[Method], Method]:
+def method(
+    name: str, *, of_all_examples: bool = False, of_all_checkpoints: bool = False, of_texts: bool = False
+) -> Callable[[Method], Method]:
     """Registers the decorated function as the method of this name.
 
     of_all_examples : see :data:`OF_ALL_EXAMPLES`. Other methods that need means over the training set take
         them of ``AttributionContext.curvature``.
-    of_texts : see :data:`OF_TEXTS`.
+    of_all_checkpoints : see :data:`OF_ALL_CHECKPOINTS`. of_texts : see :data:`OF_TEXTS`.
     """
 
     def register(function: Method) -> Method:
@@ -89,6 +95,8 @@ def method(name: str, *, of_all_examples: bool = False, of_texts: bool = False) 
         METHODS[name] = function
         if of_all_examples:
             OF_ALL_EXAMPLES.add(name)
+        if of_all_checkpoints:
+            OF_ALL_CHECKPOINTS.add(name)
         if of_texts:
             OF_TEXTS.add(name)
         return function

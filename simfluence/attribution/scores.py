@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,7 +36,8 @@ the loss of z by scale · w · S/b. The weight w is
 class InfluenceScores:
     """Scores of one method.
 
-    scores : float [train, test]; positive: training on i lowers the loss of z.
+    scores : float [train, test]; positive: training on i lowers the loss of z. Or those at several steps of a
+        run, float [step, train, test].
     method : its name. units : what one is, e.g. "loss² / parameter²" or "none".
     covers : the parameters that gradients were taken of, by name.
     provenance : checkpoint, seeds, settings.
@@ -44,8 +45,10 @@ class InfluenceScores:
     tables : the fingerprints of the training and the test table, where they are known.
     coverage : the share, 0 .. 1, of the numbers that are trained whose gradients count; None for methods
         without gradients, or if it is not known.
+    steps : the steps of a run after which scores [step, train, test] were taken, ascending; () for scores
+        [train, test].
 
-    Raises ValueError for scores that are not [train, test] or not finite.
+    Raises ValueError for scores of another shape or not finite, or steps that are not in order.
     """
 
     scores: npt.NDArray[np.floating]
@@ -57,16 +60,26 @@ class InfluenceScores:
     scale: float = 1.0
     coverage: float | None = None
     tables: TableFingerprints = field(default_factory=TableFingerprints)
+    steps: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.scores.ndim != 2:
-            raise ValueError(f"scores must be [train, test], got shape {self.scores.shape}")
+        steps, shape = list(self.steps), self.scores.shape
+        if steps != sorted(set(steps)) or min(steps, default=0) < 0:
+            raise ValueError(f"steps must be 0 or more, ascending, each once; got {steps}")
+        if steps and (len(shape) != 3 or len(steps) != shape[0]):
+            raise ValueError(f"scores at {len(steps)} steps must be [step, train, test], got shape {shape}")
+        if not steps and len(shape) != 2:
+            raise ValueError(f"scores must be [train, test], or have steps; got shape {shape}")
         if (bad := np.argwhere(~np.isfinite(self.scores))).size:
-            i, z = bad[0]
+            *_, i, z = bad[0]
             raise ValueError(
-                f"the score of training example {i} for test example {z} is {self.scores[i, z]}"
+                f"the score of training example {i} for test example {z} is {self.scores[tuple(bad[0])]}"
                 f" ({len(bad)} are not finite)"
             )
+
+    def mean(self) -> InfluenceScores:
+        """Scores [train, test]: the mean over steps, or these themselves if they are of one."""
+        return replace(self, scores=self.scores.mean(0), steps=()) if self.steps else self
 
     def save(self, path: str | Path) -> None:
         """One safetensors file."""
@@ -91,14 +104,17 @@ class InfluenceScores:
         try:
             about = json.loads(metadata["about"])
             tables = TableFingerprints(**about.pop("tables", {}))
-            return cls(scores, **{**about, "covers": tuple(about["covers"])}, tables=tables)
+            tuples = {"covers": tuple(about["covers"]), "steps": tuple(about.get("steps", ()))}
+            return cls(scores, **{**about, **tuples}, tables=tables)
         except (KeyError, TypeError, ValueError) as error:
             raise RunDataError(f"{path} does not say what its scores are: {error}") from error
 
     def proponents(self, z: int, k: int = 5) -> list[int]:
-        """The k training examples that lower the loss of test example z most, the strongest first."""
-        return [int(i) for i in np.argsort(-self.scores[:, z], kind="stable")[:k]]
+        """The k training examples that lower the loss of test example z most, the strongest first; on average
+        over steps."""
+        return [int(i) for i in np.argsort(-self.mean().scores[:, z], kind="stable")[:k]]
 
     def opponents(self, z: int, k: int = 5) -> list[int]:
-        """The k training examples that raise the loss of test example z most, the strongest first."""
-        return [int(i) for i in np.argsort(self.scores[:, z], kind="stable")[:k]]
+        """The k training examples that raise the loss of test example z most, the strongest first; on average
+        over steps."""
+        return [int(i) for i in np.argsort(self.mean().scores[:, z], kind="stable")[:k]]

@@ -107,7 +107,7 @@ def tracin(
     )
 
 
-@method("tracin")
+@method("tracin", of_all_checkpoints=True)
 def _in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
     given = {"checkpoints": context.checkpoints, "population": context.curvature, **options}
     return tracin(context.objective, context.train, context.test, **given)

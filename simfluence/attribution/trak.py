@@ -125,7 +125,7 @@ def trak(
     )
 
 
-@method("trak", of_all_examples=True)
+@method("trak", of_all_examples=True, of_all_checkpoints=True)
 def _in_context(context: AttributionContext, **options: Any) -> InfluenceScores:
     given = {"checkpoints": context.checkpoints, **options}
     return trak(context.objective, context.train, context.test, **given)

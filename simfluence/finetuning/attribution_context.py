@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from operator import index
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
 from simfluence.attribution.groups import rates_at, relative_rates
@@ -19,8 +19,9 @@ from simfluence.attribution.registry import AttributionContext
 from simfluence.curriculum import usual_batch_size
 from simfluence.errors import RunDataError
 from simfluence.finetuning.experiment import Prepared, prepare
-from simfluence.finetuning.retrain import check_task, recorded_config
+from simfluence.finetuning.retrain import check_task, recorded_config, weights_after
 from simfluence.finetuning.tasks import load_task
+from simfluence.recording.weights import weight_steps
 from simfluence.runs import Run
 from simfluence.runs.storage import read_examples
 from simfluence.runs.tables import TableFingerprints
@@ -34,24 +35,24 @@ def recorded_context(
 ) -> AttributionContext:
     """The model, examples and weights of a run, which belongs to the run set in the folder ``path``.
 
-    steps : only the weights after this step, or these; None: all that were kept; "initial": the weights
-        before training, which need not be kept.
+    steps : only the weights after these steps, or after so many steps that are evenly spaced from the start
+        to the end; None: all that were kept; "initial": those before training, which are always there. If
+        some of the others were not kept, the run is trained again up to the last of them.
     device : where the model lies, as torch names it; None is the GPU if torch finds one.
 
     Raises ValueError for other steps, and RunDataError if the run was not recorded by ``simfluence record``,
-    kept no such weights, or its task no longer has the examples of the set.
+    kept no weights where ``steps`` is None, or its task no longer has the examples of the set.
     """
-    chosen = None if steps is None or steps == "initial" else _whole(steps)
+    chosen = None if steps is None else steps_of(run, steps)
     if not run.config:
         raise RunDataError(f"{path} was not recorded by `simfluence record`: its model is not known")
-    if steps == "initial":
-        first = float(np.asarray(run.learning_rate)[0])
-        kept = [Checkpoint(0, first, lambda module: None, rates_at(run, 0), run.optimizer)]
-    else:
-        kept = recorded_checkpoints(Path(path) / run.id, run, chosen)
+    folder = Path(path) / run.id
+    kept = recorded_checkpoints(folder, run) if chosen is None else []
     prepared = prepare(run.config, device)
     task, (train, test) = prepared.task, read_examples(Path(path))
     check_task(task, train, test)
+    if chosen is not None:
+        kept = _checkpoints(folder, run, chosen, prepared)
     return AttributionContext(
         objective=prepared.model,
         train=task.train,
@@ -100,12 +101,62 @@ def _no_model(examples: object) -> NoReturn:
     raise ValueError("this takes a model, but the context was made of texts alone")
 
 
-def _whole(steps: object) -> list[int]:
-    """One step or several. ValueError for anything else."""
+def steps_of(run: Run, steps: int | Sequence[int] | Literal["initial"]) -> list[int]:
+    """The steps of a run that are meant: those named; so many, evenly spaced from the start to the end; or
+    "initial", 0.
+
+    Raises ValueError unless they are steps of the run, ascending, each once.
+    """
+    last = len(run.curriculum)
+    if steps == "initial":
+        return [0]
+    if isinstance(steps, int) and not isinstance(steps, bool):
+        if not 1 <= steps <= last + 1:
+            raise ValueError(
+                f"steps={steps} is a number of evenly spaced steps, 1 to {last + 1} in run {run.id!r};"
+                f" a single step is steps=[{steps}]"
+            )
+        return [round(last * i / max(steps - 1, 1)) for i in range(steps)]
     try:
-        return [index(step) for step in ([steps] if isinstance(steps, int) else steps)]  # type: ignore[attr-defined]
+        chosen = [index(step) for step in steps]  # type: ignore[union-attr]
     except TypeError:
-        raise ValueError(f"steps must be null, initial, a step, or a list of steps; got {steps!r}") from None
+        raise ValueError(
+            f"steps must be null, initial, a number of steps, or a list of steps; got {steps!r}"
+        ) from None
+    if not chosen:
+        raise ValueError("steps must name at least one step, got []")
+    if chosen != sorted(set(chosen)):
+        raise ValueError(f"steps must be ascending, each once; got {chosen}")
+    if outside := [step for step in chosen if not 0 <= step <= last]:
+        raise ValueError(f"run {run.id!r} has steps 0 (before the first) to {last}, not {outside[0]}")
+    return chosen
+
+
+def _checkpoints(folder: Path, run: Run, steps: Sequence[int], prepared: Prepared) -> list[Checkpoint]:
+    """The weights after these steps: those that were kept, if all others than the initial ones were; else
+    those of the same training once more."""
+    later = [step for step in steps if step > 0]
+    if set(later) <= set(weight_steps(folder)):
+        kept = recorded_checkpoints(folder, run, later) if later else []
+        return [*([_checkpoint(run, 0, {})] if 0 in steps else []), *kept]
+    weights = weights_after(prepared, run, later)
+    return [_checkpoint(run, step, weights.get(step, {})) for step in steps]
+
+
+def _checkpoint(run: Run, step: int, weights: Mapping[str, Tensor]) -> Checkpoint:
+    """Of weights in memory; those that are not among them are the model's initial ones."""
+    following = min(step, len(run.curriculum) - 1)
+    return Checkpoint(
+        step,
+        float(np.asarray(run.learning_rate)[following]),
+        lambda module: _load(module, weights),
+        rates_at(run, following),
+        run.optimizer,
+    )
+
+
+def _load(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    module.load_state_dict(dict(weights), strict=False)
 
 
 def _after_initial(checkpoint: Checkpoint, prepared: Prepared) -> Checkpoint:

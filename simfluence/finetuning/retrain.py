@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from simfluence import renamed
 from simfluence.curriculum import Curriculum
@@ -103,3 +104,27 @@ def retrain(prepared: Prepared, run: Run) -> Iterator[int]:
         optimizer.step()
         schedule.step()
         yield step + 1
+
+
+def weights_after(
+    prepared: Prepared, run: Run, steps: Sequence[int], progress: bool = True
+) -> dict[int, dict[str, torch.Tensor]]:
+    """What training changed after each of these steps: the trained parameters and the buffers, by name.
+
+    The run is trained again up to the last of them. Afterwards the prepared model has its initial weights.
+    Every step's tensors are copies, which stay in memory on the model's device.
+    """
+    model, last = prepared.model, max(steps)
+    changing = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    changing |= {name for name, _ in model.named_buffers()}
+    found = {}
+    with tqdm(total=last, desc="retraining", unit="step", disable=not progress) as bar:
+        for step in retrain(prepared, run):
+            if step in steps:
+                state = model.state_dict()
+                found[step] = {name: state[name].clone() for name in changing & state.keys()}
+            if step == last:
+                break
+            bar.update()
+    model.load_state_dict(prepared.initial)
+    return found

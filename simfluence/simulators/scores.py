@@ -36,8 +36,8 @@ saved(TableFingerprints)
 @saved
 @dataclass(frozen=True)
 class GivenScores:
-    """What simulators keep of attribution scores: the array [train, test], what its units are, and of which
-    examples it is.
+    """What simulators keep of attribution scores: the array [train, test] or [step, train, test], what its
+    units are, and of which examples it is.
     """
 
     scores: Array
@@ -74,8 +74,9 @@ class ScoresSimulator(Simulator):
 
     Parameters
     ----------
-    scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss. None:
-        all zero, which is persistence.
+    scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss. Of scores
+        [step, train, test], taken at several steps of a run, the mean is added up. None: all zero, which is
+        persistence.
         What they weigh (:data:`Weighing`) and their ``scale`` are taken from such attributes.
     calibrated : fit k on the training runs; otherwise k is the scores' own scale, and they must state what
         they weigh.
@@ -97,6 +98,8 @@ class ScoresSimulator(Simulator):
         shape = (len(train.train), len(train.test))
         scores = np.zeros(shape) if self.scores is None else getattr(self.scores, "scores", self.scores)
         self.scores_ = np.array(scores, np.float64)
+        if self.scores_.ndim == 3:
+            self.scores_ = self.scores_.mean(0)
         if self.scores_.shape != shape or not np.isfinite(self.scores_).all():
             raise ValueError(f"scores must be finite, [train, test] = {shape}, got {self.scores_.shape}")
         self.weighing_ = getattr(self.scores, "weighing", "")

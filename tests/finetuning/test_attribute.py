@@ -20,7 +20,7 @@ from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.attribution.registry import OF_TEXTS
 from simfluence.cli import conf_folder, main
 from simfluence.errors import RunDataError
-from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
+from simfluence.finetuning.attribution_context import recorded_context, recorded_texts, steps_of
 from simfluence.finetuning.experiment import prepare, record_runs
 from simfluence.runs import ExampleTable, TableFingerprints
 
@@ -61,8 +61,6 @@ def test_missing_checkpoints_are_named(recorded: Path) -> None:
     runs = RunSet.load(recorded)
     with pytest.raises(RunDataError, match=r"no weights were kept in .*run-001: .* run\.keep_weights=10"):
         recorded_context(recorded, runs[1])
-    with pytest.raises(RunDataError, match=r"no weights were kept after step 3, but after \[2, 4\]"):
-        recorded_context(recorded, runs[0], [2, 3])
 
 
 @pytest.mark.parametrize("method", CONFIGURED)
@@ -122,12 +120,87 @@ def test_texts_are_those_that_the_set_keeps(tmp_path: Path) -> None:
         recorded_texts(tmp_path / "bare", runs[0])
 
 
-def test_one_step_is_a_list_of_one(recorded: Path) -> None:
+def test_weights_that_were_not_kept_are_those_of_training_again(recorded: Path) -> None:
+    """Those after step 2 are the kept ones, to the bit, and all give the recorded losses."""
+    runs = RunSet.load(recorded)
+    run, model = runs[0], prepare(CONFIG).model
+    again = recorded_context(recorded, run, [0, 1, 2, 3]).checkpoints
+    assert [checkpoint.step for checkpoint in again] == [0, 1, 2, 3]
+    for checkpoint in again:
+        with checkpoint.loaded(model), torch.no_grad():
+            losses = model.eval().losses(prepare(CONFIG).task.test)
+        np.testing.assert_allclose(losses.cpu(), run.loss[checkpoint.step], rtol=1e-5)
+    (kept,) = recorded_context(recorded, run, [2]).checkpoints
+    with kept.loaded(model):
+        expected = {name: value.clone() for name, value in model.state_dict().items()}
+    with again[2].loaded(model):
+        assert all(torch.equal(value, expected[name]) for name, value in model.state_dict().items())
+    assert (kept.learning_rate, kept.rates) == (again[2].learning_rate, again[2].rates)
+
+
+def test_a_number_of_steps_is_evenly_spaced(recorded: Path) -> None:
     run = RunSet.load(recorded)[0]
-    assert [kept.step for kept in recorded_context(recorded, run, 2).checkpoints] == [2]
-    for steps in ("late", 1.5, [2, 2.5], ["2"]):
-        with pytest.raises(ValueError, match="steps must be null, initial, a step, or a list of steps"):
-            recorded_context(recorded, run, steps)
+    expected = {1: [0], 2: [0, 4], 3: [0, 2, 4], 5: [0, 1, 2, 3, 4], "initial": [0]}
+    assert {steps: steps_of(run, steps) for steps in expected} == expected  # type: ignore[arg-type]
+    for wrong, message in (
+        ("late", "steps must be null, initial, a number of steps, or a list"),
+        (1.5, "steps must be null, initial, a number of steps, or a list"),
+        ([2, 2.5], "steps must be null, initial, a number of steps, or a list"),
+        (["2"], "steps must be null, initial, a number of steps, or a list"),
+        (6, r"steps=6 is a number of evenly spaced steps, 1 to 5 .* a single step is steps=\[6\]"),
+        (0, "steps=0 is a number of evenly spaced steps"),
+        ([0, 5], r"run 'run-000' has steps 0 \(before the first\) to 4, not 5"),
+        ([-1, 2], r"run 'run-000' has steps 0 \(before the first\) to 4, not -1"),
+        ([2, 0], r"steps must be ascending, each once; got \[2, 0\]"),
+        ([0, 2, 2], r"steps must be ascending, each once; got \[0, 2, 2\]"),
+        ([], "at least one step"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            recorded_context(recorded, run, wrong)  # type: ignore[arg-type]
+
+
+def test_scores_along_a_run_from_one_command_to_the_others(
+    recorded: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """``attribute`` writes one file, though no weights were kept; fit, whatif and evaluate take it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["simfluence"])
+    main(["attribute", f"path={recorded}", "run_id=run-001", "steps=3", "output=out", "test_ids=[]"])
+    shown = capsys.readouterr().out
+    assert "3 × (2 × 12 training + 4 test examples) = 84 gradients, about" in shown
+    assert "the mean over scores after steps 0, 2, 4" in shown
+    scores, run = InfluenceScores.load("out/scores.safetensors"), RunSet.load(recorded)[1]
+    assert (scores.scores.shape, scores.steps) == ((3, 12, 4), (0, 2, 4))
+    assert (scores.method, scores.provenance["run"]) == ("gradient_step", "run-001")
+    for step, array in zip(scores.steps, scores.scores, strict=True):
+        one = attribute(recorded_context(recorded, run, [step]), "gradient_step")
+        np.testing.assert_allclose(array, one.scores, rtol=1e-4, atol=1e-5 * np.abs(array).max())
+        assert scores.tables == one.tables
+
+    given, few = "simulator.scores=out/scores.safetensors", ["train=1", "validation=0"]
+    main(["fit", f"path={recorded}", given, *few, "output=auto.safetensors"])
+    main(["whatif", f"path={recorded}", "simulator=auto.safetensors", f"edit.ids=[{run_ids(recorded)[0]}]"])
+    main(["whatif", f"path={recorded}", given, *few, f"edit.ids=[{run_ids(recorded)[0]}]"])
+    main(["evaluate", f"path={recorded}", *few, "test=1", "only=[persistence]",
+          "scores=[out/scores.safetensors]"])  # fmt: skip
+    assert "gradient_step, dynamics" in capsys.readouterr().out
+
+
+def test_methods_of_all_checkpoints_stay_as_they_are(
+    recorded: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.setattr("sys.argv", ["simfluence"])
+    main(["attribute", f"path={recorded}", "method=tracin", "steps=[0,2]", f"output={tmp_path}"])
+    found = InfluenceScores.load(tmp_path / "scores.safetensors")
+    assert (found.scores.shape, found.provenance["steps"]) == ((12, 4), [0, 2])
+    expected = attribute(recorded_context(recorded, RunSet.load(recorded)[0], [0, 2]), "tracin").scores
+    np.testing.assert_allclose(found.scores, expected, rtol=1e-4, atol=1e-6 * np.abs(expected).max())
+
+
+def run_ids(recorded: Path) -> list[str]:
+    """The training examples that the first run used, by id."""
+    runs = RunSet.load(recorded)
+    return [runs.train.ids[i] for i in runs[-1].curriculum[0]]
 
 
 def test_a_task_that_has_changed_since_is_refused(recorded: Path, monkeypatch) -> None:
@@ -156,6 +229,7 @@ def test_what_is_wrong_is_said(context: AttributionContext, recorded: Path, monk
         (["test_ids=[nobody]"], "there is no test example 'nobody'"),
         (["steps=[]"], "at least one step"),
         (["steps=late"], "steps must be null, initial"),
+        (["steps=[0,99]"], "run 'run-000' has steps 0 (before the first) to 4, not 99"),
         (["run_id=run-001"], "run-001: record the run with keep_weights"),
     ):
         with pytest.raises(SystemExit):
