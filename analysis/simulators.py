@@ -5,7 +5,7 @@
 Takes all run sets under runs/ (but those of unseen.py, named …-pool) and the folders given. The last
 ``--held-out`` runs are scored, the first ones train. ``scores.safetensors`` or ``scores.npz`` (array
 ``scores`` [train, test], positive lowers the loss) beside a set adds the attribution-informed simulators, and
-``scores_adam`` of either form those again.
+``scores_adam`` and ``scores_along`` ([step, train, test]) of either form those again.
 Writes analysis/results/simulators.csv (one row a set, simulator, number of training runs and metric) after
 every fit, so that an interrupted run goes on where it was; rows of a set that has changed since are made
 again. Then analysis/results/simulators.png, the learning curves.
@@ -47,7 +47,7 @@ import matplotlib.pyplot as plt
 
 RESULTS = Path(__file__).parent / "results"
 Make = Callable[[], Simulator]
-KINDS = {"scores": "scores", "Adam's scores": "scores_adam"}
+KINDS = {"scores": "scores", "Adam's scores": "scores_adam", "scores along a run": "scores_along"}
 ASIDE = ["set", "fingerprint"]
 COLUMNS = [
     "task",
@@ -90,7 +90,7 @@ def simulators(scores: dict[str, np.ndarray], quick: bool) -> dict[str, Make]:
 
 
 def read_scores(folder: Path) -> dict[str, np.ndarray]:
-    """Those that lie beside a set, [train, test], by kind."""
+    """Those that lie beside a set, [train, test] or [step, train, test], by kind."""
     found = {}
     for kind, name in KINDS.items():
         if (folder / f"{name}.safetensors").exists():

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from simfluence.attribution.checkpoints import recorded_checkpoints
-from simfluence.attribution.gradients import losses_and_gradients
 from simfluence.attribution.groups import ADAM, optimizers_of, relative_rates
 from simfluence.attribution.methods import attribute
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, AttributionContext
 from simfluence.attribution.scores import InfluenceScores
+from simfluence.attribution.tracing import tracer
 from simfluence.curriculum import usual_batch_size
 from simfluence.errors import RunDataError
 from simfluence.recording.weights import weight_steps
@@ -133,10 +133,12 @@ def expected_cost(context: AttributionContext, name: str, **options: Any) -> str
     of_adam = name == "gradient_step" and set(optimizers_of(context.optimizer, names)) & set(ADAM)
     twice = "2 × " if of_adam or name == "gradient_adam" else ""
     gradients = steps * ((2 if twice else 1) * train + test)
-    some, start = context.train[:batch_size], time.perf_counter()
-    for _ in losses_and_gradients(context.objective, some, parameters, batch_size):
-        pass
-    seconds = gradients * (time.perf_counter() - start) / len(some)
+    some, seconds = context.train[:batch_size], 0.0
+    with tracer(context.objective, [context.train[0], context.test[0]], parameters) as trace:
+        for _ in range(2):  # the first time, much is prepared that later passes find ready
+            start = time.perf_counter()
+            trace(some)
+            seconds = gradients * (time.perf_counter() - start) / len(some)
     return (
         f"scores after {steps} steps: {steps} × ({twice}{train} training + {test} test examples) ="
         f" {gradients} gradients, about {seconds:.0f} s"
