@@ -24,7 +24,6 @@ from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, AttributionContext
 from simfluence.attribution.scores import InfluenceScores
-from simfluence.attribution.tracing import tracer
 from simfluence.curriculum import usual_batch_size
 from simfluence.errors import RunDataError
 from simfluence.recording.weights import weight_steps
@@ -132,13 +131,15 @@ def expected_cost(context: AttributionContext, name: str, **options: Any) -> str
     names = selected_parameters(context.objective.module, parameters)
     of_adam = name == "gradient_step" and set(optimizers_of(context.optimizer, names)) & set(ADAM)
     twice = "2 × " if of_adam or name == "gradient_adam" else ""
-    gradients = steps * ((2 if twice else 1) * train + test)
-    some, seconds = context.train[:batch_size], 0.0
-    with tracer(context.objective, [context.train[0], context.test[0]], parameters) as trace:
-        for _ in range(2):  # the first time, much is prepared that later passes find ready
-            start = time.perf_counter()
-            trace(some)
-            seconds = gradients * (time.perf_counter() - start) / len(some)
+    passes = 2 if twice else 1
+    gradients = steps * (passes * train + test)
+    some = replace(context, train=context.train[:batch_size], test=context.test[:batch_size])
+    seconds = 0.0
+    for _ in range(2):  # the first time, much is prepared that later passes find ready
+        start = time.perf_counter()
+        attribute(some, name, **options)
+        each = (time.perf_counter() - start) / (passes * len(some.train) + len(some.test))
+        seconds = gradients * each
     return (
         f"scores after {steps} steps: {steps} × ({twice}{train} training + {test} test examples) ="
         f" {gradients} gradients, about {seconds:.0f} s"
