@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, NoReturn
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from simfluence.attribution.checkpoints import Checkpoint, recorded_checkpoints
@@ -41,7 +42,8 @@ def recorded_context(
     device : where the model lies, as torch names it; None is the GPU if torch finds one.
 
     Raises ValueError for other steps, and RunDataError if the run was not recorded by ``simfluence record``,
-    kept no weights where ``steps`` is None, or its task no longer has the examples of the set.
+    kept no weights where ``steps`` is None, its task no longer has the examples of the set, or training it
+    again gives other losses.
     """
     chosen = None if steps is None else steps_of(run, steps)
     if not run.config:
@@ -140,7 +142,36 @@ def _checkpoints(folder: Path, run: Run, steps: Sequence[int], prepared: Prepare
         kept = recorded_checkpoints(folder, run, later) if later else []
         return [*([_checkpoint(run, 0, {})] if 0 in steps else []), *kept]
     weights = weights_after(prepared, run, later)
+    _check_retrained(prepared, run, weights)
     return [_checkpoint(run, step, weights.get(step, {})) for step in steps]
+
+
+def _check_retrained(prepared: Prepared, run: Run, weights: Mapping[int, Mapping[str, Tensor]]) -> None:
+    """RunDataError unless the last of these weights give the losses that were recorded after their step.
+
+    They may differ, root mean square, by a twentieth of what training changed. Not checked where the run was
+    not evaluated.
+    """
+    step = max(weights)
+    if step not in run.evaluated or run.evaluated[0] != 0:
+        return
+    recorded = run.loss[np.searchsorted(run.evaluated, step)]
+    model, losses = prepared.model, []
+    _load(model, weights[step])
+    model.eval()
+    with torch.no_grad():
+        for example in prepared.task.test:
+            losses.append(float(model.losses([example])))
+    model.load_state_dict(prepared.initial)
+    differs, changed = np.array(losses) - recorded, recorded - run.initial_loss
+    tolerated = 0.05 * np.sqrt(np.square(changed).mean()) + 1e-5
+    if not np.sqrt(np.square(differs).mean()) <= tolerated:  # NaN is no agreement
+        raise RunDataError(
+            f"{run.id}, trained again, has other losses after step {step} than were recorded, by up to"
+            f" {np.abs(differs).max():.3g}: these weights are not the run's. It was recorded on"
+            f" {run.environment.get('device', 'cpu')}; choose device= accordingly, with the versions of then,"
+            f" or record it with run.keep_weights"
+        )
 
 
 def _checkpoint(run: Run, step: int, weights: Mapping[str, Tensor]) -> Checkpoint:

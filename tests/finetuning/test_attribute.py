@@ -138,6 +138,18 @@ def test_weights_that_were_not_kept_are_those_of_training_again(recorded: Path) 
     assert (kept.learning_rate, kept.rates) == (again[2].learning_rate, again[2].rates)
 
 
+@pytest.mark.parametrize("offset", [0.1, np.nan])
+def test_training_again_that_comes_out_otherwise_gives_no_scores(recorded: Path, offset: float) -> None:
+    """As on another device with dropout, or after a change of the model: here the record is changed."""
+    run = RunSet.load(recorded)[0]
+    losses = run.loss.copy()
+    losses[run.evaluated == 3] += offset
+    other = replace(run, metrics={"loss": losses})
+    with pytest.raises(RunDataError, match=r"run-000, trained again, has other losses after step 3"):
+        recorded_context(recorded, other, [0, 1, 3])
+    assert len(recorded_context(recorded, run, [0, 1, 3]).checkpoints) == 3
+
+
 def test_a_number_of_steps_is_evenly_spaced(recorded: Path) -> None:
     run = RunSet.load(recorded)[0]
     expected = {1: [0], 2: [0, 4], 3: [0, 2, 4], 5: [0, 1, 2, 3, 4], "initial": [0]}
