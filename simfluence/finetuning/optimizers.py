@@ -29,16 +29,21 @@ def make_optimizer(
     name: str,
     lr: float,
     schedule: str = "constant",
+    schedule_steps: float | None = None,
     **options: Any,
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """An optimizer over these parameters and its schedule over that many steps.
 
-    ``options`` go to the optimizer's class. Raises ValueError naming what there is.
+    schedule_steps : over how many steps the schedule goes, if not over ``steps``, as where a run is trained
+        again on a shorter or longer curriculum at its old rates. Past them the last rate goes on.
+    options : go to the optimizer's class.
+
+    Raises ValueError naming what there is.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"no optimizer is named {name!r}; there are {', '.join(OPTIMIZERS)}")
     if schedule not in SCHEDULES:
         raise ValueError(f"no schedule is named {schedule!r}; there are {', '.join(SCHEDULES)}")
     optimizer = OPTIMIZERS[name](parameters, lr=lr, **options)  # type: ignore[call-arg]
-    share = SCHEDULES[schedule]
-    return optimizer, LambdaLR(optimizer, lambda step: share(step / max(steps, 1)))
+    share, total = SCHEDULES[schedule], max(schedule_steps or steps, 1)
+    return optimizer, LambdaLR(optimizer, lambda step: share(min(step, total - 1) / total))
