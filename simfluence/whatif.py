@@ -29,6 +29,9 @@ Array = npt.NDArray[np.float64]
 Question = Edit | Curriculum | Callable[[Curriculum], Curriculum]
 """What to change: an edit by name, a function that edits curricula, or the edited curriculum."""
 
+GIVEN = "given"
+"""The schedule of an answer whose learning rates were given as numbers."""
+
 Retrain = Callable[[Run, Curriculum, str], Run]
 """Trains again as the given run was trained, but on another curriculum, and returns the recording. The last
 argument says what the learning rate does, "stretch" or "keep" (:class:`~simfluence.edit.Edit`)."""
@@ -76,7 +79,7 @@ class WhatIf:
     @property
     def _schedule(self) -> str:
         """What the learning rate does, in words."""
-        if self.schedule not in (STRETCH, KEEP):
+        if self.schedule == GIVEN:
             return "as given"
         if len(self.original) == len(self.edited):
             return "the original's, for as many steps"
@@ -140,44 +143,39 @@ def what_if(
     without a run.
     """
     run = original if isinstance(original, Run) else None
-    curriculum = original.curriculum if isinstance(original, Run) else original
-    schedule = schedule or (edit.schedule if isinstance(edit, Edit) else STRETCH)
-    check_rule(schedule)
-    fitted = simulator if isinstance(simulator, Fitted) else Fitted(simulator, bands)
-    edited, notes = _edited(original, edit, train)
+    rule = schedule or (edit.schedule if isinstance(edit, Edit) else STRETCH)
+    check_rule(rule)
+    if retrain is not None and (run is None or learning_rate is not None):
+        raise ValueError(
+            "retrain= takes a recorded run as the original, not a curriculum alone, and its learning rates by"
+            " schedule=, not by learning_rate="
+        )
     if initial_loss is None:
         if run is None:
             raise ValueError("a curriculum takes initial_loss=, the losses [test] before the first step")
         initial_loss = run.initial_loss
-    if retrain is not None and (run is None or learning_rate is not None):
-        raise ValueError(
-            "retrain= takes a recorded run as the original, not a curriculum alone, and says its learning rates"
-            " by schedule=, not by learning_rate="
-        )
+    fitted = simulator if isinstance(simulator, Fitted) else Fitted(simulator, bands)
     if test is not None:
         fitted.simulator.check_test_examples(test)
-    curricula = [curriculum, edited]
-    if learning_rate is not None:
-        schedule, rates = "given", _given(learning_rate, curricula)
+    curricula, notes = _curricula(original, edit, train)
+    if learning_rate is None:
+        rates = _rates(fitted.simulator, run, curricula[1], rule)
     else:
-        rates = _rates(fitted.simulator, run, edited, schedule)
-        if rates is None and run is not None and len(edited) != len(curriculum):
-            notes.append("no learning rates were logged: the simulation is the same for either schedule")
-    if (recorded := fitted.simulator.recorded_) is not None:
-        notes = [*recorded.notes(curricula, rates), *notes]
+        rule, rates = GIVEN, _given(learning_rate, curricula)
     answer = _simulated(fitted, curricula, np.asarray(initial_loss, np.float64), test, rates, level)
-    answer = replace(answer, schedule=schedule, notes=[*fitted.simulator.notes, *notes])
+    notes = [*fitted.simulator.notes, *_beyond(fitted.simulator, curricula, rates), *notes]
+    answer = replace(answer, schedule=rule, notes=notes)
     if retrain is None or run is None:
         return answer
-    retrained = retrain(run, edited, schedule)
-    answer = replace(answer, changes=verified(answer, run, retrained))
-    return replace(answer, notes=[*answer.notes, *_other_rates(rates, retrained)])
+    retrained = retrain(run, answer.edited, rule)
+    notes = [*notes, *_other_rates(rates, retrained)]
+    return replace(answer, changes=verified(answer, run, retrained), notes=notes)
 
 
-def _edited(
+def _curricula(
     original: Run | Curriculum, edit: Question, train: ExampleTable | None
-) -> tuple[Curriculum, list[str]]:
-    """The edited curriculum, and notes on the edit."""
+) -> tuple[list[Curriculum], list[str]]:
+    """The original and the edited curriculum, and notes on the edit."""
     curriculum = original.curriculum if isinstance(original, Run) else original
     notes: list[str] = []
     if isinstance(edit, Edit):
@@ -193,7 +191,17 @@ def _edited(
         raise ValueError(
             "the edited curriculum is the original one: an edit that changes nothing has no answer"
         )
-    return edited, notes
+    return [curriculum, edited], notes
+
+
+def _beyond(
+    simulator: Simulator, curricula: Sequence[Curriculum], rates: tuple[Array, Array] | None
+) -> list[str]:
+    """Sentences on what the question asks beyond what was recorded."""
+    notes = simulator.recorded_.notes(curricula, rates) if simulator.recorded_ is not None else []
+    if rates is None and len(curricula[0]) != len(curricula[1]):
+        notes.append("the learning rates are not known, so the simulation is the same for either schedule")
+    return notes
 
 
 def _given(learning_rate: npt.ArrayLike, curricula: Sequence[Curriculum]) -> tuple[Array, Array]:
@@ -248,7 +256,8 @@ def _simulated(
         )
         changes = changes.assign(low=low, high=high)
     shown = bands.level if bands else None
-    return WhatIf(*curricula, losses[0], losses[1], changes, shown, learning_rate=rates)
+    before, after = curricula
+    return WhatIf(before, after, losses[0], losses[1], changes, shown, learning_rate=rates)
 
 
 def _other_rates(rates: tuple[Array, Array] | None, retrained: Run) -> list[str]:
@@ -285,7 +294,7 @@ def ask(
     Raises ValueError if the edit changes nothing, and RunDataError for a simulator of other examples.
     """
     run = runs[runs.position(run_id) if run_id is not None else -1]
-    _edited(run, edit, runs.train)  # raises before the work begins
+    _curricula(run, edit, runs.train)  # raises before the work begins
     if isinstance(simulator, Simulator):
         options = {"train": train, "validation": validation}
         fitted = fit(runs, simulator, **options, level=level, held_out=run.id)
@@ -294,8 +303,8 @@ def ask(
         fitted = simulator if isinstance(simulator, Fitted) else Fitted.load(simulator)
         notes = [str(fitted), *_differences(fitted, run, level)]
     fitted.simulator.check_examples(runs)
-    tables = {"train": runs.train, "test": runs.test}
-    answer = what_if(fitted, run, edit, **tables, schedule=schedule, level=level, retrain=retrain)
+    asked: dict[str, Any] = {"schedule": schedule, "level": level, "retrain": retrain}
+    answer = what_if(fitted, run, edit, train=runs.train, test=runs.test, **asked)
     return replace(answer, notes=[*answer.notes, *notes])
 
 

@@ -19,7 +19,7 @@ from simfluence.runs import ExampleTable
 from simfluence.simulators import ScoresSimulator
 from simfluence.whatif import agreement, ask, by_group, verified
 
-UNLOGGED = "no learning rates were logged: the simulation is the same for either schedule"
+UNLOGGED = "the learning rates are not known, so the simulation is the same for either schedule"
 
 
 def truth(curriculum, slope, intercept, loss) -> np.ndarray:

@@ -19,7 +19,7 @@ from simfluence.finetuning.experiment import Prepared, record_runs
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.tasks import Task, load_task
 from simfluence.runs import ExampleTable, Run, RunSet
-from simfluence.runs.schedule import KEEP, STRETCH, check_rule
+from simfluence.runs.schedule import STRETCH, check_rule, edited_rates
 from simfluence.runs.tables import difference
 
 
@@ -53,21 +53,20 @@ def recorded_device(run: Run) -> torch.device:
 
 
 def edited_config(run: Run, steps: int, schedule: str) -> dict[str, Any]:
-    """The configuration to train a recorded run again with on so many steps, at the learning rates that
-    :func:`simfluence.runs.schedule.edited_rates` says: recomputed for these steps ("stretch"), or the
-    recorded ones step by step ("keep").
+    """The configuration to train a recorded run again with, on so many steps, at the learning rates of
+    :func:`simfluence.runs.schedule.edited_rates`: a schedule that has a name is recomputed for these steps
+    ("stretch"); the recorded rates ("keep") are written out.
 
     Raises ValueError for another schedule.
     """
     check_rule(schedule)
     config = recorded_config(run)
-    optimizer = dict(config["run"]["optimizer"])
-    before = optimizer.pop("schedule_steps", None)
-    if schedule == KEEP and steps != len(run):
-        optimizer["schedule_steps"] = before or len(run)
-    elif before is not None:
-        optimizer["schedule_steps"] = before * steps / len(run)
-    return {**config, "run": {**config["run"], "optimizer": optimizer}}
+    optimizer = config["run"]["optimizer"]
+    named = isinstance(optimizer.get("schedule", ""), str)
+    rates = None if named and schedule == STRETCH else edited_rates(run, steps, schedule)
+    if steps == len(run) or rates is None:
+        return config
+    return {**config, "run": {**config["run"], "optimizer": {**optimizer, "schedule": rates.tolist()}}}
 
 
 def retrain_as_recorded(
@@ -94,7 +93,7 @@ def retrain_as_recorded(
         recorded = RunSet.load(of)
         check_task(load_task(**recorded_config(run)["task"]), recorded.train, recorded.test)
         config = edited_config(run, len(curriculum), schedule)
-        rule = "" if config == recorded_config(run) else f" {config['run']['optimizer']['schedule_steps']}"
+        rule = "" if config == recorded_config(run) else f" {schedule}"
         asked = f"{run.id} {name} {curriculum.fingerprint}{rule}"
         digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
         run_id = f"{run.id[:35]}-{slug[:50].strip('-')}-{digest}"

@@ -9,9 +9,8 @@ the band is L̂ ± q(t) s(t, z), where q(t) is the ``level`` quantile of |e_r| /
 test examples at steps around t, s_{−r} without the run itself (cross-conformal prediction over runs).
 The band holds for a new run drawn like the training runs, on average over runs and test examples; it is
 no promise for an edited curriculum unlike all of them. Past the last recorded step T no errors are known;
-the half-width there grows in proportion to the steps, t / T, as an error in the drift would: of retrained
-longer curricula, such bands of level 0.9 covered 0.91 of the losses (analysis/results/horizon.md), and bands
-that stay as wide 0.83.
+the half-width there grows in proportion to the steps, t / T, as an error in the drift would
+(analysis/results/schedules.md: what such bands cover of retrained longer curricula).
 """
 
 from __future__ import annotations
