@@ -50,8 +50,8 @@ class Edit:
         for the new length, as training with the same settings would) or "keep" (the original's rates step by
         step; past the original's end the last one goes on).
 
-    Raises ValueError for an unknown edit, an option that it does not take or that is missing, and a number
-    that is not whole.
+    Raises ValueError for an unknown edit or schedule, an option that it does not take or that is missing, and
+    a number that is not whole.
     """
 
     name: str
