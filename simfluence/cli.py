@@ -109,13 +109,12 @@ def whatif(config: DictConfig) -> None:
         level=config.level,
         retrain=retrain_as_recorded(config.path, str(edit), config.device) if config.verify else None,
     )
-    _print_notes(answer.notes)
     run_id = config.run_id or runs.ids[-1]
     steps = f"{len(answer.original)} steps → {len(answer.edited)}"
     print(f"what if, in {run_id}: {edit} ({steps})\n\n{answer}")
     if config.output is not None:
-        report.write_what_if(answer.changes, config.output)
-        print(f"\nevery test example: {config.output}/what_if.csv, what_if.png")
+        report.write_what_if(answer, config.output)
+        print(f"\nevery test example: {config.output}/what_if.csv, what_if.png, what_if.md, what_if.json")
 
 
 def attribute(config: DictConfig) -> None:
@@ -234,6 +233,7 @@ _EXAMPLES = {
         "simfluence whatif edit.name=remove edit.groups=[completion]",
         "simfluence whatif simulator=auto.safetensors edit.groups=[completion]   # what fit wrote, as it is",
         "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
+        "simfluence whatif edit.groups=[completion] edit.schedule=keep   # the original's learning rates",
         "simfluence whatif path=runs/mine simulator.scores=scores/scores.safetensors edit.ids=[q-17]",
     ),
     "attribute": (

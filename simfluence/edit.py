@@ -17,6 +17,7 @@ import numpy as np
 from simfluence import curriculum as edits
 from simfluence.curriculum import Curriculum, IntArray
 from simfluence.runs import ExampleTable, Run
+from simfluence.runs.schedule import KEEP, STRETCH, check_rule
 from simfluence.runs.tables import as_text
 
 EDITS: dict[str, tuple[str, ...]] = {
@@ -26,7 +27,7 @@ EDITS: dict[str, tuple[str, ...]] = {
     "put_before": ("groups", "ids", "before_groups", "before_ids"),
     "shuffle": ("window", "seed"),
 }
-"""The options that each edit takes."""
+"""The options that each edit takes, beside the schedule."""
 
 _LISTS = ("groups", "ids", "before_groups", "before_ids")
 _NUMBERS = ("times", "window", "seed")
@@ -45,9 +46,12 @@ class Edit:
     times : of "repeat": how often each occurrence is to occur.
     window : of "shuffle": within how many steps in turn; None is the whole curriculum.
     seed : of the places that "repeat" and "shuffle" draw.
+    schedule : what the learning rate does where the edit changes the number of steps: "stretch" (recomputed
+        for the new length, as training with the same settings would) or "keep" (the original's rates step by
+        step; past the original's end the last one goes on).
 
-    Raises ValueError for an unknown edit, an option that it does not take or that is missing, and a number
-    that is not whole.
+    Raises ValueError for an unknown edit or schedule, an option that it does not take or that is missing, and
+    a number that is not whole.
     """
 
     name: str
@@ -58,6 +62,7 @@ class Edit:
     times: int | None = None
     window: int | None = None
     seed: int = 0
+    schedule: str = STRETCH
 
     def __post_init__(self) -> None:
         if self.name not in EDITS:
@@ -68,10 +73,11 @@ class Edit:
             object.__setattr__(self, option, _names(getattr(self, option)))
         for option in _NUMBERS:
             object.__setattr__(self, option, _whole(option, getattr(self, option)))
+        check_rule(self.schedule)
+        takes = (*EDITS[self.name], "schedule")
         for field in dataclasses.fields(self)[1:]:
-            if field.name not in EDITS[self.name] and getattr(self, field.name) not in ((), field.default):
-                takes = ", ".join(EDITS[self.name])
-                raise ValueError(f"the edit {self.name!r} takes no {field.name}; it takes {takes}")
+            if field.name not in takes and getattr(self, field.name) not in ((), field.default):
+                raise ValueError(f"the edit {self.name!r} takes no {field.name}; it takes {', '.join(takes)}")
         if "ids" in EDITS[self.name] and not (self.groups or self.ids):
             raise ValueError(f"{self.name}: name the training examples, by groups or by ids")
         if self.name == "put_before" and not (self.before_groups or self.before_ids):
@@ -86,7 +92,9 @@ class Edit:
         if self.name == "put_before":
             words += ["before", *self.before_groups, *self.before_ids]
         words += [f"{name} {value}" for name in ("times", "window") if (value := getattr(self, name))]
-        return " ".join([*words, f"seed {self.seed}"] if self.seed else words)
+        words += [f"seed {self.seed}"] if self.seed else []
+        words += ["schedule keep"] if self.schedule == KEEP else []
+        return " ".join(words)
 
     def apply(self, original: Run | Curriculum, train: ExampleTable) -> Curriculum:
         """The edited curriculum of a run.

@@ -12,6 +12,8 @@ import pandas as pd
 from simfluence import plots
 from simfluence.attribution import InfluenceScores, LayerTokenScores, sparsity
 from simfluence.evaluation import Evaluation, table, to_markdown
+from simfluence.runs import strict_json
+from simfluence.whatif import WhatIf
 
 
 def write_evaluation(evaluation: Evaluation, folder: str | Path) -> str:
@@ -30,12 +32,16 @@ def write_evaluation(evaluation: Evaluation, folder: str | Path) -> str:
     return markdown
 
 
-def write_what_if(changes: pd.DataFrame, folder: str | Path) -> None:
-    """what_if.csv and what_if.png."""
+def write_what_if(answer: WhatIf, folder: str | Path) -> None:
+    """what_if.md (as printed, with its notes), what_if.json (``answer.summary()``), what_if.csv (every test
+    example) and what_if.png.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    changes.to_csv(folder / "what_if.csv", index=False)
-    plots.predicted_changes(changes).savefig(folder / "what_if.png", dpi=120)
+    (folder / "what_if.md").write_text(f"{answer}\n", encoding="utf-8")
+    (folder / "what_if.json").write_text(strict_json.dumps(answer.summary()), encoding="utf-8")
+    answer.changes.to_csv(folder / "what_if.csv", index=False)
+    plots.predicted_changes(answer.changes).savefig(folder / "what_if.png", dpi=120)
 
 
 def with_run(scores: InfluenceScores, run_set: str, run_id: str) -> InfluenceScores:

@@ -6,9 +6,10 @@ as the command line does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,20 @@ from simfluence.edit import Edit
 from simfluence.evaluation.metrics import final_loss
 from simfluence.fitted import Fitted, fit
 from simfluence.runs import ExampleTable, Run, RunSet
+from simfluence.runs.schedule import KEEP, STRETCH, as_schedule, check_rule, edited_rates, recorded_rates
 from simfluence.simulators import PredictiveBands, Simulator
 
 Array = npt.NDArray[np.float64]
 
-Retrain = Callable[[Run, Curriculum], Run]
-"""Trains again as the given run was trained, but on another curriculum, and returns the recording."""
+Question = Edit | Curriculum | Callable[[Curriculum], Curriculum]
+"""What to change: an edit by name, a function that edits curricula, or the edited curriculum."""
+
+GIVEN = "given"
+"""The schedule of an answer whose learning rates were given as numbers."""
+
+Retrain = Callable[[Run, Curriculum, str], Run]
+"""Trains again as the given run was trained, but on another curriculum, and returns the recording. The last
+argument says what the learning rate does, "stretch" or "keep" (:class:`~simfluence.edit.Edit`)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,9 @@ class WhatIf:
         high, the band around the edited loss; after retraining also retrained (the loss) and true_change.
     level : of the band; None without one.
     notes : what should be known of how the answer was made, one sentence each.
+    schedule : what the learning rate does under the edited curriculum: "stretch", "keep" or "given".
+    learning_rate : the rates that the simulation was given, [step] of the original and of the edited
+        curriculum; None where they are not known.
     """
 
     original: Curriculum
@@ -48,9 +60,11 @@ class WhatIf:
     changes: pd.DataFrame
     level: float | None = None
     notes: list[str] = field(default_factory=list)
+    schedule: str = STRETCH
+    learning_rate: tuple[Array, Array] | None = None
 
     def __str__(self) -> str:
-        lines = [by_group(self.changes).to_markdown(floatfmt=".4f")]
+        lines = [by_group(self.changes).to_markdown(floatfmt=".4f"), "", f"learning rate: {self._schedule}"]
         if "true_change" in self.changes:
             found = agreement(self.changes)
             said = (
@@ -59,49 +73,170 @@ class WhatIf:
             )
             if "in_band" in found and self.level is not None:
                 said += f", {found['in_band']:.0%} within the {self.level:.0%} band"
-            lines += ["", said]
-        return "\n".join(lines)
+            lines.append(said)
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    @property
+    def _schedule(self) -> str:
+        """What the learning rate does, in words."""
+        if self.schedule == GIVEN:
+            return "as given"
+        if len(self.original) == len(self.edited):
+            return "the original's, for as many steps"
+        if self.schedule == KEEP:
+            return "the original's step by step (schedule=keep)"
+        return f"recomputed for {len(self.edited)} steps (schedule=stretch)"
+
+    def summary(self) -> dict[str, Any]:
+        """The answer as plain values: steps, schedule, level, notes, mean losses and changes by group, the
+        agreement with retraining if there was one, and all changes, a record a test example.
+        """
+        groups = by_group(self.changes)
+        return {
+            "steps": {"original": len(self.original), "edited": len(self.edited)},
+            "schedule": self.schedule,
+            "learning_rate": self.learning_rate and [rates.tolist() for rates in self.learning_rate],
+            "level": self.level,
+            "notes": self.notes,
+            "groups": groups.to_dict("index"),
+            "agreement": agreement(self.changes) if "true_change" in self.changes else None,
+            "changes": self.changes.to_dict("records"),
+        }
 
 
 def what_if(
-    simulator: Simulator,
+    simulator: Simulator | Fitted,
     original: Run | Curriculum,
-    edited: Curriculum,
+    edit: Question,
     initial_loss: npt.ArrayLike | None = None,
     test: ExampleTable | None = None,
     *,
+    train: ExampleTable | None = None,
+    schedule: str | None = None,
     learning_rate: npt.ArrayLike | None = None,
+    level: float | None = 0.9,
     bands: PredictiveBands | None = None,
     retrain: Retrain | None = None,
 ) -> WhatIf:
-    """Simulate both curricula from the same initial losses.
+    """Simulate the original and the edited curriculum from the same initial losses, each at its own learning
+    rates.
 
     Parameters
     ----------
+    simulator : a fitted one; of a :class:`~simfluence.fitted.Fitted` its bands are taken as well.
     original : a recorded run, or a curriculum with ``initial_loss`` [test].
+    edit : what to change. An :class:`~simfluence.edit.Edit` takes ``train``, the table of training examples.
     test : the table of the test examples, which names them in the answer.
-    learning_rate : float [step], of both curricula; None is the mean schedule of the training runs.
+    schedule : what the learning rate does where the edit changes the number of steps: "stretch" (recomputed
+        for the new length) or "keep" (the original's rates step by step; past its end the last one goes on).
+        None is what the ``Edit`` says, by default "stretch". The simulation is given the rates that the run
+        logged, or its optimizer's, where they are known.
+    learning_rate : in place of these: float [step], of both curricula, or [2, step], of the original and of
+        the edited one.
+    level : of the band around every edited loss; None for no bands. Fitted bands have a level of their own.
     bands : fitted ones; they add a band around every edited loss. It is calibrated on runs like the training
         runs; of an edit unlike all of them it promises nothing.
     retrain : trains the recorded run ``original`` again on the edited curriculum, and so verifies the answer.
 
-    Raises ValueError for a curriculum without initial losses, if nothing was edited, or if retraining is
-    asked for without a run.
+    Raises ValueError for a curriculum without initial losses, if nothing was edited, for a schedule of
+    another name, for learning rates of another shape, negative or not finite, or if retraining is asked for
+    without a run.
     """
     run = original if isinstance(original, Run) else None
-    curriculum = original.curriculum if isinstance(original, Run) else original
-    if edited == curriculum:
+    rule = schedule or (edit.schedule if isinstance(edit, Edit) else STRETCH)
+    check_rule(rule)
+    if retrain is not None and (run is None or learning_rate is not None):
         raise ValueError(
-            "the edited curriculum is the original one: an edit that changes nothing has no answer"
+            "retrain= takes a recorded run as the original, not a curriculum alone, and its learning rates by"
+            " schedule=, not by learning_rate="
         )
     if initial_loss is None:
         if run is None:
             raise ValueError("a curriculum takes initial_loss=, the losses [test] before the first step")
         initial_loss = run.initial_loss
+    fitted = simulator if isinstance(simulator, Fitted) else Fitted(simulator, bands)
     if test is not None:
-        simulator.check_test_examples(test)
-    initial = np.asarray(initial_loss, np.float64)
-    losses = simulator.simulate([curriculum, edited], initial, learning_rate)
+        fitted.simulator.check_test_examples(test)
+    curricula, notes = _curricula(original, edit, train)
+    if learning_rate is None:
+        rates = _rates(fitted.simulator, run, curricula[1], rule)
+    else:
+        rule, rates = GIVEN, _given(learning_rate, curricula)
+    answer = _simulated(fitted, curricula, np.asarray(initial_loss, np.float64), test, rates, level)
+    notes = [*fitted.simulator.notes, *_beyond(fitted.simulator, curricula, rates), *notes]
+    answer = replace(answer, schedule=rule, notes=notes)
+    if retrain is None or run is None:
+        return answer
+    retrained = retrain(run, answer.edited, rule)
+    notes = [*notes, *_other_rates(rates, retrained)]
+    return replace(answer, changes=verified(answer, run, retrained), notes=notes)
+
+
+def _curricula(
+    original: Run | Curriculum, edit: Question, train: ExampleTable | None
+) -> tuple[list[Curriculum], list[str]]:
+    """The original and the edited curriculum, and notes on the edit."""
+    curriculum = original.curriculum if isinstance(original, Run) else original
+    notes: list[str] = []
+    if isinstance(edit, Edit):
+        if train is None:
+            raise ValueError("an Edit names training examples: give their table, train=runs.train")
+        edited = edit.apply(original, train)
+        whose = original.id if isinstance(original, Run) else "the run"
+        if unused := edit.unused(curriculum, train):
+            notes.append(f"{whose} never used {', '.join(unused)}")
+    else:
+        edited = edit if isinstance(edit, Curriculum) else edit(curriculum)
+    if edited == curriculum:
+        raise ValueError(
+            "the edited curriculum is the original one: an edit that changes nothing has no answer"
+        )
+    return [curriculum, edited], notes
+
+
+def _beyond(
+    simulator: Simulator, curricula: Sequence[Curriculum], rates: tuple[Array, Array] | None
+) -> list[str]:
+    """Sentences on what the question asks beyond what was recorded."""
+    notes = simulator.recorded_.notes(curricula, rates) if simulator.recorded_ is not None else []
+    if rates is None and len(curricula[0]) != len(curricula[1]):
+        notes.append("the learning rates are not known, so the simulation is the same for either schedule")
+    return notes
+
+
+def _given(learning_rate: npt.ArrayLike, curricula: Sequence[Curriculum]) -> tuple[Array, Array]:
+    """Given rates, of both curricula or of each, cut to their lengths."""
+    steps = [len(curriculum) for curriculum in curricula]
+    rates = as_schedule(learning_rate, 2, max(steps))
+    return rates[0, : steps[0]], rates[1, : steps[1]]
+
+
+def _rates(
+    simulator: Simulator, run: Run | None, edited: Curriculum, schedule: str
+) -> tuple[Array, Array] | None:
+    """The learning rates of a run and of its edit; None where they, or those of the fit, are not known."""
+    recorded = simulator.recorded_
+    if run is None or (recorded is not None and not len(recorded.highest)):
+        return None
+    before, after = recorded_rates(run), edited_rates(run, len(edited), schedule)
+    return None if before is None or after is None else (before, after)
+
+
+def _simulated(
+    fitted: Fitted,
+    curricula: Sequence[Curriculum],
+    initial: Array,
+    test: ExampleTable | None,
+    rates: tuple[Array, Array] | None,
+    level: float | None,
+) -> WhatIf:
+    """The answer of a simulator, with its bands unless ``level`` is None."""
+    both = None
+    if rates is not None:  # after the end of the shorter curriculum nothing is read
+        both = np.zeros((2, max(map(len, rates))))
+        for row, own in zip(both, rates, strict=True):
+            row[: len(own)] = own
+    losses = fitted.simulator.simulate(curricula, initial, both)
     last = final_loss(losses)
     table = test or ExampleTable.numbered(len(initial))
     changes = pd.DataFrame(
@@ -114,26 +249,35 @@ def what_if(
             "change": last[1] - last[0],
         }
     )
+    bands = fitted.bands if level is not None else None
     if bands is not None:
-        low, high = (final_loss(edge)[0] for edge in bands.predict([edited], initial, learning_rate))
+        low, high = (
+            final_loss(edge)[0] for edge in bands.predict(curricula[1:], initial, rates and rates[1])
+        )
         changes = changes.assign(low=low, high=high)
-    level, notes = bands.level if bands else None, simulator.notes
-    answer = WhatIf(curriculum, edited, losses[0], losses[1], changes, level, notes)
-    if retrain is None:
-        return answer
-    if run is None:
-        raise ValueError("retrain= takes a recorded run as the original, not a curriculum alone")
-    return replace(answer, changes=verified(answer, run, retrain(run, edited)))
+    shown = bands.level if bands else None
+    before, after = curricula
+    return WhatIf(before, after, losses[0], losses[1], changes, shown, learning_rate=rates)
+
+
+def _other_rates(rates: tuple[Array, Array] | None, retrained: Run) -> list[str]:
+    """A sentence where retraining had other learning rates than the simulation."""
+    logged = recorded_rates(retrained)
+    if rates is None or logged is None or np.allclose(logged, rates[1], rtol=0.01, atol=1e-3 * max(rates[1])):
+        return []
+    most = np.abs(logged - rates[1]).max() / max(rates[1].max(), 1e-300)
+    return [f"retraining was at other learning rates than simulated, by up to {most:.0%} of the highest"]
 
 
 def ask(
     runs: RunSet,
     simulator: Simulator | Fitted | str | Path,
-    edit: Edit | Callable[[Curriculum], Curriculum],
+    edit: Question,
     *,
     run_id: str | None = None,
     train: int = 20,
     validation: int = 2,
+    schedule: str | None = None,
     level: float | None = 0.9,
     retrain: Retrain | None = None,
 ) -> WhatIf:
@@ -143,16 +287,14 @@ def ask(
     ----------
     simulator : to be fitted to ``train`` and ``validation`` runs, of which the edited one is none, if there
         is another (see :meth:`RunSet.split_to_fit`); or a fitted one, or its file, which is taken as it is.
-    edit : what to change, or a function that changes a curriculum.
-    run_id : the run whose curriculum is edited; None is the last of the set.
-    level : of the band around every edited loss; None for no bands. Bands take three training runs. Those of
-        a fitted simulator have their own level.
-    retrain : see :func:`what_if`.
+    edit : what to change. run_id : the run whose curriculum is edited; None is the last of the set.
+    schedule, level, retrain : see :func:`what_if`. Bands take three training runs. Those of a fitted
+        simulator have their own level.
 
     Raises ValueError if the edit changes nothing, and RunDataError for a simulator of other examples.
     """
     run = runs[runs.position(run_id) if run_id is not None else -1]
-    edited = edit.apply(run, runs.train) if isinstance(edit, Edit) else edit(run.curriculum)
+    _curricula(run, edit, runs.train)  # raises before the work begins
     if isinstance(simulator, Simulator):
         options = {"train": train, "validation": validation}
         fitted = fit(runs, simulator, **options, level=level, held_out=run.id)
@@ -161,10 +303,8 @@ def ask(
         fitted = simulator if isinstance(simulator, Fitted) else Fitted.load(simulator)
         notes = [str(fitted), *_differences(fitted, run, level)]
     fitted.simulator.check_examples(runs)
-    if isinstance(edit, Edit) and (unused := edit.unused(run.curriculum, runs.train)):
-        notes.append(f"{run.id} never used {', '.join(unused)}")
-    bands = fitted.bands if level is not None else None
-    answer = what_if(fitted.simulator, run, edited, test=runs.test, bands=bands, retrain=retrain)
+    asked: dict[str, Any] = {"schedule": schedule, "level": level, "retrain": retrain}
+    answer = what_if(fitted, run, edit, train=runs.train, test=runs.test, **asked)
     return replace(answer, notes=[*answer.notes, *notes])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -17,7 +18,10 @@ from omegaconf import OmegaConf
 
 from simfluence import ExampleTable, RunSet, __version__, load_simulator
 from simfluence.cli import COMMANDS, main
+from simfluence.edit import Edit
 from simfluence.options import compose, leaves, options_of
+from simfluence.simulators import AdditiveSimulator
+from simfluence.whatif import ask
 
 RECORDED = Path(__file__).parents[1] / "runs" / "openbookqa-minilm"
 
@@ -263,9 +267,9 @@ def test_what_fit_writes_is_what_whatif_and_evaluate_load(simfluence, recorded: 
     anew = simfluence("whatif", *options, *linear, "edit.ids=3", "output=anew", cwd=recorded)
     file = "simulator=five.safetensors"
     asked = simfluence("whatif", "path=runs/small", file, "edit.ids=3", "output=asked", cwd=recorded)
-    note, rest = asked.stdout.split("\n", 1)
-    assert note == "note: the simulator linear was fitted to run-000, run-001, …, run-004 (5 runs)"
-    assert rest == anew.stdout.replace("anew/", "asked/")
+    note = "note: the simulator linear was fitted to run-000, run-001, …, run-004 (5 runs)\n"
+    assert note in asked.stdout
+    assert asked.stdout.replace(note, "") == anew.stdout.replace("anew/", "asked/")
     changes = [(recorded / folder / "what_if.csv").read_text() for folder in ("anew", "asked")]
     assert changes[0] == changes[1]
     assert "high" in changes[0]
@@ -312,13 +316,14 @@ def test_few_runs_are_treated_alike(simfluence, recorded: Path) -> None:
         "evaluate": ["only=persistence"],
     }
     notes = {
-        command: simfluence(command, "path=runs/small", *options, cwd=recorded).stdout.splitlines()[0]
+        command: [line for line in answer.splitlines() if line.startswith("note: fewer")]
         for command, options in said.items()
+        if (answer := simfluence(command, "path=runs/small", *options, cwd=recorded).stdout)
     }
     assert notes == {
-        "fit": "note: fewer runs than train + validation = 22: fitted to all",
-        "whatif": "note: fewer runs than train + validation = 22: fitted to all but run-009",
-        "evaluate": "note: fewer runs than train + validation + test = 23: fitted to 8, tested on 2",
+        "fit": ["note: fewer runs than train + validation = 22: fitted to all"],
+        "whatif": ["note: fewer runs than train + validation = 22: fitted to all but run-009"],
+        "evaluate": ["note: fewer runs than train + validation + test = 23: fitted to 8, tested on 2"],
     }
 
 
@@ -380,6 +385,34 @@ def test_whatif_on_real_recordings(simfluence, tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert "all" in result.stdout
     assert (tmp_path / "what_if.csv").read_text().count("\n") == 41
+    assert "steps are beyond the longest recorded run (96 steps)" in result.stdout
+
+
+def test_whatif_says_and_takes_the_schedule(simfluence, tmp_path: Path) -> None:
+    """The command line and Python give the same numbers."""
+    asked = (
+        "whatif",
+        f"path={RECORDED}",
+        "simulator=additive",
+        "simulator.penalty=0.01",
+        "edit.groups=[which]",
+    )
+    changes = {}
+    for schedule, words in (("stretch", "recomputed for 8"), ("keep", "the original's step by step")):
+        folder = tmp_path / schedule
+        result = simfluence(*asked, f"edit.schedule={schedule}", f"output={folder}", cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f"learning rate: {words}" in result.stdout
+        written = json.loads((folder / "what_if.json").read_text())
+        assert written["schedule"] == schedule
+        edit = Edit("remove", groups="which", schedule=schedule)
+        answer = ask(RunSet.load(RECORDED), AdditiveSimulator(penalty=0.01), edit)
+        changes[schedule] = [row["change"] for row in written["changes"]]
+        np.testing.assert_allclose(changes[schedule], answer.changes["change"], rtol=1e-12)
+        np.testing.assert_allclose(written["learning_rate"][1], answer.learning_rate[1])
+    refused = simfluence(*asked, "edit.schedule=linear", cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "schedule must be 'stretch'" in refused.stderr
 
 
 def test_a_what_if_from_one_run_and_scores(simfluence, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+
+from simfluence.runs.schedule import as_schedule
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
@@ -28,17 +30,23 @@ def make_optimizer(
     *,
     name: str,
     lr: float,
-    schedule: str = "constant",
+    schedule: str | Sequence[float] = "constant",
     **options: Any,
 ) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """An optimizer over these parameters and its schedule over that many steps.
 
-    ``options`` go to the optimizer's class. Raises ValueError naming what there is.
+    schedule : a name, or the learning rates step by step, of which the last one goes on. options : go to the
+        optimizer's class.
+
+    Raises ValueError naming what there is.
     """
     if name not in OPTIMIZERS:
         raise ValueError(f"no optimizer is named {name!r}; there are {', '.join(OPTIMIZERS)}")
-    if schedule not in SCHEDULES:
+    if isinstance(schedule, str) and schedule not in SCHEDULES:
         raise ValueError(f"no schedule is named {schedule!r}; there are {', '.join(SCHEDULES)}")
     optimizer = OPTIMIZERS[name](parameters, lr=lr, **options)  # type: ignore[call-arg]
-    share = SCHEDULES[schedule]
-    return optimizer, LambdaLR(optimizer, lambda step: share(step / max(steps, 1)))
+    if isinstance(schedule, str):
+        share = SCHEDULES[schedule]
+        return optimizer, LambdaLR(optimizer, lambda step: share(step / max(steps, 1)))
+    rates = as_schedule(schedule, 1, max(len(schedule), 1))[0]
+    return optimizer, LambdaLR(optimizer, lambda step: float(rates[min(step, len(rates) - 1)]) / lr)

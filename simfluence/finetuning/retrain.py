@@ -20,6 +20,7 @@ from simfluence.finetuning.experiment import Prepared, record_runs
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.tasks import Task, load_task
 from simfluence.runs import ExampleTable, Run, RunSet
+from simfluence.runs.schedule import STRETCH, check_rule, edited_rates
 from simfluence.runs.tables import difference
 
 
@@ -52,8 +53,28 @@ def recorded_device(run: Run) -> torch.device:
     return chosen_device("cpu" if run.environment.get("device", "cpu") == "cpu" else None)
 
 
-def retrain_as_recorded(of: str, name: str, device: str | None = None) -> Callable[[Run, Curriculum], Run]:
-    """A function that trains a run of ``simfluence record`` again on another curriculum, and returns the
+def edited_config(run: Run, steps: int, schedule: str) -> dict[str, Any]:
+    """The configuration to train a recorded run again with, on so many steps, at the learning rates of
+    :func:`simfluence.runs.schedule.edited_rates`: a schedule that has a name is recomputed for these steps
+    ("stretch"); the recorded rates ("keep") are written out.
+
+    Raises ValueError for another schedule.
+    """
+    check_rule(schedule)
+    config = recorded_config(run)
+    optimizer = config["run"]["optimizer"]
+    named = isinstance(optimizer.get("schedule", ""), str)
+    rates = None if named and schedule == STRETCH else edited_rates(run, steps, schedule)
+    if steps == len(run) or rates is None:
+        return config
+    return {**config, "run": {**config["run"], "optimizer": {**optimizer, "schedule": rates.tolist()}}}
+
+
+def retrain_as_recorded(
+    of: str, name: str, device: str | None = None
+) -> Callable[[Run, Curriculum, str], Run]:
+    """A function that trains a run of ``simfluence record`` again on another curriculum, at the learning
+    rates that a schedule says ("stretch" or "keep", see :class:`simfluence.edit.Edit`), and returns the
     recording.
 
     of : the folder of the run set. Recordings are added to one whose name ends in "-whatif" instead of being
@@ -67,16 +88,19 @@ def retrain_as_recorded(of: str, name: str, device: str | None = None) -> Callab
     path = Path(f"{os.path.abspath(of)}-whatif")
     slug = "-".join(re.findall("[A-Za-z0-9]+", name))
 
-    def retrained(run: Run, curriculum: Curriculum) -> Run:
+    def retrained(run: Run, curriculum: Curriculum, schedule: str = STRETCH) -> Run:
         if not run.config:
             raise RunDataError(f"{run.id} was not recorded by `simfluence record`: retrain it yourself")
         recorded = RunSet.load(of)
         check_task(load_task(**recorded_config(run)["task"]), recorded.train, recorded.test)
-        digest = hashlib.sha256(f"{run.id} {name} {curriculum.fingerprint}".encode()).hexdigest()[:8]
+        config = edited_config(run, len(curriculum), schedule)
+        rule = "" if config == recorded_config(run) else f" {schedule}"
+        asked = f"{run.id} {name} {curriculum.fingerprint}{rule}"
+        digest = hashlib.sha256(asked.encode()).hexdigest()[:8]
         run_id = f"{run.id[:35]}-{slug[:50].strip('-')}-{digest}"
         where = device or str(recorded_device(run))
         curricula = {run_id: curriculum}
-        record_runs(recorded_config(run), path, count=1, curricula=curricula, device=where, mixed=True)
+        record_runs(config, path, count=1, curricula=curricula, device=where, mixed=True)
         runs = RunSet.load(path)
         return runs[runs.position(run_id)]
 

@@ -1,4 +1,4 @@
-"""Learning rates of recorded runs."""
+"""Learning rates of recorded runs, and of runs on an edited curriculum."""
 
 from __future__ import annotations
 
@@ -12,6 +12,65 @@ from simfluence.errors import RunDataError
 from simfluence.runs.run import Run
 
 Array = npt.NDArray[np.float64]
+
+STRETCH, KEEP = RULES = ("stretch", "keep")
+"""What the learning rate does where an edit changes a run's length."""
+
+
+def check_rule(schedule: str) -> None:
+    """Raises ValueError for a rule of another name."""
+    if schedule not in RULES:
+        raise ValueError(
+            f"schedule must be {STRETCH!r} (recomputed for the new length) or {KEEP!r} (the original's rates,"
+            f" step by step), got {schedule!r}"
+        )
+
+
+def recorded_rates(run: Run) -> Array | None:
+    """The learning rates of a run, float [step]: as logged, gaps interpolated; None where none are known."""
+    rates = mean_learning_rate([run])
+    return rates if len(rates) and np.isfinite(rates).all() else None
+
+
+def edited_rates(run: Run, steps: int, schedule: str) -> Array | None:
+    """The learning rates of a run as it would be with another number of steps, float [step].
+
+    schedule : "stretch" or "keep"; see :func:`stretched` and :func:`kept`. Steps of warm-up that the run's
+        configuration fixes (``warmup_steps``, as transformers' Trainer has it) are not stretched.
+
+    None where the run's rates are not known. Raises ValueError for another schedule.
+    """
+    check_rule(schedule)
+    rates = recorded_rates(run)
+    if rates is None:
+        return None
+    if schedule == KEEP:
+        return kept(rates, steps)
+    warmup = run.config.get("warmup_steps")
+    return stretched(rates, steps, int(warmup) if isinstance(warmup, int | float) else 0)
+
+
+def kept(rates: Array, steps: int) -> Array:
+    """The rates step by step; past their end the last one goes on. float [step]"""
+    return rates[np.minimum(np.arange(steps), len(rates) - 1)]
+
+
+def stretched(rates: Array, steps: int, warmup: int = 0) -> Array:
+    """The rates recomputed for another number of steps, float [step].
+
+    The first ``warmup`` steps keep theirs. Of the T steps after them, step t of n has the rate at step t T/n,
+    linear between steps and, after the last one, as it went before, but never negative. This is exact for
+    constant and linear schedules; cosines and a warm-up that is a share of the steps come out but for the
+    rounding of steps.
+    """
+    first = min(warmup, steps, len(rates) - 1)
+    rest, number = rates[first:], steps - first
+    at = np.arange(number) * (len(rest) / max(number, 1))
+    found = np.interp(at, np.arange(len(rest)), rest)
+    beyond = at - (len(rest) - 1)
+    if len(rest) > 1:
+        found += np.maximum(beyond, 0) * (rest[-1] - rest[-2])
+    return np.concatenate([rates[:first], np.maximum(found, 0)])
 
 
 def mean_learning_rate(runs: Sequence[Run], weights: npt.ArrayLike | None = None) -> Array:

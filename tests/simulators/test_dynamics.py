@@ -193,8 +193,9 @@ def test_predicted_at_another_learning_rate(rng):
     shift = link(runs[4:].initial_loss, "log_odds") - fit.initial_
     exactly = fit.dynamics_.simulate(runs[4:].curricula, relative, shift)
     np.testing.assert_allclose(predicted[:, 1:], exactly[:, 1:], rtol=1e-12)
+    unlogged = DynamicsSimulator(train @ test.T).fit(runs[:3])
     with pytest.raises(RunDataError, match="did not log their learning rates"):
-        DynamicsSimulator(train @ test.T).fit(runs[:3]).simulate(runs.curricula, runs.initial_loss, [RATE])
+        unlogged.simulate(runs.curricula, runs.initial_loss, [RATE] * STEPS)
 
 
 def test_asked_beyond_the_recorded_steps(rng):

@@ -214,6 +214,8 @@ def test_every_field_must_be_there(file: Path) -> None:
     for path, key in places:
         if re.search("penalty_errors_|candidates_", "".join(map(str, path))):
             continue  # dictionaries of numbers: any keys will do
+        if key == "recorded_":
+            continue  # what the runs had in common is not in the first files of this format
         with pytest.raises(RunDataError, match="whole simulator"):
             load_simulator(rewritten(file, lambda state, at=(path, key): _without(state, *at)))
 

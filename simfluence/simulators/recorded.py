@@ -1,0 +1,100 @@
+"""What was recorded for a fit, so that an answer can say where its question leaves it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from simfluence.curriculum import Curriculum, IntArray
+from simfluence.runs import Run
+from simfluence.runs.schedule import recorded_rates
+from simfluence.simulators import state as states
+
+Array = npt.NDArray[np.float64]
+
+_ELSEWHERE = 0.25
+"""How far a learning rate may leave those recorded, as a share of the usual one, before a note says so."""
+_ALIKE = 1.1
+"""Runs whose highest learning rates are within this factor are trained alike."""
+
+
+@states.saved
+@dataclass(frozen=True)
+class Recorded:
+    """What the runs of a fit had in common.
+
+    steps : of the longest run.
+    lowest, highest : float [step], the learning rates of every step over the runs that came so far; empty
+        where no run's rates are known.
+    unused : rows of the training examples that no run used.
+    mixed : in what settings the runs differ, in words; "" where they do not.
+    """
+
+    steps: int
+    lowest: Array
+    highest: Array
+    unused: IntArray
+    mixed: str
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Recorded:
+        """That of the runs of a fit."""
+        steps = max(len(run) for run in runs)
+        known = [found for run in runs if (found := recorded_rates(run)) is not None]
+        reached = max((len(rates) for rates in known), default=0)
+        lowest, highest = np.full(reached, np.inf), np.zeros(reached)
+        for rates in known:
+            lowest[: len(rates)] = np.minimum(lowest[: len(rates)], rates)
+            highest[: len(rates)] = np.maximum(highest[: len(rates)], rates)
+        n = runs[0].curriculum.n_examples
+        used = np.unique(np.concatenate([run.curriculum.examples for run in runs]))
+        return cls(steps, lowest, highest, np.setdiff1d(np.arange(n), used), _mixed(runs, known))
+
+    def notes(self, curricula: Sequence[Curriculum], rates: Sequence[Array] | None) -> list[str]:
+        """What a question about these curricula at these learning rates (None: not known) asks beyond what
+        was recorded, one sentence each.
+        """
+        notes = []
+        if (beyond := max(len(curriculum) for curriculum in curricula) - self.steps) > 0:
+            are = "step is" if beyond == 1 else "steps are"
+            notes.append(f"{beyond} {are} beyond the longest recorded run ({self.steps} steps)")
+        if rates is not None and len(self.highest) and (far := max(self._outside(one) for one in rates)):
+            notes.append(
+                f"the learning rate is unlike those recorded at the same step: by up to {far:.0%} of the"
+                " usual rate"
+            )
+        asked = np.unique(np.concatenate([curriculum.examples for curriculum in curricula]))
+        if unused := int(np.isin(self.unused, asked).sum()):
+            notes.append(
+                f"{unused} of the {len(asked)} training examples asked about were used by no recorded run"
+            )
+        if self.mixed:
+            notes.append(f"the recorded runs have mixed settings: {self.mixed}")
+        return notes
+
+    def _outside(self, rates: Array) -> float:
+        """How far the rates leave those recorded, as a share of the usual rate; 0 where that is little."""
+        steps, usual = min(len(rates), len(self.highest)), float((self.lowest + self.highest).mean()) / 2
+        if not steps or usual <= 0:
+            return 0.0
+        rates = rates[:steps]
+        far = np.maximum(rates - self.highest[:steps], self.lowest[:steps] - rates).max() / usual
+        return float(far) if far > _ELSEWHERE else 0.0
+
+
+def _mixed(runs: Sequence[Run], rates: Sequence[Array]) -> str:
+    """In what settings of the optimizer, and in what highest learning rates, runs differ."""
+    settings = [run.optimizer for run in runs if run.optimizer]
+    names = sorted({name for one in settings for name in one} - {"lr", "initial_lr", "groups"})
+    found = []
+    for name in names:
+        values = sorted({str(one.get(name)) for one in settings})
+        if len(values) > 1:
+            found.append(f"{name} {', '.join(values)}")
+    highest = [float(one.max()) for one in rates]
+    if highest and max(highest) > _ALIKE * min(highest):
+        found.append(f"highest learning rates from {min(highest):.3g} to {max(highest):.3g}")
+    return "; ".join(found)
