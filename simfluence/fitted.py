@@ -119,7 +119,7 @@ class _Unchanged(Simulator):
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
-        self.examples_ = simulator.examples_
+        self.examples_, self.start_alike_ = simulator.examples_, simulator.start_alike_
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         self.simulator.check_examples(train)

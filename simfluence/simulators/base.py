@@ -20,6 +20,7 @@ from tqdm import tqdm
 from simfluence.curriculum import Curriculum, check_counted
 from simfluence.errors import NotFittedError, RunDataError
 from simfluence.runs import ExampleTable, RunSet
+from simfluence.runs.start import UNLIKE
 from simfluence.simulators import state as states
 
 Array = npt.NDArray[np.float64]
@@ -27,6 +28,9 @@ Kind = TypeVar("Kind", bound="type[Simulator]")
 
 SIMULATORS: dict[str, type[Simulator]] = {}
 """Every simulator by its name."""
+
+ABOUT = ("examples_", "start_alike_")
+"""What every fitted simulator says of its training runs."""
 
 FOLDS = 8
 """Into how many parts training runs are left out, each with a refit, where out-of-fold predictions need that.
@@ -77,6 +81,9 @@ class Simulator(ABC):
     examples_: Examples | None = None
     """The examples of the training runs; None before ``fit``."""
 
+    start_alike_: bool | None = None
+    """Whether the training runs start from the same weights; None if that is not known."""
+
     # ------------------------------------------------------------------------------ to be written
 
     @abstractmethod
@@ -107,7 +114,7 @@ class Simulator(ABC):
             validation = None
         if validation is not None and not (validation.train == train.train and validation.test == train.test):
             raise ValueError("the validation runs are about other examples than the training runs")
-        self.examples_ = Examples.of(train)
+        self.examples_, self.start_alike_ = Examples.of(train), train.start_alike
         self._fit(train, validation)
         return self
 
@@ -214,7 +221,7 @@ class Simulator(ABC):
     @property
     def notes(self) -> list[str]:
         """What should be known of the fit, one sentence each; every answer says it."""
-        return []
+        return [UNLIKE] if self.start_alike_ is False else []
 
     # ------------------------------------------------------------------------------ keeping it
 
@@ -229,7 +236,7 @@ class Simulator(ABC):
     def state(self) -> dict[str, Any]:
         """Everything there is to know of a fitted simulator, as nested dicts, lists, numbers and arrays."""
         self._examples("state")
-        values = {name: getattr(self, name) for name in ("examples_", *self.fitted)}
+        values = {name: getattr(self, name) for name in (*ABOUT, *self.fitted)}
         return {"name": self.name, "params": self._portable_params(), "fitted": values}
 
     @classmethod
@@ -240,9 +247,9 @@ class Simulator(ABC):
                 f"a {cls.__name__} has the hyperparameter {missing[0]!r}, which is missing here"
             )
         simulator = cls(**state["params"])
-        if missing := [name for name in ("examples_", *cls.fitted) if name not in state["fitted"]]:
+        if missing := [name for name in (*ABOUT, *cls.fitted) if name not in state["fitted"]]:
             raise RunDataError(f"a fitted {cls.__name__} has {missing[0]!r}, which is missing here")
-        for name in ("examples_", *cls.fitted):
+        for name in (*ABOUT, *cls.fitted):
             setattr(simulator, name, state["fitted"][name])
         return simulator
 
