@@ -11,7 +11,8 @@ here. Some runs of each regime are trained again from weights W (1 + ε n), n st
 - other seed: the same where the run's own seed is another one, which draws initial weights and dropout masks,
   in regimes whose runs differ in these.
 - growth: how many times a difference of 1e-6 grows, from all runs that were trained again, and (in brackets)
-  from the least and the most of two of them at a time: what a user who pays for two runs would see.
+  the least and the most that four of them show, as many as `simfluence predictability` trains again.
+- warned: the share of choices of four, and of two, runs that show a growth of which the command warns.
 - skill: of ``auto`` with scores along one run (without scores, where the runs share no start), 12 training
   runs, over all steps / at the last step, as results/bank.csv has it.
 """
@@ -30,7 +31,12 @@ import pandas as pd
 import torch
 from bank import RESULTS, load
 
-from simfluence.finetuning.predictability import Predictability, perturbed, predictability
+from simfluence.finetuning.predictability import (
+    GREAT_GROWTH,
+    Predictability,
+    perturbed,
+    predictability,
+)
 
 MAKERS = {
     **dict.fromkeys(("gpt-full", "gpt-lora", "high-rate"), "r_gpt"),
@@ -88,13 +94,20 @@ def measure(file: Path, count: int) -> dict[str, str]:
         found = predictability(losses, again, runs)
         row[f"ceiling {epsilon:g}"] = shown(found)
         if epsilon == EPSILONS[0]:
-            pairs = [list(pair) for pair in itertools.combinations(range(count), 2)]
-            of_two = [predictability(losses, again[pair], [runs[i] for i in pair]).growth for pair in pairs]
-            row["growth"] = f"{found.growth:.2g} ({min(of_two):.2g} to {max(of_two):.2g})"
+            of_four, of_two = (growths(losses, again, runs, size) for size in (4, 2))
+            row["growth"] = f"{found.growth:.2g} ({min(of_four):.2g} to {max(of_four):.2g})"
+            warned = (np.mean([growth >= GREAT_GROWTH for growth in some]) for some in (of_four, of_two))
+            row["warned"] = " / ".join(f"{share:.0%}" for share in warned)
     row["other seed"] = ""
     if regime in SEEDS_DIFFER:
         row["other seed"] = shown(predictability(losses, train_again(regime, data, runs, 0.0, 1000), runs))
     return row
+
+
+def growths(losses: np.ndarray, again: np.ndarray, runs: list[int], size: int) -> list[float]:
+    """What every choice of ``size`` of the runs shows."""
+    choices = [list(some) for some in itertools.combinations(range(len(runs)), size)]
+    return [predictability(losses, again[some], [runs[i] for i in some]).growth for some in choices]
 
 
 def shown(found: Predictability) -> str:
@@ -119,7 +132,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--only", nargs="+", help="regimes; all by default")
-    parser.add_argument("--runs", type=int, default=8, help="how many of each regime are trained again")
+    parser.add_argument(
+        "--runs", type=int, default=8, help="how many of each regime are trained again, 4 at least"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS / "predictability.md")
     options = parser.parse_args()
     sys.path.insert(0, str(options.folder / "make"))

@@ -94,7 +94,7 @@ def predictability(losses: Array, again: Array, runs: Sequence[int]) -> Predicta
         if not total > 0:
             raise ValueError("the recorded runs do not differ: record runs with different curricula")
         ceilings.append(1 - _mean_over_runs(part(differences)) / 2 / total)
-    return Predictability(*ceilings, growth=_growth(differences))
+    return Predictability(ceilings[0], ceilings[1], _growth(differences))
 
 
 def train_again(path: str, runs: Sequence[Run], epsilon: float = EPSILON, device: str | None = None) -> Array:
@@ -164,7 +164,7 @@ def _growth(squares: Array) -> float:
 
 def _at_the_end(squares: Array) -> Array:
     """[run, step + 1, test] → [run, 1, test], at every run's last evaluation."""
-    known = np.isfinite(squares).any(2)
+    known = np.asarray(np.isfinite(squares).any(2))
     last = known.shape[1] - 1 - np.argmax(known[:, ::-1], axis=1)
     return squares[np.arange(len(squares)), last][:, None]
 
