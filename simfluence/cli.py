@@ -157,8 +157,26 @@ def attribute(config: DictConfig) -> None:
     print(f"scores, card and figures: {config.output}")
 
 
+def predictability(config: DictConfig) -> None:
+    from simfluence.evaluation import evaluate
+    from simfluence.finetuning.predictability import predictability as compared
+    from simfluence.finetuning.predictability import train_again
+    from simfluence.simulators import make_simulator
+
+    runs = _load(config.path)
+    train, validation, test, notes = runs.split_to_test(config.train, config.validation)
+    numbers = range(len(runs))[-config.count :]
+    again = train_again(config.path, [runs[number] for number in numbers], config.epsilon, config.device)
+    found = compared(runs.loss, again, numbers)
+    reached = evaluate({"auto": make_simulator("auto")}, train, test, validation).skill("auto")
+    _print_notes([*notes, *([found.warning] if found.warning else [])])
+    print(f"{config.path}: {len(numbers)} runs trained again from weights changed by {config.epsilon:g}\n")
+    print(found.beside("skill of auto", reached))
+
+
 def runs(config: DictConfig) -> None:
     from simfluence.runs import manage
+    from simfluence.runs.start import in_words
 
     _check_runs(config)
     if config.run_id is not None:
@@ -186,6 +204,7 @@ def runs(config: DictConfig) -> None:
             print("\nnothing was deleted; add delete=true to delete these")
     elif len(sets := manage.list_sets(config.path)) == 1:
         print(manage.list_runs(config.path).to_markdown(index=False, floatfmt=".4g"))
+        print(f"\n{in_words(manage.runs_start_alike(config.path))}")
     else:
         print(sets.to_markdown(index=False))
 
@@ -211,6 +230,7 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "whatif": (whatif, "edit a curriculum, see the predicted change, verify it by retraining"),
     "attribute": (attribute, "score training examples for test examples by an attribution method"),
     "runs": (runs, "list, show, verify and prune what is recorded"),
+    "predictability": (predictability, "retrain runs from weights that hardly differ: a ceiling of skill"),
 }
 
 _EXAMPLES = {
@@ -241,6 +261,10 @@ _EXAMPLES = {
         "simfluence attribute path=runs/mine steps=6   # along a run, for kernels that change",
         "simfluence attribute path=runs/mine method=ekfac test_ids=[q-17]",
         "simfluence attribute path=runs/mine method=tracin only=50",
+    ),
+    "predictability": (
+        "simfluence predictability path=runs/mine count=2",
+        "simfluence predictability path=runs/mine epsilon=1e-3   # how simulators' own errors grow",
     ),
     "runs": (
         "simfluence runs",
@@ -315,7 +339,7 @@ def _help() -> str:
         "",
         "usage: simfluence COMMAND [option=value ...]",
         "",
-        *(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items()),
+        *(f"  {name:16}{what}" for name, (_, what) in COMMANDS.items()),
         "",
         "simfluence COMMAND --help shows a command's options, their defaults and examples.",
     ]

@@ -119,7 +119,7 @@ class _Unchanged(Simulator):
 
     def __init__(self, simulator: Simulator) -> None:
         self.simulator = simulator
-        self.examples_ = simulator.examples_
+        self.examples_, self.recorded_ = simulator.examples_, simulator.recorded_
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
         self.simulator.check_examples(train)

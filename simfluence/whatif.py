@@ -198,7 +198,7 @@ def _beyond(
     simulator: Simulator, curricula: Sequence[Curriculum], rates: tuple[Array, Array] | None
 ) -> list[str]:
     """Sentences on what the question asks beyond what was recorded."""
-    notes = simulator.recorded_.notes(curricula, rates) if simulator.recorded_ is not None else []
+    notes = simulator.recorded_.beyond(curricula, rates) if simulator.recorded_ is not None else []
     if rates is None and len(curricula[0]) != len(curricula[1]):
         notes.append("the learning rates are not known, so the simulation is the same for either schedule")
     return notes

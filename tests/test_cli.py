@@ -335,6 +335,7 @@ def test_an_experiment_decides_where_its_runs_go(simfluence, tmp_path: Path) -> 
 def test_runs_are_listed_and_shown(simfluence, recorded: Path) -> None:
     listed = simfluence("runs", "path=runs/small", cwd=recorded).stdout
     assert listed.count("complete") == 10
+    assert "start alike" in listed
     shown = simfluence("runs", "path=runs/small", "run_id=run-003", "plot=curve.png", cwd=recorded)
     assert "30 steps" in shown.stdout
     assert (recorded / "curve.png").stat().st_size > 1000

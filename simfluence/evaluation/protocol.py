@@ -42,6 +42,17 @@ class Evaluation:
     def __str__(self) -> str:
         return to_markdown(self.scores)
 
+    def skill(self, method: str) -> tuple[float, float]:
+        """1 − MSE / MSE of the mean trajectory, over all steps and at every run's last evaluated one."""
+        true = self.runs.loss
+        all_steps, at_the_end = [], []
+        for name in (method, MeanTrajectory.name):
+            simulated = self.simulated[name]
+            all_steps.append(metrics.all_steps_mse(true, simulated))
+            ends = metrics.final_loss(simulated, known=true) - metrics.final_loss(true)
+            at_the_end.append(np.square(ends))
+        return metrics.counterfactual_skill(*all_steps), metrics.counterfactual_skill(*at_the_end)
+
 
 def evaluate(
     simulators: Mapping[str, Simulator], train: RunSet, test: RunSet, validation: RunSet | None = None

@@ -19,6 +19,7 @@ from simfluence.recording import training_state
 from simfluence.recording.consumption import NOTHING, Consumption, Step, whole_step
 from simfluence.recording.environment import describe_environment, describe_optimizers
 from simfluence.recording.evaluator import Evaluator, Metrics
+from simfluence.recording.fingerprint import weights_fingerprint
 from simfluence.recording.notices import (
     NonFiniteLossWarning,
     RecordingStoppedWarning,
@@ -410,6 +411,7 @@ class ActiveRun:
             **self._about,
             "optimizer": self._described_optimizer(),
             "environment": describe_environment(plain_model(self._model)),
+            "initial_weights": weights_fingerprint(self._model, self._processes) if self._recording else None,
         }
 
     def _described_optimizer(self) -> dict[str, Any]:

@@ -116,7 +116,9 @@ class RunRecorder:
         Parameters
         ----------
         run_id : the run's name in the set.
-        model : handed to ``loss``; a module is put into eval mode meanwhile.
+        model : handed to ``loss``; a module is put into eval mode meanwhile. A fingerprint of its weights as
+            the run begins is kept: runs should start alike (seed before the model is made, or load the same
+            weights in every run), since no simulator knows what other initial weights do.
         loss : (model, test examples) → loss of each, [len(examples)]; or a mapping of such values by
             name, "loss" among them.
         optimizer : its settings, and its learning rate at every step, are logged with the run, by parameter

@@ -99,6 +99,7 @@ class RunWriter:
             )
         manifest = storage.read_manifest(self.folder)
         self._resumed_at = [*manifest.get("resumed_at", []), step]
+        self.about["initial_weights"] = manifest.get("initial_weights")  # those before the first attempt
         self._started = manifest.get("started", self._started)
         self._seconds = storage.seconds(self.folder, manifest)
         kept = itertools.islice(journal.read(self.folder / storage.JOURNAL), step + 1)

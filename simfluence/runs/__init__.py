@@ -6,7 +6,7 @@
 are fitted to them.
 """
 
-from simfluence.runs.manage import RunSummary, list_runs, prune, show, verify
+from simfluence.runs.manage import RunSummary, list_runs, prune, runs_start_alike, show, verify
 from simfluence.runs.run import Run
 from simfluence.runs.runset import RunSet
 from simfluence.runs.tables import ExampleTable, TableFingerprints
@@ -21,6 +21,7 @@ __all__ = [
     "Transitions",
     "list_runs",
     "prune",
+    "runs_start_alike",
     "show",
     "transitions",
     "verify",

@@ -22,6 +22,7 @@ from simfluence import renamed
 from simfluence.errors import RunDataError
 from simfluence.runs import journal, rows, storage
 from simfluence.runs.run import Run, Status
+from simfluence.runs.start import start_alike
 
 
 def set_folders(path: str | Path) -> list[Path]:
@@ -78,6 +79,23 @@ def list_runs(path: str | Path) -> pd.DataFrame:
     columns = ["set", "run", "status", "steps", "loss", "steps_per_second", "bytes"]
     frame = pd.DataFrame(found, columns=columns)
     return frame.astype({"steps": "Int64", "loss": float, "steps_per_second": float, "bytes": "int64"})
+
+
+def runs_start_alike(path: str | Path) -> bool | None:
+    """Whether the complete runs of a set start from the same weights (as ``RunSet.start_alike``), without
+    reading whole runs; None if it is not known. Damaged runs are left out.
+    """
+    found = []
+    for _, folder in _run_folders(path):
+        try:
+            manifest = storage.read_manifest(folder)
+            if storage.status(folder) == "complete":
+                _, last = _end_of(folder, manifest)
+                found.append((manifest.get("initial_weights"), _first_of(folder), last))
+        except RunDataError:
+            continue  # list_runs shows it
+    weights, firsts, lasts = zip(*found, strict=True) if found else ((), (), ())
+    return start_alike(weights, firsts, lasts)
 
 
 @dataclass(frozen=True)
@@ -293,6 +311,16 @@ def _end_of(folder: Path, manifest: dict[str, Any]) -> tuple[int, npt.NDArray[np
     except (OSError, ValueError, KeyError) as error:
         raise RunDataError(f"{folder / storage.STEPS} is damaged: {error}") from error
     raise RunDataError(f"{folder / storage.STEPS} holds no losses")
+
+
+def _first_of(folder: Path) -> npt.NDArray[np.floating] | None:
+    """The losses before the first step of a complete run; None if they were not evaluated."""
+    try:
+        with pq.ParquetFile(folder / storage.STEPS) as file:
+            losses = file.read_row_group(0, columns=["loss"])["loss"]
+            return losses.combine_chunks()[:1].flatten().to_numpy() if losses[0].is_valid else None
+    except (OSError, ValueError, KeyError) as error:
+        raise RunDataError(f"{folder / storage.STEPS} is damaged: {error}") from error
 
 
 def _finite_mean(losses: npt.NDArray[np.floating]) -> float:

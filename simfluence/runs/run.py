@@ -38,6 +38,8 @@ class Run:
         groups differ, these are those of the group with the most trained parameters, and the key "groups" has
         an entry a group: "parameters" (names of the model's), "lr" (its rate as the run began) and the
         settings that differ.
+    initial_weights : the fingerprint of the weights before the first step (recording/fingerprint.py); None if
+        it was not recorded.
     config, environment : what the user said of the run; versions and platform.
     seed : the user's seed, if one was given.
     """
@@ -54,6 +56,7 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     group_rates: FloatArray | None = None
+    initial_weights: str | None = None
 
     def __post_init__(self) -> None:
         steps = len(self.curriculum)

@@ -16,6 +16,7 @@ from simfluence.errors import RunDataError
 from simfluence.runs import gptfluence, long_table, mixture_tables, storage
 from simfluence.runs.importing import InitialLoss, Read, check_finite, runs_of
 from simfluence.runs.run import FloatArray, Run
+from simfluence.runs.start import start_alike
 from simfluence.runs.tables import ExampleTable
 
 
@@ -404,6 +405,16 @@ class RunSet:
     def initial_loss(self) -> npt.NDArray[np.float64]:
         """float64 [run, test]: the losses before the first step."""
         return np.stack([run.initial_loss for run in self.runs]).astype(np.float64)
+
+    @property
+    def start_alike(self) -> bool | None:
+        """Whether all runs start from the same weights, by the fingerprints of these where all have one,
+        else by their initial losses (:mod:`simfluence.runs.start`); None if it is not known.
+        """
+        first = [run.loss[0] if run.evaluated[0] == 0 else None for run in self.runs]
+        return start_alike(
+            [run.initial_weights for run in self.runs], first, [run.loss[-1] for run in self.runs]
+        )
 
     @property
     def loss(self) -> npt.NDArray[np.float64]:

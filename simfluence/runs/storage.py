@@ -166,6 +166,7 @@ def write_run(folder: Path, run: Run, train: ExampleTable, test: ExampleTable) -
             "optimizer": run.optimizer,
             "config": run.config,
             "environment": run.environment,
+            **({} if run.initial_weights is None else {"initial_weights": run.initial_weights}),
             "files": files,
         },
     )
@@ -357,6 +358,7 @@ def _run_from_table(
         optimizer=manifest.get("optimizer") or {},
         config=manifest.get("config") or {},
         environment=manifest.get("environment") or {},
+        initial_weights=manifest.get("initial_weights"),
     )
 
 

@@ -89,7 +89,7 @@ class AutoSimulator(Simulator):
         kernels = sum(candidate.kernel is not None for candidate in candidates.values())
         with stages(stages_of(data) * kernels, "fit auto") as bar:
             for candidate in candidates.values():
-                candidate.examples_ = self.examples_
+                candidate.examples_, candidate.recorded_ = self.examples_, self.recorded_
                 candidate._fit_to(data, validation, bar.update)
         self._choose(candidates, data, validation)
 
@@ -137,7 +137,7 @@ class AutoSimulator(Simulator):
         if self.explained_ < LEAST_EXPLAINED:
             return False
         dynamics = DynamicsSimulator(list(data.given_scores), self.max_rows)
-        dynamics.examples_ = self.examples_
+        dynamics.examples_, dynamics.recorded_ = self.examples_, self.recorded_
         dynamics.set_dynamics(found.dynamics, data)
         self.taken_ = "scores with dynamics"
         self.candidates_, self.error_ = {self.taken_: np.nan}, np.nan
@@ -153,7 +153,8 @@ class AutoSimulator(Simulator):
         """A copy with the same members, each refitted to other runs over the same examples."""
         self.check_examples(train)
         other = type(self)(**self.get_params())
-        other.examples_, other.candidates_, other.error_ = self.examples_, self.candidates_, self.error_
+        other._learn_of(train)
+        other.candidates_, other.error_ = self.candidates_, self.error_
         other.taken_, other.explained_ = self.taken_, self.explained_
         data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         members = [member.refit(train) for member in self.members_]
@@ -190,17 +191,19 @@ class AutoSimulator(Simulator):
 
     @property
     def notes(self) -> list[str]:
-        """Of few runs, whether and how far scores were used."""
+        """Of few runs, whether and how far scores were used; and what every simulator says."""
         if np.isnan(self.explained_) or self.scores is None:
-            return []
+            return super().notes
         runs = f"the {len(self.lengths_)} runs" if len(self.lengths_) > 1 else "the one run"
         if self.explained_ < LEAST_EXPLAINED:
             return [
-                f"the scores were not used: they explain nothing of what is peculiar to {runs} of the fit"
+                *super().notes,
+                f"the scores were not used: they explain nothing of what is peculiar to {runs} of the fit",
             ]
         return [
+            *super().notes,
             f"the scores explain {self.explained_:.0%} of what is peculiar to {runs} of the fit; predicted"
-            " changes are that share of what they say"
+            " changes are that share of what they say",
         ]
 
     # ------------------------------------------------------------------------------ keeping it

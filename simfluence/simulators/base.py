@@ -30,6 +30,9 @@ Kind = TypeVar("Kind", bound="type[Simulator]")
 SIMULATORS: dict[str, type[Simulator]] = {}
 """Every simulator by its name."""
 
+ABOUT = ("examples_", "recorded_")
+"""What every fitted simulator says of its training runs."""
+
 FOLDS = 8
 """Into how many parts training runs are left out, each with a refit, where out-of-fold predictions need that.
 """
@@ -80,7 +83,7 @@ class Simulator(ABC):
     """The examples of the training runs; None before ``fit``."""
 
     recorded_: Recorded | None = None
-    """What the training runs had in common; None before ``fit``, and of files of earlier versions."""
+    """What the training runs had in common; None before ``fit``."""
 
     # ------------------------------------------------------------------------------ to be written
 
@@ -112,9 +115,13 @@ class Simulator(ABC):
             validation = None
         if validation is not None and not (validation.train == train.train and validation.test == train.test):
             raise ValueError("the validation runs are about other examples than the training runs")
-        self.examples_, self.recorded_ = Examples.of(train), Recorded.of(train.runs)
+        self._learn_of(train)
         self._fit(train, validation)
         return self
+
+    def _learn_of(self, train: RunSet) -> None:
+        """Keep which examples the runs are about and what they have in common."""
+        self.examples_, self.recorded_ = Examples.of(train), Recorded.of(train)
 
     def simulate(
         self,
@@ -220,7 +227,7 @@ class Simulator(ABC):
     @property
     def notes(self) -> list[str]:
         """What should be known of the fit, one sentence each; every answer says it."""
-        return []
+        return self.recorded_.notes if self.recorded_ is not None else []
 
     # ------------------------------------------------------------------------------ keeping it
 
@@ -235,7 +242,7 @@ class Simulator(ABC):
     def state(self) -> dict[str, Any]:
         """Everything there is to know of a fitted simulator, as nested dicts, lists, numbers and arrays."""
         self._examples("state")
-        values = {name: getattr(self, name) for name in ("examples_", "recorded_", *self.fitted)}
+        values = {name: getattr(self, name) for name in (*ABOUT, *self.fitted)}
         return {"name": self.name, "params": self._portable_params(), "fitted": values}
 
     @classmethod
@@ -246,11 +253,10 @@ class Simulator(ABC):
                 f"a {cls.__name__} has the hyperparameter {missing[0]!r}, which is missing here"
             )
         simulator = cls(**state["params"])
-        if missing := [name for name in ("examples_", *cls.fitted) if name not in state["fitted"]]:
+        if missing := [name for name in (*ABOUT, *cls.fitted) if name not in state["fitted"]]:
             raise RunDataError(f"a fitted {cls.__name__} has {missing[0]!r}, which is missing here")
-        for name in ("examples_", *cls.fitted):
+        for name in (*ABOUT, *cls.fitted):
             setattr(simulator, name, state["fitted"][name])
-        simulator.recorded_ = state["fitted"].get("recorded_")
         return simulator
 
     def _portable_params(self) -> dict[str, Any]:

@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum, IntArray
-from simfluence.runs import Run
+from simfluence.runs import Run, RunSet
 from simfluence.runs.schedule import recorded_rates
+from simfluence.runs.start import UNLIKE
 from simfluence.simulators import state as states
 
 Array = npt.NDArray[np.float64]
@@ -31,6 +32,7 @@ class Recorded:
         where no run's rates are known.
     unused : rows of the training examples that no run used.
     mixed : in what settings the runs differ, in words; "" where they do not.
+    start_alike : whether the runs start from the same weights; None if that is not known.
     """
 
     steps: int
@@ -38,10 +40,12 @@ class Recorded:
     highest: Array
     unused: IntArray
     mixed: str
+    start_alike: bool | None
 
     @classmethod
-    def of(cls, runs: Sequence[Run]) -> Recorded:
+    def of(cls, train: RunSet) -> Recorded:
         """That of the runs of a fit."""
+        runs = train.runs
         steps = max(len(run) for run in runs)
         known = [found for run in runs if (found := recorded_rates(run)) is not None]
         reached = max((len(rates) for rates in known), default=0)
@@ -51,9 +55,17 @@ class Recorded:
             highest[: len(rates)] = np.maximum(highest[: len(rates)], rates)
         n = runs[0].curriculum.n_examples
         used = np.unique(np.concatenate([run.curriculum.examples for run in runs]))
-        return cls(steps, lowest, highest, np.setdiff1d(np.arange(n), used), _mixed(runs, known))
+        unused = np.setdiff1d(np.arange(n), used)
+        return cls(
+            steps, lowest, highest, np.setdiff1d(np.arange(n), used), _mixed(runs, known), train.start_alike
+        )
 
-    def notes(self, curricula: Sequence[Curriculum], rates: Sequence[Array] | None) -> list[str]:
+    @property
+    def notes(self) -> list[str]:
+        """What should be known of every answer, one sentence each."""
+        return [UNLIKE] if self.start_alike is False else []
+
+    def beyond(self, curricula: Sequence[Curriculum], rates: Sequence[Array] | None) -> list[str]:
         """What a question about these curricula at these learning rates (None: not known) asks beyond what
         was recorded, one sentence each.
         """

@@ -15,6 +15,7 @@ from tiny import TEST, TRAIN, bits, new_model, per_example  # noqa: E402
 
 from simfluence.errors import RunDataError  # noqa: E402
 from simfluence.recording import RunRecorder, UntrainedStepWarning  # noqa: E402
+from simfluence.recording.fingerprint import weights_fingerprint  # noqa: E402
 from simfluence.recording.lightning import RecordingCallback  # noqa: E402
 from simfluence.runs import RunSet, storage  # noqa: E402
 
@@ -83,6 +84,7 @@ def test_a_fit_is_recorded_and_trains_to_the_same_bits(tmp_path, accumulation):
     epoch = [list(range(start, start + size)) for start in range(0, len(TRAIN), size)]
     assert [batch.tolist() for batch in run.curriculum] == 2 * epoch
     assert run.loss.shape == (len(run) + 1, len(TEST))
+    assert run.initial_weights == weights_fingerprint(Module())
     recorded.eval()
     with torch.no_grad():
         expected = [loss(recorded, [example]).item() for example in TEST]

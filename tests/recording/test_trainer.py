@@ -27,6 +27,7 @@ from transformers import (  # noqa: E402
 
 from simfluence.errors import RecordingError, RunDataError, RunExistsError  # noqa: E402
 from simfluence.recording import RunRecorder, UntrainedStepWarning, weight_steps  # noqa: E402
+from simfluence.recording.fingerprint import weights_fingerprint  # noqa: E402
 from simfluence.recording.losses import model_loss, token_metrics  # noqa: E402
 from simfluence.recording.trainer import RowOrderWarning, record_trainer  # noqa: E402
 from simfluence.runs import RunSet, storage  # noqa: E402
@@ -135,6 +136,7 @@ def test_a_trainer_is_recorded_and_trains_to_the_same_bits(tmp_path, kind, accum
 
     run = RunSet.load(tmp_path / "set")[0]
     assert (run.status, len(run), run.loss.shape) == ("complete", 5, (6, 5))
+    assert run.initial_weights == weights_fingerprint(new_model(kind))
     tokens = {tuple(e["input_ids"]): i for i, e in enumerate(features(12, 0, kind))}
     consumed = [[tokens[tuple(row)] for row in rows] for rows in seen.micro_batches]
     # an epoch is three micro-batches: so many make up one step

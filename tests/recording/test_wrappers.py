@@ -151,6 +151,7 @@ def test_two_processes_with_a_sharded_model(tmp_path):
     said = in_two_processes("sharded.py", tmp_path)
     run = RunSet.load(tmp_path / "set")[0]
     assert (len(run), run.loss.shape) == (4, (5, len(TEST)))
+    assert len(run.initial_weights) == 32
     plain = new_model(seed=3)
     plain[1] = nn.Identity()
     for step in (0, 2, 4):

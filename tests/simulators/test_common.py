@@ -283,3 +283,24 @@ def test_unstable_rollouts_are_said() -> None:
         warnings.simplefilter("error")
         with pytest.raises(SimulationWarning, match="leave the range"):
             simulator.simulate([longer], [1.0])
+
+
+def test_every_answer_says_that_runs_do_not_start_alike(simulator: Simulator, runs: RunSet, tmp_path) -> None:
+    def told(one: Simulator) -> bool:
+        return any("do not start alike" in note for note in one.notes)
+
+    def starting_from(name: str) -> RunSet:
+        weights = (name.format(number) for number in range(len(runs)))
+        return RunSet(
+            [dataclasses.replace(run, initial_weights=own) for run, own in zip(runs, weights, strict=True)],
+            runs.train,
+            runs.test,
+        )
+
+    alike, unlike = starting_from("same"), starting_from("own-{}")
+    simulator.fit(unlike[:6]).save(tmp_path / "it")
+    assert told(simulator)
+    assert told(load_simulator(tmp_path / "it"))
+    assert told(simulator.refit(unlike[:5]))
+    assert not told(simulator.refit(alike[:5]))
+    assert not told(simulator.fit(alike[:6]))

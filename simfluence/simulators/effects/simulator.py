@@ -144,7 +144,7 @@ class EffectsSimulator(Simulator):
         """A copy with the same penalties, fitted to other runs over the same examples."""
         self.check_examples(train)
         other = type(self)(**self.get_params())
-        other.examples_ = self.examples_
+        other._learn_of(train)
         data = other.training_data(train)
         cross_fitted = other._cross_fitted(data, lambda: None, self.kernel_penalties_)
         other._set_dynamics(cross_fitted, data)
