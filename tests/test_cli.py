@@ -293,7 +293,7 @@ def test_runs_on_mixtures(simfluence, tmp_path: Path) -> None:
     assert table.returncode == 0, table.stderr
     assert "note: the runs consume shares of groups" in table.stdout
     named = [line.split("|")[1].strip() for line in table.stdout.splitlines() if line.startswith("|")]
-    assert named[2:] == ["persistence", "mean_trajectory", "shares"]
+    assert named[2:] == ["persistence", "mean_trajectory", "auto"]
     simfluence("fit", *options, "simulator=shares", "output=fitted.safetensors", cwd=tmp_path)
     again = simfluence("evaluate", *options, "simulator=fitted.safetensors", cwd=tmp_path)
     assert "| shares (fitted.safetensors)" in again.stdout
@@ -301,7 +301,7 @@ def test_runs_on_mixtures(simfluence, tmp_path: Path) -> None:
     answer = simfluence(*asked, "simulator=fitted.safetensors", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     refused = simfluence(*asked, "simulator=linear", cwd=tmp_path)
-    assert "'linear' (for shares take 'shares') needs counted examples" in refused.stderr
+    assert "'linear' (for shares take 'auto') needs counted examples" in refused.stderr
 
 
 def test_few_runs_are_treated_alike(simfluence, recorded: Path) -> None:

@@ -36,70 +36,8 @@ from simfluence.runs.tables import ExampleTable, as_text
 Source: TypeAlias = pd.DataFrame | str | Path
 
 
-def read(
-    proportions: Source,
-    losses: Source,
-    *,
-    units: float | Mapping[Any, float] = 1.0,
-    run: str = "run",
-    step: str = "step",
-    share_prefix: str = "",
-    loss_prefix: str = "",
-    normalize: bool = False,
-) -> Read:
-    """The runs in both tables; parameters and errors are those of
-    :meth:`RunSet.from_mixtures <simfluence.runs.RunSet.from_mixtures>`.
-    """
-    shares = _Columns.of(proportions, "proportions", run, step, share_prefix)
-    found = _Columns.of(losses, "losses", run, step, loss_prefix)
-    try:
-        of_rows = check_shares(shares.numbers, "row", normalize=normalize)
-    except ValueError as error:
-        raise RunDataError(f"the table of proportions: {error}, or pass normalize=True") from None
-    shares = dataclasses.replace(shares, numbers=of_rows)
-    for there, where, missing in ((found, "losses", shares), (shares, "proportions", found)):
-        if lacking := [name for name in there.names if name not in missing.names]:
-            raise RunDataError(
-                f"run {lacking[0]!r} has {where} but no {missing.what} ({len(lacking)} such runs)"
-            )
-    consumed = _units(units, found.names)
-    steps = [int(at) for table in (shares, found) if table.steps is not None for at in table.steps]
-    each = math.gcd(*steps) or 1  # of no steps, or 0 alone, gcd is 0
-    logs = [_log(name, shares, found, consumed[name] * each, each) for name in found.names]
-    return logs, _table(shares.columns), _table(found.columns)
-
-
-def _log(name: str, shares: _Columns, losses: _Columns, units: float, each: int) -> Log:
-    """One run, whose steps are ``each`` training steps and consume ``units``."""
-    (at, loss_rows), (until, share_rows) = losses.of_run(name), shares.of_run(name)
-    if until is None:
-        until = np.array([each if at is None else max(at[-1], each)])
-    if at is None:
-        at = until[-1:]
-    if at[-1] > until[-1]:
-        raise RunDataError(
-            f"run {name!r} has losses after {at[-1]} steps, but proportions only up to step {until[-1]}"
-        )
-    groups = np.array(shares.columns, object)
-    used = [shares.numbers[row] > 0 for row in share_rows]
-    batches = [groups[which].tolist() for which in used]
-    amounts = [
-        (shares.numbers[row][which] * units).tolist() for row, which in zip(share_rows, used, strict=True)
-    ]
-    steps = range(1, until[-1] // each + 1)
-    row_of = np.searchsorted(until // each, steps).tolist()
-    return Log(
-        name=name,
-        batches={t: batches[row] for t, row in zip(steps, row_of, strict=True)},
-        evaluated=at // each,
-        metrics={"loss": losses.numbers[loss_rows]},
-        config={"source": "tables of mixtures", "steps_each": each},
-        amounts={t: amounts[row] for t, row in zip(steps, row_of, strict=True)},
-    )
-
-
 @dataclass(frozen=True)
-class _Columns:
+class Table:
     """A table as it was read: what of, the runs' names (in their order, and by row), the column of steps
     (None if there is none), and the other columns with their numbers [row, column].
     """
@@ -112,7 +50,10 @@ class _Columns:
     numbers: Array
 
     @classmethod
-    def of(cls, table: Source, what: str, run: str, step: str, prefix: str) -> _Columns:
+    def of(cls, table: Source, what: str, run: str = "run", step: str = "step", prefix: str = "") -> Table:
+        """A table of ``what`` ("proportions" or "losses"), with the names of its columns of runs and steps and
+        what the names of the others that are read begin with.
+        """
         frame = _opened(table, what)
         if run not in frame:
             raise RunDataError(f"the table of {what} needs a column {run!r}, got only {list(frame.columns)}")
@@ -140,6 +81,58 @@ class _Columns:
             return None, rows
         rows = rows[np.argsort(self.steps[rows])]
         return self.steps[rows], rows
+
+
+def read(
+    shares: Table, losses: Table, units: float | Mapping[Any, float] = 1.0, *, normalize: bool = False
+) -> Read:
+    """The runs in both tables; what ``units`` and ``normalize`` are, and the errors:
+    :meth:`RunSet.from_mixtures <simfluence.runs.RunSet.from_mixtures>`.
+    """
+    try:
+        of_rows = check_shares(shares.numbers, "row", normalize=normalize)
+    except ValueError as error:
+        raise RunDataError(f"the table of proportions: {error}, or pass normalize=True") from None
+    shares = dataclasses.replace(shares, numbers=of_rows)
+    for there, where, missing in ((losses, "losses", shares), (shares, "proportions", losses)):
+        if lacking := [name for name in there.names if name not in missing.names]:
+            raise RunDataError(
+                f"run {lacking[0]!r} has {where} but no {missing.what} ({len(lacking)} such runs)"
+            )
+    consumed = _units(units, losses.names)
+    steps = [int(at) for table in (shares, losses) if table.steps is not None for at in table.steps]
+    each = math.gcd(*steps) or 1  # of no steps, or 0 alone, gcd is 0
+    logs = [_log(name, shares, losses, consumed[name] * each, each) for name in losses.names]
+    return logs, _table(shares.columns), _table(losses.columns)
+
+
+def _log(name: str, shares: Table, losses: Table, units: float, each: int) -> Log:
+    """One run, whose steps are ``each`` training steps and consume ``units``."""
+    (at, loss_rows), (until, share_rows) = losses.of_run(name), shares.of_run(name)
+    if until is None:
+        until = np.array([each if at is None else max(at[-1], each)])
+    if at is None:
+        at = until[-1:]
+    if at[-1] > until[-1]:
+        raise RunDataError(
+            f"run {name!r} has losses after {at[-1]} steps, but proportions only up to step {until[-1]}"
+        )
+    groups = np.array(shares.columns, object)
+    used = [shares.numbers[row] > 0 for row in share_rows]
+    batches = [groups[which].tolist() for which in used]
+    amounts = [
+        (shares.numbers[row][which] * units).tolist() for row, which in zip(share_rows, used, strict=True)
+    ]
+    steps = range(1, until[-1] // each + 1)
+    row_of = np.searchsorted(until // each, steps).tolist()
+    return Log(
+        name=name,
+        batches={t: batches[row] for t, row in zip(steps, row_of, strict=True)},
+        evaluated=at // each,
+        metrics={"loss": losses.numbers[loss_rows]},
+        config={"source": "tables of mixtures", "steps_each": each},
+        amounts={t: amounts[row] for t, row in zip(steps, row_of, strict=True)},
+    )
 
 
 def _opened(table: Source, what: str) -> pd.DataFrame:
