@@ -16,9 +16,9 @@ in it:
 "rest as before" leaves the rest to all groups that the phase does not name, in the proportions that they had
 before an edit.
 
-In Python the same mixture is a mapping, ``{"web": 0.6, "code": 0.4}``, or a list of phases ``(span, mapping)``;
-a span is a float (a part of the run), an int (a number of steps) or "rest". Groups whose names hold "," or ";"
-need this form.
+In Python the same mixture is a mapping, ``{"web": 0.6, "code": 0.4}``, or a list of phases ``(span,
+mapping)``; a span is a float (a part of the run), an int (a number of steps) or "rest". Groups whose names
+hold "," or ";" need this form.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def check_shares(shares: npt.ArrayLike, row: str, *, normalize: bool = False) ->
 
 
 def check_units(units: npt.ArrayLike, steps: int) -> Array:
-    """How much each step consumes, float [step]; ValueError unless it is one number or one a step, and above 0."""
+    """How much each step consumes, float [step], from one number or one a step; ValueError unless above 0."""
     each = np.asarray(units, np.float64)
     if each.shape not in ((), (steps,)):
         raise ValueError(

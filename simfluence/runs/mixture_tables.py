@@ -51,8 +51,10 @@ class Table:
 
     @classmethod
     def of(cls, table: Source, what: str, run: str = "run", step: str = "step", prefix: str = "") -> Table:
-        """A table of ``what`` ("proportions" or "losses"), with the names of its columns of runs and steps and
-        what the names of the others that are read begin with.
+        """A table of ``what``, "proportions" or "losses".
+
+        run, step : the names of the columns of runs and of steps.
+        prefix : what the names of the other columns that are read begin with.
         """
         frame = _opened(table, what)
         if run not in frame:
@@ -66,11 +68,14 @@ class Table:
                 f"the table of {what} has {len(frame)} rows and {len(columns)} columns whose names begin with"
                 f" {prefix!r}; expected some of both, got the columns {list(frame.columns)}"
             )
+        if len(set(columns)) < len(columns):
+            twice = next(name for name in columns if columns.count(name) > 1)
+            raise RunDataError(f"the table of {what} has several columns {twice!r}")
         numbers = np.stack([_numbers(frame[name], what) for name in columns], 1)
         steps = _steps(frame[step], what) if step in frame else None
-        if (twice := pd.DataFrame({"run": names, "step": 0 if steps is None else steps}).duplicated()).any():
+        if (again := pd.DataFrame({"run": names, "step": 0 if steps is None else steps}).duplicated()).any():
             where = f"; a table of several steps has a column {step!r}" if steps is None else " at one step"
-            raise RunDataError(f"run {names[twice][0]!r} stands twice in the table of {what}{where}")
+            raise RunDataError(f"run {names[again][0]!r} stands twice in the table of {what}{where}")
         short = [name.removeprefix(prefix) for name in columns]
         return cls(what, list(dict.fromkeys(names)), names, steps, short, numbers)
 
@@ -155,6 +160,10 @@ def _numbers(column: pd.Series[Any], what: str) -> Array:
         raise RunDataError(
             f"row {bad[0]} of {what}: {column.name} must be a number, got {str(column.iloc[bad[0]])!r}"
         )
+    if what == "proportions" and (bad := np.flatnonzero(~np.isfinite(values) | (values < 0))).size:
+        raise RunDataError(
+            f"row {bad[0]} of {what}: {column.name} must be at least 0 and finite, got {values[bad[0]]:g}"
+        )
     return values
 
 
@@ -173,7 +182,10 @@ def _units(units: float | Mapping[Any, float], names: list[str]) -> dict[str, fl
     given = {as_text(name): value for name, value in units.items()} if isinstance(units, Mapping) else None
     if given is not None and (missing := [name for name in names if name not in given]):
         raise RunDataError(f"units has none of run {missing[0]!r}")
-    found = {name: float(units if given is None else given[name]) for name in names}  # type: ignore[arg-type]
+    try:
+        found = {name: float(units if given is None else given[name]) for name in names}  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise RunDataError(f"units must be one number, or run name → number: {error}") from None
     for name, value in found.items():
         if not (math.isfinite(value) and value > 0):
             raise RunDataError(f"units must be above 0 and finite, got {value} for run {name!r}")
