@@ -378,9 +378,7 @@ def test_auto_simulates_what_it_was_fitted_to() -> None:
     shares = constant(12, rng)
     runs = recorded(shares, power_laws(shares, rng))
     counted = Curriculum.from_batches([[0, 1]] * STEPS, GROUPS)
-    with pytest.raises(
-        ValueError, match="fitted to runs of shares of groups, but a curriculum is of co"
-    ):
+    with pytest.raises(ValueError, match="fitted to runs of shares of groups, but a curriculum is of co"):
         AutoSimulator().fit(runs).simulate([counted], runs.initial_loss[0])
     of_counted = RunSet.from_arrays([[[0], [1]], [[2], [3]]], np.ones((2, 3, 2)), train=GROUPS)
     with pytest.raises(ValueError, match="fitted to runs of counted examples, but a curriculum is of shares"):
