@@ -62,7 +62,6 @@ def evaluate(config: DictConfig) -> None:
     from simfluence import report
     from simfluence.evaluation import evaluate, scores_as_simulators
     from simfluence.fitted import Fitted
-    from simfluence.simulators import make_simulator
 
     if config.output is not None:
         outputs.check_folder(config.output)
@@ -76,7 +75,6 @@ def evaluate(config: DictConfig) -> None:
     simulators = {name: _simulator(config.simulators[name]) for name in chosen}
     if config.only is None and any(curriculum.amounts is not None for curriculum in runs.curricula):
         simulators = {name: one for name, one in simulators.items() if one.takes_shares}
-        simulators["shares"] = make_simulator("shares")
         notes.append("the runs consume shares of groups: without simulators of counted examples")
     simulators |= scores_as_simulators(_plain(config.scores), train)
     fitted = {file: Fitted.load(file) for file in config.fitted}

@@ -26,6 +26,7 @@ EDITS: dict[str, tuple[str, ...]] = {
     "repeat": ("groups", "ids", "times", "seed"),
     "put_before": ("groups", "ids", "before_groups", "before_ids"),
     "shuffle": ("window", "seed"),
+    "shares": ("shares",),
 }
 """The options that each edit takes, beside the schedule."""
 
@@ -39,13 +40,15 @@ class Edit:
 
     Parameters
     ----------
-    name : "remove", "keep", "repeat", "put_before" or "shuffle".
+    name : "remove", "keep", "repeat", "put_before", "shuffle" or "shares".
     groups, ids : the training examples, by their groups and by their ids: one name or several. A number
         means its text, as in :class:`ExampleTable`.
     before_groups, before_ids : of "put_before": the examples that these are put before.
     times : of "repeat": how often each occurrence is to occur.
     window : of "shuffle": within how many steps in turn; None is the whole curriculum.
     seed : of the places that "repeat" and "shuffle" draw.
+    shares : of "shares", for a run that consumes shares of groups: the mixture that it is to consume, as
+        "60% web, 40% code" or "30% code, rest as before" (:mod:`simfluence.curriculum.mixtures`).
     schedule : what the learning rate does where the edit changes the number of steps: "stretch" (recomputed
         for the new length, as training with the same settings would) or "keep" (the original's rates step by
         step; past the original's end the last one goes on).
@@ -62,6 +65,7 @@ class Edit:
     times: int | None = None
     window: int | None = None
     seed: int = 0
+    shares: str | None = None
     schedule: str = STRETCH
 
     def __post_init__(self) -> None:
@@ -86,11 +90,14 @@ class Edit:
             )
         if self.name == "repeat" and self.times is None:
             raise ValueError("repeat takes times=, how often each occurrence is to occur")
+        if self.name == "shares" and not self.shares:
+            raise ValueError("shares takes shares=, a mixture of groups, as '60% web, 40% code'")
 
     def __str__(self) -> str:
         words = [self.name.split("_")[0], *self.groups, *self.ids]
         if self.name == "put_before":
             words += ["before", *self.before_groups, *self.before_ids]
+        words += [self.shares] if self.shares else []
         words += [f"{name} {value}" for name in ("times", "window") if (value := getattr(self, name))]
         words += [f"seed {self.seed}"] if self.seed else []
         words += ["schedule keep"] if self.schedule == KEEP else []
@@ -119,6 +126,8 @@ class Edit:
             edited = edits.shuffle(curriculum, rng, window=self.window)
         elif self.name == "repeat":
             edited = edits.repeat(curriculum, examples, self.times or 0, rng=rng)
+        elif self.name == "shares":
+            edited = edits.set_shares(curriculum, self.shares or "", train.ids)
         elif self.name == "put_before":
             edited = edits.put_before(curriculum, examples, before)
         else:

@@ -38,7 +38,7 @@ TYPES: dict[str, Type] = {
     **dict.fromkeys(("first_label", "layers", "adam_batch", "batch", "rank"), int),
     **dict.fromkeys(("penalty", "momentum", "damping", "b", "dropout", "floor", "recency"), float),
     **dict.fromkeys(("device", "run_id", "output", "plot", "fitted", "experiment"), str),
-    **dict.fromkeys(("test_path", "archive", "kernel", "link", "kind"), str),
+    **dict.fromkeys(("test_path", "archive", "kernel", "link", "kind", "shares"), str),
     **dict.fromkeys(("only", "test_ids", "prune", "labels", "targets", "parameters", "scores"), list),
     **dict.fromkeys(("class_words",), list),
     **dict.fromkeys(("steps", "keep_weights"), None),
@@ -54,6 +54,8 @@ _NODES: dict[Type, tuple[Any, str]] = {
     float: (FloatNode, "a number"),
     bool: (BooleanNode, "true or false"),
 }
+_WHOLE_TEXTS = ("edit.shares",)
+"""Options of which blanks and commas are part of one text."""
 _LIST_ITEM = re.compile(r"((?:^\[?|,)\s*)([^\s,\[\](){}'\"\\$]+)(?=\s*(?:\]?$|,))")
 """An item of a list, or a value of its own: without blanks, quotes, brackets and interpolations."""
 
@@ -134,7 +136,9 @@ def as_typed(command: str, options: Sequence[str]) -> list[str]:
         key, equals, value = option.partition("=")
         known = options_of(command).get(_general(key.lstrip("+")))
         is_whole = value.startswith("[") == value.endswith("]")
-        if equals and is_whole and known is not None and known.type in (str, list):
+        if key in _WHOLE_TEXTS and not value.startswith(("'", '"')) and value not in ("", "null"):
+            value = "'" + value.replace("'", "\\'") + "'"
+        elif equals and is_whole and known is not None and known.type in (str, list):
             value = _LIST_ITEM.sub(
                 lambda item: item[0] if item[2] == "null" else f"{item[1]}'{item[2]}'", value
             )

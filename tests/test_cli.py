@@ -297,15 +297,25 @@ def test_runs_on_mixtures(simfluence, tmp_path: Path) -> None:
     assert table.returncode == 0, table.stderr
     assert "note: the runs consume shares of groups" in table.stdout
     named = [line.split("|")[1].strip() for line in table.stdout.splitlines() if line.startswith("|")]
-    assert named[2:] == ["persistence", "mean_trajectory", "shares"]
+    assert named[2:] == ["persistence", "mean_trajectory", "auto"]
     simfluence("fit", *options, "simulator=shares", "output=fitted.safetensors", cwd=tmp_path)
     again = simfluence("evaluate", *options, "simulator=fitted.safetensors", cwd=tmp_path)
     assert "| shares (fitted.safetensors)" in again.stdout
+    simfluence("fit", *options, "output=auto.safetensors", cwd=tmp_path)
+    more = ("whatif", "path=mixed", "edit.name=shares", "edit.shares=40% code, rest as before")
+    for taken in ([], ["simulator=auto.safetensors"]):
+        answer = simfluence(*more, *taken, cwd=tmp_path)
+        assert answer.returncode == 0, answer.stderr
+        assert "shares 40% code, rest as before" in answer.stdout
+        change = float(answer.stdout.split("| all")[1].split("|")[4])
+        assert change == pytest.approx(np.sqrt(shares[-1, 1]) - np.sqrt(0.4), abs=0.05)
+    wrong = simfluence(*more[:-1], "edit.shares=40% cod, rest as before", cwd=tmp_path)
+    assert "no group 'cod' (did you mean 'code'?)" in wrong.stderr
     asked = ("whatif", "path=mixed", "edit.groups=[code]")
     answer = simfluence(*asked, "simulator=fitted.safetensors", cwd=tmp_path)
     assert answer.returncode == 0, answer.stderr
     refused = simfluence(*asked, "simulator=linear", cwd=tmp_path)
-    assert "'linear' (for shares take 'shares') needs counted examples" in refused.stderr
+    assert "'linear' (for shares take 'auto') needs counted examples" in refused.stderr
 
 
 def test_few_runs_are_treated_alike(simfluence, recorded: Path) -> None:

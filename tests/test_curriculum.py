@@ -227,7 +227,6 @@ def test_curricula_of_shares_one_after_the_other():
 @pytest.mark.parametrize(
     "edit",
     [
-        lambda curriculum: repeat(curriculum, [0], 2),
         lambda curriculum: put_before(curriculum, [0], [1]),
         lambda curriculum: shuffle(curriculum, np.random.default_rng(0)),
     ],

@@ -36,40 +36,82 @@ from simfluence.runs.tables import ExampleTable, as_text
 Source: TypeAlias = pd.DataFrame | str | Path
 
 
+@dataclass(frozen=True)
+class Table:
+    """A table as it was read: what of, the runs' names (in their order, and by row), the column of steps
+    (None if there is none), and the other columns with their numbers [row, column].
+    """
+
+    what: str
+    names: list[str]
+    run: npt.NDArray[np.object_]
+    steps: IntArray | None
+    columns: list[str]
+    numbers: Array
+
+    @classmethod
+    def of(cls, table: Source, what: str, run: str = "run", step: str = "step", prefix: str = "") -> Table:
+        """A table of ``what``, "proportions" or "losses".
+
+        run, step : the names of the columns of runs and of steps.
+        prefix : what the names of the other columns that are read begin with.
+        """
+        frame = _opened(table, what)
+        if run not in frame:
+            raise RunDataError(f"the table of {what} needs a column {run!r}, got only {list(frame.columns)}")
+        names = np.array([as_text(name) for name in frame[run]], object)
+        if (unnamed := np.flatnonzero(names == "")).size:
+            raise RunDataError(f"row {unnamed[0]} of {what} names no run")
+        columns = [name for name in frame.columns if name.startswith(prefix) and name not in (run, step)]
+        if not columns or len(frame) == 0:
+            raise RunDataError(
+                f"the table of {what} has {len(frame)} rows and {len(columns)} columns whose names begin with"
+                f" {prefix!r}; expected some of both, got the columns {list(frame.columns)}"
+            )
+        if len(set(columns)) < len(columns):
+            twice = next(name for name in columns if columns.count(name) > 1)
+            raise RunDataError(f"the table of {what} has several columns {twice!r}")
+        numbers = np.stack([_numbers(frame[name], what) for name in columns], 1)
+        steps = _steps(frame[step], what) if step in frame else None
+        if (again := pd.DataFrame({"run": names, "step": 0 if steps is None else steps}).duplicated()).any():
+            where = f"; a table of several steps has a column {step!r}" if steps is None else " at one step"
+            raise RunDataError(f"run {names[again][0]!r} stands twice in the table of {what}{where}")
+        short = [name.removeprefix(prefix) for name in columns]
+        return cls(what, list(dict.fromkeys(names)), names, steps, short, numbers)
+
+    def of_run(self, name: str) -> tuple[IntArray | None, IntArray]:
+        """(its steps, ascending, or None; their rows)"""
+        rows = np.flatnonzero(self.run == name)
+        if self.steps is None:
+            return None, rows
+        rows = rows[np.argsort(self.steps[rows])]
+        return self.steps[rows], rows
+
+
 def read(
-    proportions: Source,
-    losses: Source,
-    *,
-    units: float | Mapping[Any, float] = 1.0,
-    run: str = "run",
-    step: str = "step",
-    share_prefix: str = "",
-    loss_prefix: str = "",
-    normalize: bool = False,
+    shares: Table, losses: Table, units: float | Mapping[Any, float] = 1.0, *, normalize: bool = False
 ) -> Read:
-    """The runs in both tables; parameters and errors are those of
+    """The runs in both tables; what ``units`` and ``normalize`` are, and the errors:
     :meth:`RunSet.from_mixtures <simfluence.runs.RunSet.from_mixtures>`.
     """
-    shares = _Columns.of(proportions, "proportions", run, step, share_prefix)
-    found = _Columns.of(losses, "losses", run, step, loss_prefix)
     try:
         of_rows = check_shares(shares.numbers, "row", normalize=normalize)
     except ValueError as error:
         raise RunDataError(f"the table of proportions: {error}, or pass normalize=True") from None
     shares = dataclasses.replace(shares, numbers=of_rows)
-    for there, where, missing in ((found, "losses", shares), (shares, "proportions", found)):
+    for there, where, missing in ((losses, "losses", shares), (shares, "proportions", losses)):
         if lacking := [name for name in there.names if name not in missing.names]:
             raise RunDataError(
                 f"run {lacking[0]!r} has {where} but no {missing.what} ({len(lacking)} such runs)"
             )
-    consumed = _units(units, found.names)
-    steps = [int(at) for table in (shares, found) if table.steps is not None for at in table.steps]
+    consumed = _units(units, losses.names)
+    steps = [int(at) for table in (shares, losses) if table.steps is not None for at in table.steps]
     each = math.gcd(*steps) or 1  # of no steps, or 0 alone, gcd is 0
-    logs = [_log(name, shares, found, consumed[name] * each, each) for name in found.names]
-    return logs, _table(shares.columns), _table(found.columns)
+    logs = [_log(name, shares, losses, consumed[name] * each, each) for name in losses.names]
+    return logs, _table(shares.columns), _table(losses.columns)
 
 
-def _log(name: str, shares: _Columns, losses: _Columns, units: float, each: int) -> Log:
+def _log(name: str, shares: Table, losses: Table, units: float, each: int) -> Log:
     """One run, whose steps are ``each`` training steps and consume ``units``."""
     (at, loss_rows), (until, share_rows) = losses.of_run(name), shares.of_run(name)
     if until is None:
@@ -98,50 +140,6 @@ def _log(name: str, shares: _Columns, losses: _Columns, units: float, each: int)
     )
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """A table as it was read: what of, the runs' names (in their order, and by row), the column of steps
-    (None if there is none), and the other columns with their numbers [row, column].
-    """
-
-    what: str
-    names: list[str]
-    run: npt.NDArray[np.object_]
-    steps: IntArray | None
-    columns: list[str]
-    numbers: Array
-
-    @classmethod
-    def of(cls, table: Source, what: str, run: str, step: str, prefix: str) -> _Columns:
-        frame = _opened(table, what)
-        if run not in frame:
-            raise RunDataError(f"the table of {what} needs a column {run!r}, got only {list(frame.columns)}")
-        names = np.array([as_text(name) for name in frame[run]], object)
-        if (unnamed := np.flatnonzero(names == "")).size:
-            raise RunDataError(f"row {unnamed[0]} of {what} names no run")
-        columns = [name for name in frame.columns if name.startswith(prefix) and name not in (run, step)]
-        if not columns or len(frame) == 0:
-            raise RunDataError(
-                f"the table of {what} has {len(frame)} rows and {len(columns)} columns whose names begin with"
-                f" {prefix!r}; expected some of both, got the columns {list(frame.columns)}"
-            )
-        numbers = np.stack([_numbers(frame[name], what) for name in columns], 1)
-        steps = _steps(frame[step], what) if step in frame else None
-        if (twice := pd.DataFrame({"run": names, "step": 0 if steps is None else steps}).duplicated()).any():
-            where = f"; a table of several steps has a column {step!r}" if steps is None else " at one step"
-            raise RunDataError(f"run {names[twice][0]!r} stands twice in the table of {what}{where}")
-        short = [name.removeprefix(prefix) for name in columns]
-        return cls(what, list(dict.fromkeys(names)), names, steps, short, numbers)
-
-    def of_run(self, name: str) -> tuple[IntArray | None, IntArray]:
-        """(its steps, ascending, or None; their rows)"""
-        rows = np.flatnonzero(self.run == name)
-        if self.steps is None:
-            return None, rows
-        rows = rows[np.argsort(self.steps[rows])]
-        return self.steps[rows], rows
-
-
 def _opened(table: Source, what: str) -> pd.DataFrame:
     """The table, its columns named by text."""
     try:
@@ -162,6 +160,10 @@ def _numbers(column: pd.Series[Any], what: str) -> Array:
         raise RunDataError(
             f"row {bad[0]} of {what}: {column.name} must be a number, got {str(column.iloc[bad[0]])!r}"
         )
+    if what == "proportions" and (bad := np.flatnonzero(~np.isfinite(values) | (values < 0))).size:
+        raise RunDataError(
+            f"row {bad[0]} of {what}: {column.name} must be at least 0 and finite, got {values[bad[0]]:g}"
+        )
     return values
 
 
@@ -180,7 +182,10 @@ def _units(units: float | Mapping[Any, float], names: list[str]) -> dict[str, fl
     given = {as_text(name): value for name, value in units.items()} if isinstance(units, Mapping) else None
     if given is not None and (missing := [name for name in names if name not in given]):
         raise RunDataError(f"units has none of run {missing[0]!r}")
-    found = {name: float(units if given is None else given[name]) for name in names}  # type: ignore[arg-type]
+    try:
+        found = {name: float(units if given is None else given[name]) for name in names}  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise RunDataError(f"units must be one number, or run name → number: {error}") from None
     for name, value in found.items():
         if not (math.isfinite(value) and value > 0):
             raise RunDataError(f"units must be above 0 and finite, got {value} for run {name!r}")

@@ -272,8 +272,9 @@ class RunSet:
             run is in one table only, stands twice, or has losses after its proportions end; or a value is
             missing.
         """
-        columns = {"run": run, "step": step, "share_prefix": share_prefix, "loss_prefix": loss_prefix}
-        read = mixture_tables.read(proportions, losses, units=units, normalize=normalize, **columns)
+        shares = mixture_tables.Table.of(proportions, "proportions", run, step, share_prefix)
+        by_domain = mixture_tables.Table.of(losses, "losses", run, step, loss_prefix)
+        read = mixture_tables.read(shares, by_domain, units, normalize=normalize)
         return cls._of_logs(read, initial_loss, optimizer, allow_nonfinite)
 
     @classmethod

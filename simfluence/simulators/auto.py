@@ -14,6 +14,9 @@ it is smaller than that of the mean trajectory by a one-sided paired t-test over
 the mean trajectory. Dynamics need four runs. With scores and fewer runs, dynamics with the scores as their
 kernel are taken at once, shrunken to the share that they explain of what is peculiar to these runs
 (``explained_share`` in dynamics/fit.py), if that is anything.
+
+Of runs that consume shares of groups, the candidates are the mean trajectory and ``shares``, which chooses
+between both itself.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ import numpy.typing as npt
 import pandas as pd
 from scipy import stats
 
-from simfluence.curriculum import Curriculum
+from simfluence.curriculum import Curriculum, of_shares
 from simfluence.errors import NotFittedError
 from simfluence.runs import RunSet
 from simfluence.simulators.base import SIMULATORS, Array, Simulator, register, stages
@@ -37,6 +40,7 @@ from simfluence.simulators.dynamics.simulator import DynamicsSimulator
 from simfluence.simulators.effects.data import FEWEST_RUNS, TrainingData
 from simfluence.simulators.effects.simulator import EffectsSimulator, on_every_step
 from simfluence.simulators.scores import portable_scores
+from simfluence.simulators.shares import ShareSimulator
 
 _MEAN = "mean trajectory"
 _RUNS_FOR_DYNAMICS = 6
@@ -65,6 +69,7 @@ class AutoSimulator(Simulator):
     """
 
     name: ClassVar[str] = "auto"
+    takes_shares: ClassVar[bool] = True
     fitted: ClassVar[tuple[str, ...]] = (
         "error_",
         "candidates_",
@@ -81,8 +86,11 @@ class AutoSimulator(Simulator):
         self.max_rows = max_rows
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         self.explained_ = np.nan
+        if of_shares([*train.curricula, *(validation.curricula if validation is not None else [])]):
+            self._take_shares(ShareSimulator(max_rows=self.max_rows).fit(train), train)
+            return
+        data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         if len(train) < FEWEST_RUNS and len(data.given_scores) and self._take_scores(data):
             return
         candidates = self._candidates(len(train))
@@ -144,6 +152,21 @@ class AutoSimulator(Simulator):
         self._take([dynamics], np.empty((0, len(data.recorded.grid), data.shape[1])), data)
         return True
 
+    def _take_shares(self, member: ShareSimulator, train: RunSet) -> None:
+        """Of runs that consume shares of groups."""
+        self.members_, self.lengths_ = [member], [len(run) for run in train]
+        self.grid_ = np.arange(max(self.lengths_) + 1)
+        self.out_of_fold_ = np.empty((0, len(self.grid_), len(train.test)))
+        mean = member.mean_error_
+        self.candidates_ = {_MEAN: mean, member.name: mean * member.error_}
+        self.taken_ = _MEAN if np.isinf(member.penalty_) else member.name
+        self.error_ = self.candidates_[self.taken_]
+
+    @property
+    def _of_shares(self) -> bool:
+        """Whether it was fitted to runs that consume shares of groups."""
+        return isinstance(self.members_[0], ShareSimulator)
+
     def _take(self, members: list[Any], out_of_fold: Array, data: TrainingData) -> None:
         self.members_ = members
         self.grid_, self.lengths_ = data.recorded.grid, [len(run) for run in data.train]
@@ -156,6 +179,9 @@ class AutoSimulator(Simulator):
         other._learn_of(train)
         other.candidates_, other.error_ = self.candidates_, self.error_
         other.taken_, other.explained_ = self.taken_, self.explained_
+        if isinstance(member := self.members_[0], ShareSimulator):
+            other._take_shares(member.refit(train), train)
+            return other
         data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         members = [member.refit(train) for member in self.members_]
         known = [one.out_of_fold_ for one in members if isinstance(one, EffectsSimulator)]
@@ -167,6 +193,9 @@ class AutoSimulator(Simulator):
     def _simulate(
         self, curricula: Sequence[Curriculum], initial_loss: Array, learning_rate: npt.ArrayLike | None = None
     ) -> Array:
+        if of_shares(curricula) != self._of_shares:
+            of, asked = ("shares of groups", "counted examples")[:: 1 if self._of_shares else -1]
+            raise ValueError(f"this simulator was fitted to runs of {of}, but a curriculum is of {asked}")
         losses = [member.simulate(curricula, initial_loss, learning_rate) for member in self.members_]
         return np.mean(losses, axis=0)
 
@@ -177,7 +206,7 @@ class AutoSimulator(Simulator):
         a run's end. Raises ValueError for other runs, or where too few were fitted.
         """
         self.check_examples(train)
-        if not len(self.out_of_fold_):  # few runs and scores: nothing was left out in the fit
+        if not len(self.out_of_fold_):  # shares, or few runs and scores: nothing was left out in the fit
             return super().out_of_fold(train)
         return on_every_step(self.out_of_fold_, self.grid_, self.lengths_, train)
 
@@ -191,7 +220,12 @@ class AutoSimulator(Simulator):
 
     @property
     def notes(self) -> list[str]:
-        """Of few runs, whether and how far scores were used; and what every simulator says."""
+        """Of few runs, whether and how far scores were used; of shares, that they were not; and what every
+        simulator says.
+        """
+        if self.scores is not None and self._of_shares:
+            said = "the scores were not used: the runs consume shares of groups, not single examples"
+            return [*super().notes, said]
         if np.isnan(self.explained_) or self.scores is None:
             return super().notes
         runs = f"the {len(self.lengths_)} runs" if len(self.lengths_) > 1 else "the one run"

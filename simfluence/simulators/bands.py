@@ -69,7 +69,8 @@ class PredictiveBands:
         residuals = np.square(train.loss - simulator.out_of_fold(train))
         known = np.isfinite(residuals)
         squares = np.where(known, residuals, 0.0)
-        self.scale_ = _scale(squares.sum(0), known.sum(0))
+        evaluated = np.flatnonzero(known.any(axis=(0, 2)))
+        self.scale_ = _between(evaluated, _scale(squares.sum(0), known.sum(0)))
         scaled = np.full(squares.shape, np.nan)
         for run in range(len(train)):
             others = _scale(squares.sum(0) - squares[run], known.sum(0) - known[run])
@@ -108,6 +109,14 @@ class PredictiveBands:
         half *= np.maximum(step / recorded, 1.0)[:, None]
         half[0] = 0.0
         return center - half, center + half
+
+
+def _between(evaluated: npt.NDArray[np.int64], scale: Array) -> Array:
+    """s [step + 1, test], linear between the steps at which runs were evaluated."""
+    if not len(evaluated):
+        return scale
+    steps = np.arange(len(scale))
+    return np.stack([np.interp(steps, evaluated, of_test[evaluated]) for of_test in scale.T], axis=1)
 
 
 def _scale(squares: Array, known: npt.NDArray[np.int64]) -> Array:

@@ -216,7 +216,7 @@ class Simulator(ABC):
 
     def _check_shares(self, curricula: Sequence[Curriculum]) -> None:
         if not self.takes_shares:
-            check_counted(curricula, f"the simulator {self.name!r} (for shares take 'shares')")
+            check_counted(curricula, f"the simulator {self.name!r} (for shares take 'auto')")
 
     def _examples(self, what: str) -> Examples:
         """NotFittedError before ``fit``."""

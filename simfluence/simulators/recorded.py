@@ -56,9 +56,7 @@ class Recorded:
         n = runs[0].curriculum.n_examples
         used = np.unique(np.concatenate([run.curriculum.examples for run in runs]))
         unused = np.setdiff1d(np.arange(n), used)
-        return cls(
-            steps, lowest, highest, np.setdiff1d(np.arange(n), used), _mixed(runs, known), train.start_alike
-        )
+        return cls(steps, lowest, highest, unused, _mixed(runs, known), train.start_alike)
 
     @property
     def notes(self) -> list[str]:

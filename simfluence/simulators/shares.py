@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.spatial.distance import cdist
 
-from simfluence.curriculum import Curriculum, IntArray
+from simfluence.curriculum import Curriculum, IntArray, of_shares
 from simfluence.errors import RunDataError
 from simfluence.runs import RunSet
 from simfluence.simulators.base import Array, Simulator, register
@@ -82,8 +82,8 @@ class ShareSimulator(Simulator):
 
     Attributes
     ----------
-    penalty_, floor_, recency_ : as chosen. error_ : their mean square error on runs that were left out, over
-        that of the mean trajectory; NaN for one run.
+    penalty_, floor_, recency_ : as chosen. mean_error_ : the mean square error of the mean trajectory on runs
+        that were left out. error_ : that of what was chosen, over it. Both NaN for one run.
     least_ : min L [test]; None where not all are above 0. unit_ : c̄. regressions_ : one a step.
     """
 
@@ -93,6 +93,7 @@ class ShareSimulator(Simulator):
         "penalty_",
         "floor_",
         "recency_",
+        "mean_error_",
         "error_",
         "least_",
         "unit_",
@@ -128,6 +129,7 @@ class ShareSimulator(Simulator):
     # ------------------------------------------------------------------------------------ fitting
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
+        of_shares(train.curricula)
         steps, losses = _evaluated(train, self.max_rows)
         least = np.nanmin(losses, axis=(0, 1))
         self.least_ = least if (least > 0).all() else None
@@ -174,6 +176,7 @@ class ShareSimulator(Simulator):
         if self.penalty is None and not candidates[best] < (1 - GAIN / len(curricula)) * mean:
             best = (0.0 if self.recency is None else self.recency, floors[0], np.inf)
         self.recency_, self.floor_, self.penalty_ = best
+        self.mean_error_ = mean / np.isfinite(losses).sum() if mean > 0 else np.nan
         self.error_ = candidates[best] / mean if mean > 0 else np.nan
 
     def _left_out_error(

@@ -85,7 +85,12 @@ def test_percentages_are_divided_by_their_sums_if_told() -> None:
 @pytest.mark.parametrize(
     ("proportions", "losses", "options", "message"),
     [
-        (PROPORTIONS.assign(web=[-0.75, 0.5]), LOSSES, {}, "group 0 in row 0 is -0.75"),
+        (
+            PROPORTIONS.assign(web=[-0.75, 0.5]),
+            LOSSES,
+            {},
+            "row 0 of proportions: web must be at least 0 and finite, got -0.75",
+        ),
         (
             PROPORTIONS.assign(web=[np.nan, 0.5]),
             LOSSES,
@@ -135,6 +140,19 @@ def test_percentages_are_divided_by_their_sums_if_told() -> None:
         ),
         (PROPORTIONS, LOSSES, {"units": -2}, "units must be above 0 and finite, got -2.0 for run 'b'"),
         (PROPORTIONS, LOSSES, {"units": {"a": 1}}, "units has none of run 'b'"),
+        (PROPORTIONS, LOSSES, {"units": {"a": 1, "b": np.nan}}, "got nan for run 'b'"),
+        (PROPORTIONS, LOSSES, {"units": "many"}, "units must be one number, or run name"),
+        (PROPORTIONS.assign(web=[np.inf, 0.5]), LOSSES, {}, "web must be at least 0 and finite, got inf"),
+        (PROPORTIONS.assign(web=[0.7, 0.5]), LOSSES, {}, "row 0 sum to 0.95, which is -0.05 off"),
+        (pd.concat([PROPORTIONS, PROPORTIONS]), LOSSES, {}, "'a' stands twice in the table of proportions"),
+        (PROPORTIONS, LOSSES.assign(run=["x", "y"]), {}, r"'x' has losses but no proportions \(2 such runs"),
+        (
+            PROPORTIONS.set_axis(["run", "web", "web", "maths"], axis=1),
+            LOSSES,
+            {},
+            "proportions has several columns 'web'",
+        ),
+        (PROPORTIONS, LOSSES, {"initial_loss": {"news": 9, "pyton": 9}}, "'pyton' is not in the table"),
         (
             PROPORTIONS,
             LOSSES,

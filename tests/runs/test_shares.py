@@ -11,7 +11,7 @@ import pytest
 from simfluence import Curriculum, RunSet
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable, Run, gptfluence
-from simfluence.simulators import AdditiveSimulator, AutoSimulator, MeanTrajectory
+from simfluence.simulators import AdditiveSimulator, DynamicsSimulator, MeanTrajectory
 
 SHARES = np.array([[0.6, 0.4, 0.0], [0.1, 0.2, 0.7], [0.0, 0.0, 1.0]])
 
@@ -65,10 +65,10 @@ def test_a_long_table_has_all_amounts_or_none() -> None:
 
 def test_who_needs_counted_examples_refuses_shares(tmp_path: Path) -> None:
     runs = a_set()
-    with pytest.raises(ValueError, match=r"'additive' \(for shares take 'shares'\) needs counted"):
+    with pytest.raises(ValueError, match=r"'additive' \(for shares take 'auto'\) needs counted"):
         AdditiveSimulator().fit(runs)
-    with pytest.raises(ValueError, match="'auto'"):
-        AutoSimulator().fit(runs)
+    with pytest.raises(ValueError, match="'dynamics'"):
+        DynamicsSimulator(np.ones((3, 2))).fit(runs)
     with pytest.raises(ValueError, match="GPTfluence's format needs counted"):
         gptfluence.write(runs, runs.train, runs.test, tmp_path)
     assert MeanTrajectory().fit(runs).simulate(runs.curricula, runs.initial_loss).shape == (2, 4, 2)

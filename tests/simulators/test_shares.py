@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import Ridge
 
-from simfluence import Curriculum, MeanTrajectory, RunSet, ShareSimulator
+from simfluence import (
+    AutoSimulator,
+    Curriculum,
+    MeanTrajectory,
+    PredictiveBands,
+    RunSet,
+    ShareSimulator,
+    load_simulator,
+)
 from simfluence.errors import RunDataError
 from simfluence.evaluation.metrics import counterfactual_skill
 from simfluence.runs import ExampleTable, Run
@@ -31,6 +42,15 @@ def so_far(shares: np.ndarray) -> np.ndarray:
     return np.cumsum(shares, axis=1) / np.arange(1, STEPS + 1)[:, None]
 
 
+def several_phases(count: int, rng: np.random.Generator) -> np.ndarray:
+    """Shares that change once or twice."""
+    found = np.empty((count, STEPS, GROUPS))
+    for run in found:
+        changes = np.sort(rng.choice(np.arange(2, STEPS), rng.integers(1, 3), replace=False))
+        run[:] = rng.dirichlet(np.ones(GROUPS), 3)[np.searchsorted(changes, np.arange(STEPS), side="right")]
+    return found
+
+
 def mixing_law(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     law = np.random.default_rng(7).normal(0, 0.5, (GROUPS, 3))
     return 1.5 + 2 * np.arange(1, STEPS + 1)[:, None] ** -0.3 * np.exp(so_far(shares) @ law)
@@ -40,6 +60,13 @@ def power_laws(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Each group's tokens so far lower each loss by a power law: returns diminish."""
     powers = np.random.default_rng(8).uniform(0.1, 0.6, (GROUPS, 3))
     return 1 + ((1 + np.cumsum(shares, axis=1))[..., None] ** -powers).sum(2)
+
+
+def saturating(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What a group can give is bounded, and the less is left the less it gives."""
+    fixed = np.random.default_rng(6)
+    gains, scales = fixed.uniform(0.1, 1, (GROUPS, 3)), fixed.uniform(1, 8, (GROUPS, 3))
+    return 1.5 + (gains * np.exp(-np.cumsum(shares, axis=1)[..., None] / scales)).sum(2)
 
 
 def forgetting(shares: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -85,6 +112,29 @@ def test_known_laws_of_what_was_consumed_so_far_are_found(law, draw) -> None:
     assert skill(simulator, runs[:24], runs[24:]) > 0.97
     assert simulator.recency_ == 0
     assert simulator.error_ < 0.05
+
+
+@pytest.mark.parametrize("law", [saturating, power_laws])
+def test_several_phases_are_predicted_as_well_as_by_ridge_on_shares_and_roots(law) -> None:
+    """One ridge regression a step of log losses on the shares of what was consumed so far and their roots."""
+    rng = np.random.default_rng(0)
+    shares = several_phases(64, rng)
+    runs = recorded(shares, law(shares, rng) + rng.normal(0, 0.003, (64, STEPS, 3)))
+    features = np.concatenate([so_far(shares), np.sqrt(so_far(shares))], axis=2)
+    logs, errors = np.log(runs.loss[:, 1:]), 0.0
+    for step in range(STEPS):
+        ridge = Ridge(1e-4 * 24).fit(features[:24, step], logs[:24, step])
+        predicted = np.exp(ridge.predict(features[24:, step]))
+        errors += float(np.square(predicted - runs.loss[24:, step + 1]).sum())
+    mean = MeanTrajectory().fit(runs[:24]).simulate(runs[24:].curricula, runs[24:].initial_loss)
+    of_ridge = 1 - errors / np.square(mean - runs[24:].loss).sum()
+    simulator = ShareSimulator()
+    assert skill(simulator, runs[:24], runs[24:]) > max(of_ridge - 0.005, 0.95)
+    for group in np.eye(GROUPS):  # further parts of a group help less and less, as in the law
+        asked = [p * group + (1 - p) * (1 - group) / (GROUPS - 1) for p in np.linspace(0.05, 0.75, 8)]
+        curricula = [Curriculum.from_shares(np.tile(one, (STEPS, 1))) for one in asked]
+        losses = simulator.simulate(curricula, runs.initial_loss[0])[:, -1]
+        assert (np.diff(losses, 2, axis=0) > 0).mean() > 0.9
 
 
 def test_forgetting_is_seen_where_shares_change() -> None:
@@ -256,6 +306,83 @@ def test_removing_a_group_is_asked_in_one_line() -> None:
     without /= without.sum(1, keepdims=True)
     true = mixing_law(without[None], rng)[0, -1] - mixing_law(shares[-1:], rng)[0, -1]
     np.testing.assert_allclose(answer.changes["change"], true, atol=0.03)
+
+
+# ------------------------------------------------------------------------------------- by default
+
+
+def test_auto_takes_shares_and_is_kept_in_a_file(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shares = schedules(30, rng)
+    runs = recorded(shares, power_laws(shares, rng))
+    train, test = runs[:20], runs[20:]
+    simulator, alone = AutoSimulator().fit(train), ShareSimulator().fit(train)
+    expected = alone.simulate(test.curricula, test.initial_loss)
+    np.testing.assert_array_equal(simulator.simulate(test.curricula, test.initial_loss), expected)
+    left_out = simulator.out_of_fold(train)[:, 1:] - train.loss[:, 1:]
+    assert simulator.error_ == pytest.approx(np.square(left_out).mean(), rel=0.5)
+    assert simulator.selection["taken"].tolist() == [False, True]
+    simulator.save(tmp_path / "auto.safetensors")
+    again = load_simulator(tmp_path / "auto.safetensors")
+    np.testing.assert_array_equal(again.simulate(test.curricula, test.initial_loss), expected)
+    assert again.notes == []
+
+
+def test_bands_hold_what_they_promise_and_are_wide_between_evaluations() -> None:
+    inside = []
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        shares = several_phases(60, rng)
+        runs = recorded(shares, power_laws(shares, rng) + rng.normal(0, 0.02, (60, STEPS, 3)), every=4)
+        bands = PredictiveBands(AutoSimulator()).fit(runs[:20])
+        low, high = bands.predict(runs[20:].curricula, runs[20:].initial_loss)
+        true = runs[20:].loss
+        known = np.isfinite(true)
+        known[:, 0] = False
+        inside.append(((low <= true) & (true <= high))[known].mean())
+        assert ((high - low)[:, 5:] > 0.01).all()
+    assert 0.85 < np.mean(inside) < 0.95
+
+
+def test_losses_without_a_pattern_are_the_mean_trajectory_by_default() -> None:
+    rng = np.random.default_rng(0)
+    shares = constant(12, rng)
+    simulator = AutoSimulator().fit(recorded(shares, noise(shares, rng)))
+    assert simulator.taken_ == "mean trajectory"
+
+
+def test_auto_says_that_scores_were_not_used() -> None:
+    rng = np.random.default_rng(0)
+    shares = constant(12, rng)
+    simulator = AutoSimulator(scores=np.ones((GROUPS, 3))).fit(recorded(shares, power_laws(shares, rng)))
+    assert simulator.notes == [
+        "the scores were not used: the runs consume shares of groups, not single examples"
+    ]
+
+
+@pytest.mark.parametrize("simulator", [AutoSimulator(), ShareSimulator()])
+def test_shares_and_counted_examples_are_not_mixed(simulator) -> None:
+    rng = np.random.default_rng(0)
+    shares = constant(12, rng)
+    runs = recorded(shares, power_laws(shares, rng))
+    counted = Curriculum.from_batches([[0, 1]] * STEPS, GROUPS)
+    first = runs[0]
+    other = Run("counted", counted, first.metrics, first.evaluated, first.learning_rate, first.train_loss)
+    mixed = RunSet([*runs, other], runs.train, runs.test)
+    with pytest.raises(ValueError, match="12 of 13 curricula consume shares of groups, the others counted"):
+        simulator.fit(mixed)
+
+
+def test_auto_simulates_what_it_was_fitted_to() -> None:
+    rng = np.random.default_rng(0)
+    shares = constant(12, rng)
+    runs = recorded(shares, power_laws(shares, rng))
+    counted = Curriculum.from_batches([[0, 1]] * STEPS, GROUPS)
+    with pytest.raises(ValueError, match="fitted to runs of shares of groups, but a curriculum is of co"):
+        AutoSimulator().fit(runs).simulate([counted], runs.initial_loss[0])
+    of_counted = RunSet.from_arrays([[[0], [1]], [[2], [3]]], np.ones((2, 3, 2)), train=GROUPS)
+    with pytest.raises(ValueError, match="fitted to runs of counted examples, but a curriculum is of shares"):
+        AutoSimulator().fit(of_counted).simulate([runs[0].curriculum], np.ones(2))
 
 
 @pytest.mark.parametrize(
