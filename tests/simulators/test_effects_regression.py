@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from families import ADAM, cut, known_runs, naive_momentum, train
+from scipy.interpolate import pchip_interpolate
 from scipy.special import eval_legendre
 
 from simfluence import Curriculum, RunSet
@@ -139,7 +140,7 @@ def test_left_out_predictions_do_not_depend_on_the_run(rng):
     losses = [own.copy() for own in first.data.recorded.losses]
     losses[2][1:] += rng.normal(size=losses[2][1:].shape)
     changed = first.data.without(np.array([], np.int64))
-    changed.recorded = type(changed.recorded)(first.data.recorded.grid, losses)
+    changed.recorded = type(changed.recorded)(first.data.recorded.grid, losses, first.data.recorded.evaluated)
     second = EffectsRegression(changed, first.settings)
     second.__dict__["spread"] = first.spread
     rollouts = []
@@ -177,8 +178,9 @@ def naive_losses(
         polynomials = [eval_legendre(k, progress) for k in range(6)]
         change = np.zeros(tests)
         if t <= total:
-            j = next(j for j in range(len(grid) - 1) if grid[j] < t <= grid[j + 1])
-            change += model.drift[j] / (grid[j + 1] - grid[j])
+            summed = np.concatenate([np.zeros((1, tests)), np.cumsum(model.drift, axis=0)])
+            before, after = pchip_interpolate(grid, summed, [t - 1, t])
+            change += after - before
         for i in range(n):
             x = rates[t - 1] * acting[t - 1, i] - model.center[i]
             for k, share in enumerate(variance / variance.sum()):
@@ -194,7 +196,7 @@ def naive_losses(
     losses = []
     for t, level in enumerate(levels):
         at = min(t, total)
-        average = np.array([np.interp(at, grid, column) for column in model.average.T])
+        average = pchip_interpolate(grid, model.average, at)
         level = average + np.interp(at, grid, model.calibration) * (level - average)
         if prior is not None:
             known = link(prior[t], name) - model.prior_average[at]

@@ -27,7 +27,7 @@ from simfluence.kernels.arguments import ETA, POWER, RATES, Parameters
 from simfluence.links import link, unlink
 from simfluence.simulators.dynamics.model import TrainingDynamics, batches_of
 from simfluence.simulators.effects.data import TrainingData
-from simfluence.simulators.effects.grid import mean_over_runs, smooth
+from simfluence.simulators.effects.grid import between, mean_over_runs, smooth
 from simfluence.simulators.effects.momentum import Momentum
 
 Array = npt.NDArray[np.float64]
@@ -122,7 +122,7 @@ def anchored(dynamics: TrainingDynamics, data: TrainingData) -> TrainingDynamics
     changed = dynamics.changed(batches_of(data.train.curricula), grid, data.run_rates)
     rest = mean_over_runs([level - own[: len(level)] for level, own in zip(levels, changed, strict=True)])
     steps = np.arange(grid[-1] + 1)
-    average = np.stack([np.interp(steps, grid, column) for column in rest.T], axis=1)
+    average = between(steps, grid, rest)
     return replace(dynamics, average=average, usual=dynamics.mean_gamma(data.train.curricula, data.run_rates))
 
 

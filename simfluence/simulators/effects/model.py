@@ -11,6 +11,7 @@ from scipy import sparse
 
 from simfluence.curriculum import Curriculum, count_matrix
 from simfluence.links import LOSS_FLOOR, Link, link, unlink
+from simfluence.simulators.effects.grid import between
 from simfluence.simulators.effects.momentum import Momentum
 from simfluence.simulators.state import saved
 
@@ -88,9 +89,9 @@ class EffectsModel:
         steps = max(len(curriculum) for curriculum in curricula)
         at = np.arange(1, steps + 1)
         start = link(initial_loss, self.settings.link)
-        interval = np.minimum(np.searchsorted(self.grid, at), len(self.grid) - 1) - 1
-        drift = self.drift[interval] / np.diff(self.grid)[interval, None]
-        drift[at > self.total] = 0.0
+        inside = np.minimum(np.arange(steps + 1), self.total)
+        summed = np.concatenate([np.zeros((1, len(self.initial))), np.cumsum(self.drift, axis=0)])
+        drift = np.diff(between(inside, self.grid, summed), axis=0)
         basis = progress_basis(at, self.total, self.settings.decay)
         powers = legendre(at, self.total)
         levels = np.empty((len(curricula), steps + 1, start.shape[1]))
@@ -107,8 +108,7 @@ class EffectsModel:
                 own = self.coefficients[SCORE_ORDERS * len(self.scores) :]
                 change += (start[run] - self.initial) * (powers[:, :INITIAL_ORDERS] @ own)
             levels[run, 1:] = start[run] + np.cumsum(change, axis=0)
-        inside = np.minimum(np.arange(steps + 1), self.total)
-        average = np.stack([np.interp(inside, self.grid, values) for values in self.average.T], axis=1)
+        average = between(inside, self.grid, self.average)
         calibration = np.interp(inside, self.grid, self.calibration)[:, None]
         levels = average + calibration * (levels - average)
         if prior is not None:
