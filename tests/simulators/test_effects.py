@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -220,3 +222,19 @@ def test_bad_input_is_named(rng):
         EffectsSimulator(scores=effects * np.nan).fit(runs)
     with pytest.raises(ValueError, match="too small for a stable solution"):
         EffectsSimulator(penalty=1e-300).fit(with_losses(runs, np.ones((12, 31, 5))))
+
+
+def test_runs_may_be_evaluated_at_different_steps(rng):
+    """Every fifth step on average, at other steps in each run: most of the skill stays."""
+    runs, _ = known_runs(rng, runs=16)
+    uneven = []
+    for run in runs[:12]:
+        at = np.flatnonzero(rng.random(31) < 0.2)
+        at = np.unique([0, *at, 30])
+        uneven.append(dataclasses.replace(run, metrics={"loss": run.loss[at]}, evaluated=at))
+    few, all_steps = (
+        skill(EffectsSimulator(penalty=0.01).fit(made), runs[:12], runs[12:])
+        for made in (RunSet(uneven, runs.train, runs.test), runs[:12])
+    )
+    assert all_steps > 0.9
+    assert few > 0.85 * all_steps

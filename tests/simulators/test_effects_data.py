@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -27,12 +28,16 @@ def rng() -> np.random.Generator:
 # ------------------------------------------------------------------------------------------- grid
 
 
-def test_missing_losses_are_interpolated(rng):
+def test_missing_losses_are_interpolated_along_the_mean(rng):
+    """Half of two runs' mean is this run, of which no more than a line is known, half the other."""
     runs, _ = known_runs(rng, runs=2, steps=6)
     losses = runs.loss
     losses[0, 3, 1] = np.nan
     recorded = losses_on_grid(with_losses(runs, losses), 100)
-    assert recorded.losses[0][3, 1] == pytest.approx((losses[0, 2, 1] + losses[0, 4, 1]) / 2)
+    bend = losses[1, 3, 1] - (losses[1, 2, 1] + losses[1, 4, 1]) / 2
+    assert recorded.losses[0][3, 1] == pytest.approx((losses[0, 2, 1] + losses[0, 4, 1] + bend) / 2)
+    known = np.isfinite(losses)
+    np.testing.assert_array_equal(np.stack(recorded.losses)[known], losses[known])
     losses[0, :, 1] = np.nan
     losses[0, 0, 1] = np.inf
     with pytest.raises(RunDataError, match="no finite loss of test example 1"):
@@ -56,7 +61,7 @@ def test_rows_of_runs_of_different_lengths(rng):
     np.testing.assert_array_equal(recorded.grid, np.arange(9))
     assert [rows.stop - rows.start for rows in recorded.rows] == [8, 3, 8]
     np.testing.assert_array_equal(recorded.interval, [*range(8), *range(3), *range(8)])
-    np.testing.assert_allclose(recorded.losses[2][1], (runs[2].loss[0] + runs[2].loss[2]) / 2)
+    np.testing.assert_array_equal(recorded.losses[2][::2], runs[2].loss[::2])
 
 
 def test_a_run_without_losses_after_its_start_is_named(rng):
@@ -115,6 +120,39 @@ def test_what_was_consumed_is_the_definition(rng, with_rates, weighted):
         if with_rates:
             acting *= run.learning_rate[:, None] / usual
         np.testing.assert_allclose(found[number], acting.reshape(3, 3, 5).sum(1), atol=1e-12)
+
+
+@pytest.mark.parametrize("max_rows", [1000, 16])
+def test_what_was_consumed_between_evaluations_is_spread_evenly(rng, max_rows):
+    """On a grid of every step, and on one on which few of the evaluations lie."""
+    batches = rng.integers(0, 6, (4, 20, 2))
+    runs = RunSet.from_arrays(batches, rng.uniform(1, 2, (4, 21, 3)), train=6)
+    uneven = []
+    for run, every in zip(runs, [1, 3, 7, 19], strict=True):
+        at = np.unique([*range(0, 21, every), 20])
+        uneven.append(dataclasses.replace(run, metrics={"loss": run.loss[at]}, evaluated=at))
+    data = TrainingData(RunSet(uneven, runs.train, runs.test), np.empty((0, 6, 3)), max_rows)
+    grid = data.recorded.grid
+    assert (grid[0], grid[-1], len(grid)) == (0, 20, 21 if max_rows == 1000 else 5)
+    for run, found in zip(uneven, data.consumed(Momentum(0.8, True), False), strict=True):
+        acting = naive_momentum(counts_of(run.curriculum, 6), 0.8, True)
+        if not set(grid) <= set(run.evaluated):
+            for begin, end in itertools.pairwise(run.evaluated):
+                acting[begin:end] = acting[begin:end].mean(0)
+        expected = [acting[begin:end].sum(0) for begin, end in itertools.pairwise(grid)]
+        np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_a_step_whose_losses_are_all_missing_was_not_evaluated(rng):
+    runs, _ = known_runs(rng, runs=2, steps=6)
+    losses = runs.loss
+    losses[0, 3] = np.nan
+    one, other = (
+        TrainingData(made, np.empty((0, 16, 5)), 100).consumed(Momentum(0.5, True), False)[0]
+        for made in (runs, with_losses(runs, losses))
+    )
+    np.testing.assert_allclose(other[2:4], np.repeat(one[2:4].mean(0, keepdims=True), 2, axis=0))
+    np.testing.assert_array_equal(other[[0, 1, 4, 5]], one[[0, 1, 4, 5]])
 
 
 def test_every_batch_counts_like_one_of_the_usual_size():

@@ -12,7 +12,7 @@ from simfluence.curriculum import count_matrix, usual_batch_size
 from simfluence.links import Link, link
 from simfluence.runs import RunSet
 from simfluence.runs.schedule import RelativeRates
-from simfluence.simulators.effects.grid import GridLosses, losses_on_grid
+from simfluence.simulators.effects.grid import GridLosses, losses_on_grid, spread
 from simfluence.simulators.effects.momentum import USUAL, Momentum, recorded_momentum
 from simfluence.simulators.state import saved
 
@@ -63,8 +63,8 @@ class TrainingData:
 
     @property
     def has_log_odds(self) -> bool:
-        """Whether all losses are above zero, as −log p is."""
-        return all((losses > 0).all() for losses in self.recorded.losses)
+        """Whether all recorded losses are above zero, as −log p is."""
+        return not any((run.loss <= 0).any() for run in self.train)
 
     def levels(self, name: Link) -> list[Array]:
         """g(L), one [point, test] a run."""
@@ -87,21 +87,23 @@ class TrainingData:
         from simfluence.kernels.momentum import summed_counts  # compiled when first used
 
         rows = []
-        for number, (run, losses) in enumerate(zip(self.train, self.recorded.losses, strict=True)):
+        for number, run in enumerate(self.train):
             counts = count_matrix([run.curriculum], self.batch_size, weights[number] if weights else None)
             rates = self.run_rates[number] if with_rates else np.ones(len(run))
-            rows.append(
-                summed_counts(
-                    counts.indices,
-                    counts.indptr,
-                    counts.data,
-                    momentum.beta,
-                    momentum.bias_correction,
-                    rates,
-                    self.recorded.grid[: len(losses)],
-                    self.shape[0],
-                )
+            grid = self.recorded.grid[: len(self.recorded.losses[number])]
+            evaluated = self.recorded.evaluated[number]
+            at_grid = bool(np.isin(grid, evaluated).all())
+            own = summed_counts(
+                counts.indices,
+                counts.indptr,
+                counts.data,
+                momentum.beta,
+                momentum.bias_correction,
+                rates,
+                grid if at_grid else evaluated,
+                self.shape[0],
             )
+            rows.append(own if at_grid else spread(own, evaluated, grid))
         return rows
 
 

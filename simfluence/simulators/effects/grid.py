@@ -1,11 +1,13 @@
 """Recorded losses on a common grid of steps (analysis/METHODS.md, "Effects").
 
-The grid g_0 = 0 < g_1 < … has every step at which most runs were evaluated, or fewer, so that the number of
-rows of a regression stays affordable. Row j of a run is what happened in the interval from g_{j-1} to g_j:
-the increment of its losses, and everything that its batches consumed. Nothing is lost but resolution in time.
+The grid g_0 = 0 < g_1 < … has every step at which a run was evaluated, or fewer, so that the number of rows
+of a regression stays affordable. Row j of a run is what happened in the interval from g_{j-1} to g_j: the
+increment of its losses, and everything that its batches consumed. Nothing is lost but resolution in time.
 
-Missing losses: what is known between two known losses of a test example is their difference. It is spread
-evenly over the steps in between, that is, losses which are missing or not finite are interpolated.
+Missing losses: what is known between two known losses of a test example is their difference. What a run
+differs from the mean of the runs by is interpolated linearly: it is spread evenly over the steps in between.
+Where runs were evaluated at different steps, what a run consumed between two of its evaluations is spread
+evenly too (``spread``), so that rows of losses and of what was consumed belong together.
 """
 
 from __future__ import annotations
@@ -32,10 +34,12 @@ class GridLosses:
 
     grid : int [point], ascending, starts at 0.
     losses : one float [point, test] a run, up to the last point that it reached; finite.
+    evaluated : one int [evaluation] a run, the steps after which it has losses.
     """
 
     grid: IntArray
     losses: list[Array]
+    evaluated: list[IntArray]
 
     @property
     def rows(self) -> list[slice]:
@@ -55,38 +59,51 @@ def losses_on_grid(runs: RunSet, max_rows: int) -> GridLosses:
     Raises RunDataError if a run has no losses after its first step, or a test example no finite loss in a
     run.
     """
-    grid = _grid(runs, max_rows)
-    return GridLosses(grid, [_on_grid(run, grid) for run in runs])
+    evaluated = [run.evaluated[np.isfinite(run.loss).any(1)] for run in runs]
+    grid = _grid(runs, evaluated, max_rows)
+    mean = np.zeros((len(grid), len(runs.test)))
+    for _ in range(2):  # the mean is first that of losses that were interpolated along nothing
+        losses = [_on_grid(run, own, grid, mean) for run, own in zip(runs, evaluated, strict=True)]
+        start = np.mean([run[0] for run in losses], axis=0)
+        drift = mean_over_runs([np.diff(run, axis=0) for run in losses])
+        mean = start + np.concatenate([0 * start[None], np.cumsum(drift, axis=0)])
+    return GridLosses(grid, losses, evaluated)
 
 
-def _grid(runs: RunSet, max_rows: int) -> IntArray:
-    ends = np.array([run.evaluated[-1] for run in runs])
+def spread(consumed: Array, evaluated: IntArray, grid: IntArray) -> Array:
+    """What a run consumed between its evaluations [evaluation − 1, train], spread evenly over the steps in
+    between and summed over the intervals of the grid, [interval, train].
+    """
+    begins = np.maximum(grid[:-1, None], evaluated[:-1])
+    ends = np.minimum(grid[1:, None], evaluated[1:])
+    return np.asarray(np.maximum(ends - begins, 0) / np.diff(evaluated) @ consumed, np.float64)
+
+
+def _grid(runs: RunSet, evaluated: list[IntArray], max_rows: int) -> IntArray:
+    ends = np.array([own[-1] if len(own) else 0 for own in evaluated])
     if (ends == 0).any():
         run = runs[int(np.argmin(ends))]
         raise RunDataError(f"run {run.id!r} has no losses after its first step: nothing to fit")
-    evaluated = np.zeros(ends.max() + 1)
-    for run in runs:
-        evaluated[run.evaluated] += 1
-    reached = (ends[:, None] >= np.arange(len(evaluated))).sum(0)
-    usual = evaluated >= reached / 2
-    usual[[0, -1]] = True
-    points = np.flatnonzero(usual)
+    points = np.unique(np.concatenate([[0], *evaluated]))
     rows = sum(int((points <= end).sum()) - 1 for end in ends)
     stride = max(round(rows / max(max_rows, 1)), 1)
     return np.unique(np.append(points[::stride], points[-1]))
 
 
-def _on_grid(run: Run, grid: IntArray) -> Array:
-    points = grid[grid <= run.evaluated[-1]]
+def _on_grid(run: Run, evaluated: IntArray, grid: IntArray, mean: Array) -> Array:
+    """[point, test]; between known losses the deviation from ``mean`` [point, test] is linear."""
+    points = grid[grid <= evaluated[-1]]
     if len(points) < 2:
         points = grid[:2]
-    losses = np.empty((len(points), run.loss.shape[1]))
+    losses = np.empty((len(points), len(mean[0])))
     run.initial_loss  # noqa: B018 (raises if they were not recorded)
     for z, values in enumerate(run.loss.T.astype(np.float64)):
         known = np.isfinite(values)
         if not known.any():
             raise RunDataError(f"run {run.id!r} has no finite loss of test example {z}; leave the run out")
-        losses[:, z] = np.interp(points, run.evaluated[known], values[known])
+        at = run.evaluated[known]
+        straight = np.interp(points, at, np.interp(at, grid, mean[:, z]))
+        losses[:, z] = np.interp(points, at, values[known]) + (mean[: len(points), z] - straight)
     return losses
 
 
