@@ -16,8 +16,9 @@ are there are not made again, so that an interrupted run goes on where it was. T
 - ``skill``, ``skill at the end``: 1 − MSE / MSE of the mean trajectory of the same training runs, on the
   held-out runs, over all steps with a recorded loss (each run weighs the same), and at the last step alone.
 - ``Pearson``, ``Spearman``: correlation over test examples of the predicted and the true change that an edit
-  makes to the last loss. The predicted change is the difference of two simulations from the base run's
-  initial losses. 0 stands where the same change is predicted for all test examples.
+  makes to the last loss. The change is predicted as what-ifs are: by two simulations from the base run's
+  initial losses, and by what the edit keeps of the base run's residual (simfluence/residual.py). 0 stands
+  where the same change is predicted for all test examples.
 - ``slope``: of the least-squares line of predicted (y) on true (x) changes: 1 for changes of the right size,
   less for smaller ones.
 - ``right sign``: 1 if the mean over test examples of the predicted changes has the sign of the true one's.
@@ -53,6 +54,7 @@ from scipy import stats
 import simfluence
 from simfluence.curriculum import Curriculum
 from simfluence.evaluation import metrics
+from simfluence.residual import carried
 from simfluence.runs import ExampleTable, RunSet
 from simfluence.simulators import Simulator, make_simulator
 
@@ -163,9 +165,14 @@ def edits(simulator: Simulator, regime: dict[str, Any], runs: RunSet) -> list[Ro
     logged = [*(edit["lr"] for edit in asked), *(base.learning_rate for base in bases)]
     for row, known, curriculum in zip(rates, logged, curricula, strict=True):
         row[: len(curriculum)] = known[: len(curriculum)]
-    ends = last(simulator.simulate(curricula, np.concatenate([initial, initial]), rates), curricula)
+    simulated = simulator.simulate(curricula, np.concatenate([initial, initial]), rates)
+    ends = last(simulated, curricula)
     rows: list[Row] = []
-    for edit, predicted in zip(asked, ends[: len(asked)] - ends[len(asked) :], strict=True):
+    for number, edit in enumerate(asked):
+        base, own = len(asked) + number, edited[number]
+        of_both = (rates[base, : len(curricula[base])], rates[number, : len(own)])
+        found = carried(bases[number], own, simulated[base], of_both)
+        predicted = ends[number] - ends[base] + found.carried[-1] - found.residual[-1]
         true = edit["true_change"].astype(np.float64)
         if not np.isfinite(predicted).all():
             raise ValueError(f"predicted changes are not finite: {edit['kind']}")

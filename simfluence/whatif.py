@@ -20,6 +20,7 @@ from simfluence.curriculum import Curriculum
 from simfluence.edit import Edit
 from simfluence.evaluation.metrics import final_loss
 from simfluence.fitted import Fitted, fit
+from simfluence.residual import carried
 from simfluence.runs import ExampleTable, Run, RunSet
 from simfluence.runs.schedule import KEEP, STRETCH, as_schedule, check_rule, edited_rates, recorded_rates
 from simfluence.simulators import PredictiveBands, Simulator
@@ -41,8 +42,9 @@ argument says what the learning rate does, "stretch" or "keep" (:class:`~simflue
 class WhatIf:
     """A predicted answer; ``print`` shows it as a table.
 
-    original, edited : the two curricula. before, after : simulated losses under them, [step + 1, test]
-    (NaN after the end of the shorter).
+    original, edited : the two curricula. before, after : losses under them, [step + 1, test] (NaN after the
+    end of the shorter): of a recorded run the recorded ones before, and after the simulated ones with what
+    is kept of the run's residual (:mod:`simfluence.residual`); of a curriculum alone both simulated.
     changes : one row a test example: id, group, initial, original, edited, change; the losses are those after
         the last step, and change = edited − original: negative means learnt better. With bands also low and
         high, the band around the edited loss; after retraining also retrained (the loss) and true_change.
@@ -51,6 +53,8 @@ class WhatIf:
     schedule : what the learning rate does under the edited curriculum: "stretch", "keep" or "given".
     learning_rate : the rates that the simulation was given, [step] of the original and of the edited
         curriculum; None where they are not known.
+    kept : of a recorded run, the share of its last residual (recorded − simulated loss) that the edited loss
+        keeps; None of a curriculum alone.
     """
 
     original: Curriculum
@@ -62,9 +66,12 @@ class WhatIf:
     notes: list[str] = field(default_factory=list)
     schedule: str = STRETCH
     learning_rate: tuple[Array, Array] | None = None
+    kept: float | None = None
 
     def __str__(self) -> str:
         lines = [by_group(self.changes).to_markdown(floatfmt=".4f"), "", f"learning rate: {self._schedule}"]
+        if self.kept is not None:
+            lines.append(f"original: as recorded; {self.kept:.0%} of what its simulation misses is kept")
         if "true_change" in self.changes:
             found = agreement(self.changes)
             said = (
@@ -96,6 +103,7 @@ class WhatIf:
             "steps": {"original": len(self.original), "edited": len(self.edited)},
             "schedule": self.schedule,
             "learning_rate": self.learning_rate and [rates.tolist() for rates in self.learning_rate],
+            "kept": self.kept,
             "level": self.level,
             "notes": self.notes,
             "groups": groups.to_dict("index"),
@@ -118,8 +126,9 @@ def what_if(
     bands: PredictiveBands | None = None,
     retrain: Retrain | None = None,
 ) -> WhatIf:
-    """Simulate the original and the edited curriculum from the same initial losses, each at its own learning
-    rates.
+    """What an edit changes: the edited curriculum and the original are simulated from the same initial
+    losses, each at its own learning rates. A recorded run is taken as it was recorded, and part of what its
+    simulation misses is kept under the edit (:mod:`simfluence.residual`).
 
     Parameters
     ----------
@@ -162,7 +171,7 @@ def what_if(
         rates = _rates(fitted.simulator, run, curricula[1], rule)
     else:
         rule, rates = GIVEN, _given(learning_rate, curricula)
-    answer = _simulated(fitted, curricula, np.asarray(initial_loss, np.float64), test, rates, level)
+    answer = _simulated(fitted, run, curricula, np.asarray(initial_loss, np.float64), test, rates, level)
     notes = [*fitted.simulator.notes, *_beyond(fitted.simulator, curricula, rates), *notes]
     answer = replace(answer, schedule=rule, notes=notes)
     if retrain is None or run is None:
@@ -224,19 +233,28 @@ def _rates(
 
 def _simulated(
     fitted: Fitted,
+    run: Run | None,
     curricula: Sequence[Curriculum],
     initial: Array,
     test: ExampleTable | None,
     rates: tuple[Array, Array] | None,
     level: float | None,
 ) -> WhatIf:
-    """The answer of a simulator, with its bands unless ``level`` is None."""
+    """The answer of a simulator, about a recorded run or a curriculum alone, with its bands unless ``level``
+    is None.
+    """
     both = None
     if rates is not None:  # after the end of the shorter curriculum nothing is read
         both = np.zeros((2, max(map(len, rates))))
         for row, own in zip(both, rates, strict=True):
             row[: len(own)] = own
     losses = fitted.simulator.simulate(curricula, initial, both)
+    kept, moved = None, 0.0
+    if run is not None:
+        found = carried(run, curricula[1], losses[0], rates)
+        for simulated, missed in zip(losses, (found.residual, found.carried), strict=True):
+            simulated[: len(missed)] += missed
+        kept, moved = found.kept, found.carried[-1]
     last = final_loss(losses)
     table = test or ExampleTable.numbered(len(initial))
     changes = pd.DataFrame(
@@ -252,12 +270,12 @@ def _simulated(
     bands = fitted.bands if level is not None else None
     if bands is not None:
         low, high = (
-            final_loss(edge)[0] for edge in bands.predict(curricula[1:], initial, rates and rates[1])
+            final_loss(edge)[0] + moved for edge in bands.predict(curricula[1:], initial, rates and rates[1])
         )
         changes = changes.assign(low=low, high=high)
     shown = bands.level if bands else None
     before, after = curricula
-    return WhatIf(before, after, losses[0], losses[1], changes, shown, learning_rate=rates)
+    return WhatIf(before, after, losses[0], losses[1], changes, shown, learning_rate=rates, kept=kept)
 
 
 def _other_rates(rates: tuple[Array, Array] | None, retrained: Run) -> list[str]:

@@ -116,7 +116,7 @@ class RunSet:
         Parameters
         ----------
         batches : int [run, step, batch], row numbers of training examples; or nested sequences of them,
-            where runs differ in length or batches in size.
+            where runs differ in length or batches in size; or curricula.
         losses : float [run, step + 1, test], the first before the first step; or an array
             [step + 1, test] for each run.
         train : the training table or its size; by default the largest number that occurs, plus one.
@@ -143,7 +143,9 @@ class RunSet:
         test_table = test or ExampleTable.numbered(all_losses[0].shape[1])
         runs = []
         for number, (steps, values) in enumerate(zip(all_batches, all_losses, strict=True)):
-            curriculum = Curriculum.from_batches(steps, len(train_table))
+            curriculum = (
+                steps if isinstance(steps, Curriculum) else Curriculum.from_batches(steps, len(train_table))
+            )
             if len(values) != len(curriculum) + 1:
                 raise RunDataError(
                     f"run {number}: {len(curriculum)} steps need {len(curriculum) + 1} rows of losses"
