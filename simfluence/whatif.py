@@ -141,7 +141,7 @@ def what_if(
         None is what the ``Edit`` says, by default "stretch". The simulation is given the rates that the run
         logged, or its optimizer's, where they are known.
     learning_rate : in place of these: float [step], of both curricula, or [2, step], of the original and of
-        the edited one.
+        the edited one. A recorded run is then not taken as recorded, but simulated as well.
     level : of the band around every edited loss; None for no bands. Fitted bands have a level of their own.
     bands : fitted ones; they add a band around every edited loss. It is calibrated on runs like the training
         runs; of an edit unlike all of them it promises nothing.
@@ -171,7 +171,8 @@ def what_if(
         rates = _rates(fitted.simulator, run, curricula[1], rule)
     else:
         rule, rates = GIVEN, _given(learning_rate, curricula)
-    answer = _simulated(fitted, run, curricula, np.asarray(initial_loss, np.float64), test, rates, level)
+    recorded = run if rule != GIVEN else None
+    answer = _simulated(fitted, recorded, curricula, np.asarray(initial_loss, np.float64), test, rates, level)
     notes = [*fitted.simulator.notes, *_beyond(fitted.simulator, curricula, rates), *notes]
     answer = replace(answer, schedule=rule, notes=notes)
     if retrain is None or run is None:

@@ -95,9 +95,9 @@ def test_retraining_answers_beside_the_prediction() -> None:
         what_if(simulator, runs[10].curriculum, runs[11].curriculum, runs[10].initial_loss, retrain=retrain)
 
 
-def test_a_curriculum_takes_its_initial_losses() -> None:
+def test_a_curriculum_takes_its_initial_losses_and_is_simulated() -> None:
     runs, *_ = synthetic_runs()
-    simulator = LinearSimulator(1.0).fit(runs)
+    simulator = LinearSimulator(1e-10).fit(runs)
     original, edited = runs[0].curriculum, runs[1].curriculum
     with pytest.raises(ValueError, match=r"takes initial_loss="):
         what_if(simulator, original, edited)
@@ -105,7 +105,9 @@ def test_a_curriculum_takes_its_initial_losses() -> None:
         what_if(simulator, one, edited, start).changes
         for one, start in ((runs[0], None), (original, runs[0].initial_loss))
     )
-    np.testing.assert_array_equal(of_a_run["change"], of_its_curriculum["change"])
+    np.testing.assert_allclose(of_a_run["change"], of_its_curriculum["change"], atol=1e-3)
+    expected = simulator.simulate([original], runs[0].initial_loss)[0, -1]
+    np.testing.assert_array_equal(of_its_curriculum["original"], expected)
 
 
 def test_both_curricula_are_asked_at_the_given_learning_rate() -> None:
