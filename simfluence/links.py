@@ -21,6 +21,15 @@ LINKS: tuple[Link, ...] = get_args(Link)
 LOSS_FLOOR = 1e-2
 """Smaller losses count as this one: their log-odds are mostly noise."""
 
+FEW_ZEROS = 0.05
+"""A larger share of losses that are exactly zero is not that of cross-entropies which are nearly so."""
+
+
+def has_log_odds(losses: npt.ArrayLike) -> bool:
+    """Whether these losses, of any shape, are like −log p: none below zero, and few exactly zero."""
+    values = np.asarray(losses)
+    return not (values < 0).any() and float((values == 0).mean()) <= FEW_ZEROS
+
 
 def link(losses: npt.ArrayLike, name: Link) -> Array:
     """g(L), of any shape."""

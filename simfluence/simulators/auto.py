@@ -17,6 +17,8 @@ kernel are taken at once, shrunken to the share that they explain of what is pec
 
 Of runs that consume shares of groups, the candidates are the mean trajectory and ``shares``, which chooses
 between both itself.
+
+All this happens in units that suit the losses (units.py).
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from simfluence.simulators.effects.data import FEWEST_RUNS, TrainingData
 from simfluence.simulators.effects.simulator import EffectsSimulator, on_every_step
 from simfluence.simulators.scores import portable_scores
 from simfluence.simulators.shares import ShareSimulator
+from simfluence.simulators.units import Units
 
 _MEAN = "mean trajectory"
 _RUNS_FOR_DYNAMICS = 6
@@ -60,7 +63,8 @@ class AutoSimulator(Simulator):
 
     Attributes
     ----------
-    members_ : the fitted simulators whose mean is predicted, one or two.
+    members_ : the fitted simulators whose mean is predicted, one or two; in the units ``units_``, as
+        ``out_of_fold_`` is.
     error_ : all-steps MSE on runs that were left out of the fit; NaN for a single run.
     candidates_ : what was compared: name → error. taken_ : the name of what was chosen.
     explained_ : of few runs and scores, the share of what is peculiar to them that the scores explain, 0 … 1;
@@ -78,6 +82,7 @@ class AutoSimulator(Simulator):
         "grid_",
         "out_of_fold_",
         "lengths_",
+        "units_",
     )
     members_: list[Simulator]
 
@@ -86,10 +91,13 @@ class AutoSimulator(Simulator):
         self.max_rows = max_rows
 
     def _fit(self, train: RunSet, validation: RunSet | None) -> None:
-        self.explained_ = np.nan
+        self.explained_, self.units_ = np.nan, Units()
         if of_shares([*train.curricula, *(validation.curricula if validation is not None else [])]):
             self._take_shares(ShareSimulator(max_rows=self.max_rows).fit(train), train)
             return
+        self.units_ = Units.of(train)
+        train = self.units_.runs_into(train)
+        validation = None if validation is None else self.units_.runs_into(validation)
         data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         if len(train) < FEWEST_RUNS and len(data.given_scores) and self._take_scores(data):
             return
@@ -127,7 +135,10 @@ class AutoSimulator(Simulator):
         best = min(errors, key=lambda names: errors[names].mean())
         if not _is_less(errors[best], errors[_MEAN,]):
             best = (_MEAN,)
-        self.candidates_ = {" and ".join(names): float(error.mean()) for names, error in errors.items()}
+        square = self.units_.scale**2
+        self.candidates_ = {
+            " and ".join(names): float(error.mean()) * square for names, error in errors.items()
+        }
         self.taken_ = " and ".join(best)
         self.error_ = self.candidates_[self.taken_]
         members = [candidates[name] for name in best]
@@ -178,10 +189,11 @@ class AutoSimulator(Simulator):
         other = type(self)(**self.get_params())
         other._learn_of(train)
         other.candidates_, other.error_ = self.candidates_, self.error_
-        other.taken_, other.explained_ = self.taken_, self.explained_
+        other.taken_, other.explained_, other.units_ = self.taken_, self.explained_, self.units_
         if isinstance(member := self.members_[0], ShareSimulator):
             other._take_shares(member.refit(train), train)
             return other
+        train = self.units_.runs_into(train)
         data = EffectsSimulator(self.scores, max_rows=self.max_rows).training_data(train)
         members = [member.refit(train) for member in self.members_]
         known = [one.out_of_fold_ for one in members if isinstance(one, EffectsSimulator)]
@@ -196,8 +208,9 @@ class AutoSimulator(Simulator):
         if of_shares(curricula) != self._of_shares:
             of, asked = ("shares of groups", "counted examples")[:: 1 if self._of_shares else -1]
             raise ValueError(f"this simulator was fitted to runs of {of}, but a curriculum is of {asked}")
-        losses = [member.simulate(curricula, initial_loss, learning_rate) for member in self.members_]
-        return np.mean(losses, axis=0)
+        start = self.units_.into(initial_loss)
+        losses = [member.simulate(curricula, start, learning_rate) for member in self.members_]
+        return self.units_.out_of(np.mean(losses, axis=0))
 
     def out_of_fold(self, train: RunSet) -> Array:
         """The training runs, each as predicted by a fit that has not seen it, float [run, step + 1, test].
@@ -208,7 +221,8 @@ class AutoSimulator(Simulator):
         self.check_examples(train)
         if not len(self.out_of_fold_):  # shares, or few runs and scores: nothing was left out in the fit
             return super().out_of_fold(train)
-        return on_every_step(self.out_of_fold_, self.grid_, self.lengths_, train)
+        predicted = on_every_step(self.out_of_fold_, self.grid_, self.lengths_, train)
+        return self.units_.out_of(predicted)
 
     @property
     def selection(self) -> pd.DataFrame:

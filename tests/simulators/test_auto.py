@@ -332,10 +332,11 @@ def test_the_learning_rate_scales_what_is_predicted(rng, number):
     assert wrong[1] < 0.5 * wrong[0]
 
 
-def test_losses_below_zero_have_no_dynamics(rng):
+@pytest.mark.parametrize(("few", "least"), [(8, 0.5), (2, 0.1)])
+def test_losses_below_zero_and_single_zeros_are_no_obstacle(rng, few, least):
     runs, effects = known_runs(rng, noise=0.01)
-    below = with_losses(runs, runs.loss - 5)
-    fit = AutoSimulator(-effects).fit(below[:8])
-    assert all(member.dynamics_ is None for member in fit.members_)
-    assert skill(fit, below[:8], below[8:]) > 0.3
-    AutoSimulator(-effects).fit(below[:2])
+    losses = runs.loss.copy()
+    losses[0, 9, 1] = 0
+    for changed in (with_losses(runs, losses), with_losses(runs, runs.loss - 5)):
+        fit = AutoSimulator(-effects).fit(changed[:few])
+        assert skill(fit, changed[:few], changed[8:]) > least

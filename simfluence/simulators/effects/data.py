@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from simfluence.curriculum import count_matrix, usual_batch_size
-from simfluence.links import Link, link
+from simfluence.links import Link, has_log_odds, link
 from simfluence.runs import RunSet
 from simfluence.runs.schedule import RelativeRates
 from simfluence.simulators.effects.grid import GridLosses, losses_on_grid, spread
@@ -63,8 +63,8 @@ class TrainingData:
 
     @property
     def has_log_odds(self) -> bool:
-        """Whether all recorded losses are above zero, as −log p is."""
-        return not any((run.loss <= 0).any() for run in self.train)
+        """Whether the recorded losses are like −log p."""
+        return has_log_odds(np.concatenate([run.loss.ravel() for run in self.train]))
 
     def levels(self, name: Link) -> list[Array]:
         """g(L), one [point, test] a run."""
