@@ -63,9 +63,7 @@ class Fitted:
 
     def save(self, path: str | Path) -> None:
         """Write all but the notes to one safetensors file."""
-        bands = self.bands and {
-            "level": self.bands.level, "scale": self.bands.scale_, "quantile": self.bands.quantile_
-        }  # fmt: skip
+        bands = self.bands and {name: getattr(self.bands, name) for name in ("level", *self.bands.fitted)}
         states.write(path, {**self.simulator.state(), "fit": {"runs": self.runs, "bands": bands}})
 
     @classmethod
@@ -79,7 +77,8 @@ class Fitted:
             if found := about.get("bands"):
                 bands = PredictiveBands(simulator, found["level"])
                 bands.simulator_ = simulator
-                bands.scale_, bands.quantile_ = found["scale"], found["quantile"]
+                for name in bands.fitted:
+                    setattr(bands, name, found[name])
             return cls(simulator, bands, about.get("runs"))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise RunDataError(f"{path} does not hold a whole simulator: {error!r}") from error
@@ -99,13 +98,11 @@ def fit(
     Parameters
     ----------
     train, validation, held_out : how many runs, and which one not: see :meth:`RunSet.split_to_fit`.
-    level : of the bands; None for no bands. Bands take three training runs.
+    level : of the bands; None for no bands.
     """
     to_fit, to_choose, notes = runs.split_to_fit(train, validation, held_out=held_out)
     seen = {run.id: run.fingerprint for run in (*to_fit, *to_choose)}
-    if level is not None and len(to_fit) < PredictiveBands.FEWEST_RUNS:
-        notes.append(f"no bands, which take {PredictiveBands.FEWEST_RUNS} runs to learn errors from")
-    elif level is not None:
+    if level is not None:
         bands = PredictiveBands(simulator, level).fit(to_fit, to_choose)
         assert bands.simulator_ is not None
         return Fitted(bands.simulator_, bands, seen, tuple(notes))

@@ -24,6 +24,7 @@ from simfluence.residual import carried
 from simfluence.runs import ExampleTable, Run, RunSet
 from simfluence.runs.schedule import KEEP, STRETCH, as_schedule, check_rule, edited_rates, recorded_rates
 from simfluence.simulators import PredictiveBands, Simulator
+from simfluence.trust import Trust, change_band, verdicts
 
 Array = npt.NDArray[np.float64]
 
@@ -47,8 +48,11 @@ class WhatIf:
     is kept of the run's residual (:mod:`simfluence.residual`); of a curriculum alone both simulated.
     changes : one row a test example: id, group, initial, original, edited, change; the losses are those after
         the last step, and change = edited − original: negative means learnt better. With bands also low and
-        high, the band around the edited loss; after retraining also retrained (the loss) and true_change.
-    level : of the band; None without one.
+        high, the band around the change (:mod:`simfluence.trust`), and its verdict; after retraining also
+        retrained (the loss) and true_change.
+    level : of the bands; None without.
+    means : with bands, low, high and verdict of the mean change of every group of test examples, and of all.
+    trust : the verdict on the mean change of all, and what it rests on.
     notes : what should be known of how the answer was made, one sentence each.
     schedule : what the learning rate does under the edited curriculum: "stretch", "keep" or "given".
     learning_rate : the rates that the simulation was given, [step] of the original and of the edited
@@ -63,13 +67,18 @@ class WhatIf:
     after: Array
     changes: pd.DataFrame
     level: float | None = None
+    means: pd.DataFrame | None = None
+    trust: Trust = field(default_factory=lambda: Trust("unknown", ("there are no bands",)))
     notes: list[str] = field(default_factory=list)
     schedule: str = STRETCH
     learning_rate: tuple[Array, Array] | None = None
     kept: float | None = None
 
     def __str__(self) -> str:
-        lines = [by_group(self.changes).to_markdown(floatfmt=".4f"), "", f"learning rate: {self._schedule}"]
+        lines = [self.groups.to_markdown(floatfmt=".4f"), ""]
+        if self.level is not None:
+            lines.append(f"low, high: the {self.level:.0%} band of the change")
+        lines += [f"verdict: {self.trust}", f"learning rate: {self._schedule}"]
         if self.kept is not None:
             lines.append(f"original: as recorded; {self.kept:.0%} of what its simulation misses is kept")
         if "true_change" in self.changes:
@@ -84,6 +93,15 @@ class WhatIf:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     @property
+    def groups(self) -> pd.DataFrame:
+        """Mean losses and changes of every group of test examples and of all, with bands and verdicts."""
+        found = by_group(self.changes)
+        if self.means is None:
+            return found
+        place = list(found.columns).index("change") + 1
+        return pd.concat([found.iloc[:, :place], self.means, found.iloc[:, place:]], axis=1)
+
+    @property
     def _schedule(self) -> str:
         """What the learning rate does, in words."""
         if self.schedule == GIVEN:
@@ -95,18 +113,19 @@ class WhatIf:
         return f"recomputed for {len(self.edited)} steps (schedule=stretch)"
 
     def summary(self) -> dict[str, Any]:
-        """The answer as plain values: steps, schedule, level, notes, mean losses and changes by group, the
-        agreement with retraining if there was one, and all changes, a record a test example.
+        """The answer as plain values: steps, schedule, level, verdict, notes, mean losses and changes by
+        group, the agreement with retraining if there was one, and all changes, a record a test example.
         """
-        groups = by_group(self.changes)
         return {
             "steps": {"original": len(self.original), "edited": len(self.edited)},
             "schedule": self.schedule,
             "learning_rate": self.learning_rate and [rates.tolist() for rates in self.learning_rate],
             "kept": self.kept,
             "level": self.level,
+            "verdict": self.trust.verdict,
+            "reasons": list(self.trust.reasons),
             "notes": self.notes,
-            "groups": groups.to_dict("index"),
+            "groups": self.groups.to_dict("index"),
             "agreement": agreement(self.changes) if "true_change" in self.changes else None,
             "changes": self.changes.to_dict("records"),
         }
@@ -142,9 +161,8 @@ def what_if(
         logged, or its optimizer's, where they are known.
     learning_rate : in place of these: float [step], of both curricula, or [2, step], of the original and of
         the edited one. A recorded run is then not taken as recorded, but simulated as well.
-    level : of the band around every edited loss; None for no bands. Fitted bands have a level of their own.
-    bands : fitted ones; they add a band around every edited loss. It is calibrated on runs like the training
-        runs; of an edit unlike all of them it promises nothing.
+    level : of the band around every change; None for no bands. Fitted bands have a level of their own.
+    bands : fitted ones; they add a band around every change, and verdicts.
     retrain : trains the recorded run ``original`` again on the edited curriculum, and so verifies the answer.
 
     Raises ValueError for a curriculum without initial losses, if nothing was edited, for a schedule of
@@ -250,12 +268,12 @@ def _simulated(
         for row, own in zip(both, rates, strict=True):
             row[: len(own)] = own
     losses = fitted.simulator.simulate(curricula, initial, both)
-    kept, moved = None, 0.0
+    kept = None
     if run is not None:
         found = carried(run, curricula[1], losses[0], rates)
         for simulated, missed in zip(losses, (found.residual, found.carried), strict=True):
             simulated[: len(missed)] += missed
-        kept, moved = found.kept, found.carried[-1]
+        kept = found.kept
     last = final_loss(losses)
     table = test or ExampleTable.numbered(len(initial))
     changes = pd.DataFrame(
@@ -268,15 +286,36 @@ def _simulated(
             "change": last[1] - last[0],
         }
     )
-    bands = fitted.bands if level is not None else None
-    if bands is not None:
-        low, high = (
-            final_loss(edge)[0] + moved for edge in bands.predict(curricula[1:], initial, rates and rates[1])
-        )
-        changes = changes.assign(low=low, high=high)
-    shown = bands.level if bands else None
     before, after = curricula
-    return WhatIf(before, after, losses[0], losses[1], changes, shown, learning_rate=rates, kept=kept)
+    answer = WhatIf(before, after, losses[0], losses[1], changes, learning_rate=rates, kept=kept)
+    return answer if fitted.bands is None or level is None else _with_bands(answer, fitted.bands)
+
+
+def _with_bands(answer: WhatIf, bands: PredictiveBands) -> WhatIf:
+    """The answer with bands around the changes of single test examples and around mean changes."""
+    changes, step = answer.changes, len(answer.edited)
+    skill = float(bands.skill_[min(step, len(bands.skill_) - 1)])
+    values = changes["change"].to_numpy()
+    typical = np.sqrt(np.square(values).mean())
+    low, high = change_band(values, typical, bands.half_width(step), skill, bands.level)
+    groups = {name: np.flatnonzero(changes["group"] == name) for name in sorted(set(changes["group"]))}
+    rows = {**(groups if len(groups) > 1 else {}), "all": np.arange(len(changes))}
+    means = []
+    for of in rows.values():
+        mean, noise = values[of].mean(), bands.half_width_of_mean(of, step)
+        edges = change_band(mean, np.sqrt(np.square(values[of]).mean()), noise, skill, bands.level)
+        means.append((float(edges[0]), float(edges[1]), str(verdicts(mean, *edges))))
+    runs = len(bands.errors_)
+    reason = f"skill {skill:.2f} on {runs} recorded runs, each left out of a fit"
+    if not runs:
+        reason = f"too few recorded runs to leave one out; skill is taken to be {skill:.2f}"
+    return replace(
+        answer,
+        changes=changes.assign(low=low, high=high, verdict=verdicts(values, low, high)),
+        level=bands.level,
+        means=pd.DataFrame(means, index=list(rows), columns=["low", "high", "verdict"]),
+        trust=Trust(means[-1][-1], (reason,)),
+    )
 
 
 def _other_rates(rates: tuple[Array, Array] | None, retrained: Run) -> list[str]:
@@ -307,8 +346,7 @@ def ask(
     simulator : to be fitted to ``train`` and ``validation`` runs, of which the edited one is none, if there
         is another (see :meth:`RunSet.split_to_fit`); or a fitted one, or its file, which is taken as it is.
     edit : what to change. run_id : the run whose curriculum is edited; None is the last of the set.
-    schedule, level, retrain : see :func:`what_if`. Bands take three training runs. Those of a fitted
-        simulator have their own level.
+    schedule, level, retrain : see :func:`what_if`. The bands of a fitted simulator have their own level.
 
     Raises ValueError if the edit changes nothing, and RunDataError for a simulator of other examples.
     """
@@ -353,7 +391,8 @@ def verified(answer: WhatIf, original: Run, retrained: Run) -> pd.DataFrame:
 
 def by_group(changes: pd.DataFrame) -> pd.DataFrame:
     """Mean losses and changes of every group of test examples, and of all of them."""
-    columns = [column for column in changes.columns if column not in ("id", "group", "low", "high")]
+    apart = ("id", "group", "low", "high", "verdict")
+    columns = [column for column in changes.columns if column not in apart]
     everything = changes[columns].mean().to_frame("all").T.assign(examples=len(changes))
     if len(set(changes["group"])) < 2:
         return everything
@@ -363,7 +402,7 @@ def by_group(changes: pd.DataFrame) -> pd.DataFrame:
 
 def agreement(changes: pd.DataFrame) -> dict[str, float]:
     """How well predicted changes agree with true ones: correlations over test examples, share of right
-    signs, mean changes, and the share of retrained losses within the band, where there is one.
+    signs, mean changes, and the share of true changes within their bands, where there are any.
 
     Correlations are NaN where all predicted or all true changes are the same."""
     predicted, true = changes["change"].to_numpy(), changes["true_change"].to_numpy()
@@ -376,5 +415,5 @@ def agreement(changes: pd.DataFrame) -> dict[str, float]:
         "mean_true": float(true.mean()),
     }
     if "low" in changes:
-        found["in_band"] = float(changes["retrained"].between(changes["low"], changes["high"]).mean())
+        found["in_band"] = float(changes["true_change"].between(changes["low"], changes["high"]).mean())
     return found

@@ -55,7 +55,7 @@ def test_verification_compares_with_the_retrained_run() -> None:
     assert np.isnan(agreement(changes.assign(change=0.0))["pearson"])  # and no warning
 
 
-def test_the_band_holds_most_retrained_losses() -> None:
+def test_the_band_is_around_the_change() -> None:
     runs, *_ = synthetic_runs(n_runs=14, noise=0.02)
     bands = PredictiveBands(LinearSimulator(penalty=1e-3), level=0.9).fit(runs[:12])
     original, other = runs[12], runs[13]
@@ -64,8 +64,15 @@ def test_the_band_holds_most_retrained_losses() -> None:
     assert answer.level == 0.9
     assert "low" not in plain.changes
     np.testing.assert_array_equal(answer.changes["edited"], plain.changes["edited"])
-    assert (answer.changes["low"] < answer.changes["edited"]).all()
-    assert (answer.changes["high"] > answer.changes["edited"]).all()
+    assert (answer.changes["low"] < answer.changes["change"]).all()
+    assert (answer.changes["high"] > answer.changes["change"]).all()
+    assert (
+        answer.groups.loc["all", "low"] < answer.changes["change"].mean() < answer.groups.loc["all", "high"]
+    )
+    assert plain.trust.verdict == "unknown"
+    assert f"verdict: {answer.trust}" in str(answer)
+    assert "on 12 recorded runs, each left out of a fit" in str(answer)
+    assert answer.summary()["verdict"] == answer.trust.verdict
     wide = answer.changes.assign(low=-np.inf, high=np.inf)
     changes = verified(replace(answer, changes=wide), original, other)
     assert agreement(changes)["in_band"] == 1
@@ -147,17 +154,13 @@ def test_the_edited_run_is_not_fitted_to() -> None:
 
 def test_few_runs_are_answered_with_a_note() -> None:
     runs, *_ = synthetic_runs(n_runs=2, noise=0.01)
-    no_bands = "no bands, which take 3 runs to learn errors from"
     edit = Edit("remove", ids=[3])
     answer = ask(runs, LinearSimulator(1.0), edit)
-    assert answer.notes == [
-        UNLOGGED,
-        "fewer runs than train + validation = 22: fitted to all but run-001",
-        no_bands,
-    ]
-    assert np.isfinite(answer.changes["change"]).all()
+    assert answer.notes == [UNLOGGED, "fewer runs than train + validation = 22: fitted to all but run-001"]
+    assert np.isfinite(answer.changes[["change", "low", "high"]]).all(axis=None)
+    assert "too few recorded runs to leave one out" in str(answer.trust)
     alone = ask(runs[:1], LinearSimulator(1.0), edit)
-    assert alone.notes == [UNLOGGED, "fitted to run-000 itself, since the set has no other run", no_bands]
+    assert alone.notes == [UNLOGGED, "fitted to run-000 itself, since the set has no other run"]
 
 
 def test_a_fitted_simulator_answers_as_one_that_is_fitted_anew(tmp_path) -> None:

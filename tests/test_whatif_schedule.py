@@ -21,6 +21,7 @@ from simfluence.edit import Edit
 from simfluence.fitted import Fitted, fit
 from simfluence.report import write_what_if
 from simfluence.simulators import ScoresSimulator, load_simulator
+from simfluence.trust import change_band
 from simfluence.whatif import ask
 
 RNG = np.random.default_rng(0)
@@ -241,5 +242,8 @@ def test_bands_are_asked_at_the_edited_rates() -> None:
         answer = what_if(
             Fitted(bands.simulator_, bands), RUNS[5], REPEAT, train=RUNS.train, schedule=schedule
         )
-        middle = (answer.changes["low"] + answer.changes["high"]) / 2
-        np.testing.assert_allclose(middle, answer.changes["edited"])
+        step, skill = len(answer.edited), bands.skill_[min(len(answer.edited), len(bands.skill_) - 1)]
+        change = answer.changes["change"]
+        edges = change_band(change, np.sqrt((change**2).mean()), bands.half_width(step), skill, 0.9)
+        np.testing.assert_allclose(answer.changes[["low", "high"]].T, edges)
+        assert bands.half_width(step).mean() > 0

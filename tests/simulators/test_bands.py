@@ -152,8 +152,6 @@ def test_what_cannot_be_done_is_named():
     runs, _ = known_runs(np.random.default_rng(5))
     with pytest.raises(ValueError, match="level"):
         PredictiveBands(MeanTrajectory(), level=90)
-    with pytest.raises(ValueError, match="at least 3 training runs to learn errors from, got 2"):
-        PredictiveBands(MeanTrajectory()).fit(runs[:2])
     with pytest.raises(NotFittedError):
         PredictiveBands(MeanTrajectory()).predict(runs.curricula, runs.initial_loss)
     with pytest.raises(RunDataError):

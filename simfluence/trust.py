@@ -1,0 +1,77 @@
+"""How far a predicted change is to be trusted: a band around it, and a verdict.
+
+An edit is not a run like the recorded ones, so its change is missed by more than a new run's loss is. How
+much more depends on how well the simulator explains what curricula change, its skill k on runs that it has
+not seen: what is found at a signal-to-noise ratio of k / (1 − k) is off by a share √v of itself, with
+v = (1 − k) / k. With w, the half-width of the band around a new run's loss, and z the normal quantile of the
+level, the band around a predicted change Δ reaches
+
+    towards zero and beyond    √(w² + z² v (TOWARDS² Δ² + COMMON² Δ̄²))
+    away from zero             √(w² + z² v (AWAY² Δ² + COMMON² Δ̄²))
+
+where Δ̄ is the root mean square of the changes of all test examples. It reaches further away from zero since
+simulators shrink what they are not sure of. The three constants were chosen on retrained edits of twelve
+regimes; what the bands cover there and elsewhere is in analysis/results/answers.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from scipy import stats
+
+Array = npt.NDArray[np.float64]
+
+TOWARDS, AWAY, COMMON = 0.3, 2.0, 0.3
+"""By what share of itself, times √v, a change is off towards zero and away from it, and by what share of the
+usual changes besides."""
+SKILLS = (0.03, 0.995)
+"""A skill on few runs is itself not known better."""
+
+
+@dataclass(frozen=True)
+class Trust:
+    """Whether the sign of the mean change over all test examples is known.
+
+    verdict : "sure" where its band excludes zero, "leaning" where a band half as wide does, else "unknown".
+    reasons : what that rests on, in words.
+    """
+
+    verdict: str
+    reasons: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.verdict} ({'; '.join(self.reasons)})" if self.reasons else self.verdict
+
+
+def change_band(
+    change: npt.ArrayLike, typical: npt.ArrayLike, noise: npt.ArrayLike, skill: float, level: float
+) -> tuple[Array, Array]:
+    """(low, high) of predicted changes; all arguments of one shape, or that broadcast to it.
+
+    Parameters
+    ----------
+    change : Δ. typical : Δ̄. noise : w, the half-width of the band around a new run's loss. All in units of
+        the loss.
+    skill : k, over the mean trajectory, on runs that were not seen. level : of the band, in 0 .. 1.
+    """
+    changes, usual, width = (np.asarray(values, np.float64) for values in (change, typical, noise))
+    known = float(np.clip(skill, *SKILLS))
+    relative = stats.norm.ppf(0.5 + level / 2) ** 2 * (1 - known) / known
+    towards, away = (
+        np.sqrt(width**2 + relative * (share**2 * changes**2 + COMMON**2 * usual**2))
+        for share in (TOWARDS, AWAY)
+    )
+    rises = changes >= 0
+    low, high = changes - np.where(rises, towards, away), changes + np.where(rises, away, towards)
+    return low, high
+
+
+def verdicts(change: npt.ArrayLike, low: npt.ArrayLike, high: npt.ArrayLike) -> npt.NDArray[np.str_]:
+    """ "sure", "leaning" or "unknown" of every change and its band, by whether zero is excluded."""
+    changes = np.asarray(change, np.float64)
+    towards = np.where(changes >= 0, changes - np.asarray(low), np.asarray(high) - changes)
+    size = np.abs(changes)
+    return np.where(size > towards, "sure", np.where(size > towards / 2, "leaning", "unknown"))

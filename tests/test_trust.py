@@ -1,0 +1,99 @@
+"""Bands around changes and verdicts, against laws that they obey and changes that are known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from families import known_runs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from simfluence import AutoSimulator, PredictiveBands, RunSet, what_if
+from simfluence import curriculum as edits
+from simfluence.fitted import Fitted
+from simfluence.simulators import MeanTrajectory
+from simfluence.trust import change_band, verdicts
+
+changes = st.floats(-10, 10)
+positive = st.floats(0.01, 10)
+skills = st.floats(-1, 1)
+
+
+@given(changes, positive, positive, skills)
+def test_laws_of_the_band(change: float, typical: float, noise: float, skill: float) -> None:
+    low, high = change_band(change, typical, noise, skill, 0.9)
+    assert low < change < high
+    assert min(change - low, high - change) >= noise * (1 - 1e-9)
+    mirrored = change_band(-change, typical, noise, skill, 0.9)
+    if change != 0:
+        np.testing.assert_allclose(mirrored, (-high, -low))
+        outward = high - change if change > 0 else change - low
+        assert outward >= (high - low) / 2 * (1 - 1e-9)
+    for wider in (
+        change_band(change, typical, noise, skill, 0.99),
+        change_band(change, typical, 2 * noise, skill, 0.9),
+        change_band(change, 2 * typical, noise, skill, 0.9),
+        change_band(change, typical, noise, skill - 0.1, 0.9),
+    ):
+        assert wider[0] <= low
+        assert wider[1] >= high
+    scaled = change_band(3 * change, 3 * typical, 3 * noise, skill, 0.9)
+    np.testing.assert_allclose(scaled, (3 * low, 3 * high))
+
+
+def test_with_full_skill_only_noise_is_left() -> None:
+    low, high = change_band([1.0, -2.0], 1.5, 0.1, 1.0, 0.9)
+    np.testing.assert_allclose(low, [0.9, -2.5], atol=0.06)
+    assert high == pytest.approx([1.24, -1.9], abs=0.06)
+
+
+def test_verdicts_say_whether_zero_is_excluded() -> None:
+    change, low, high = np.array([[1, 0.5, 2], [1, -0.5, 2], [1, -2, 2], [-1, -9, -0.1], [-1, -9, 0.9]]).T
+    assert verdicts(change, low, high).tolist() == ["sure", "leaning", "unknown", "sure", "leaning"]
+
+
+@pytest.fixture(scope="module")
+def runs() -> RunSet:
+    made, _ = known_runs(np.random.default_rng(3), runs=16, steps=40, n=24, tests=8, noise=0.01)
+    return made
+
+
+def test_bands_hold_changes_that_really_happened(runs: RunSet) -> None:
+    """The curriculum of one held-out run as the edit of another: the true change is recorded."""
+    bands = PredictiveBands(AutoSimulator()).fit(runs[:12])
+    fitted, held, verdict = Fitted(bands.simulator_, bands), [], []
+    for base in runs[12:]:
+        for other in runs[12:]:
+            if other is not base:
+                answer = what_if(fitted, base, other.curriculum)
+                true = other.loss[-1] - base.loss[-1]
+                held += list((answer.changes["low"] <= true) & (true <= answer.changes["high"]))
+                sure = answer.changes["verdict"] == "sure"
+                verdict += list(np.sign(answer.changes["change"])[sure] == np.sign(true)[sure])
+    assert np.mean(held) > 0.85
+    assert len(verdict) > 30
+    assert np.mean(verdict) > 0.95
+
+
+def test_a_simulator_without_skill_is_sure_of_nothing(runs: RunSet) -> None:
+    bands = PredictiveBands(MeanTrajectory()).fit(runs[:12])
+    answer = what_if(Fitted(bands.simulator_, bands), runs[12], edits.remove(runs[12].curriculum, [0, 1, 2]))
+    assert answer.trust.verdict == "unknown"
+    assert (answer.changes["verdict"] == "unknown").all()
+
+
+def test_means_are_known_better_than_single_changes(runs: RunSet) -> None:
+    bands = PredictiveBands(AutoSimulator()).fit(runs[:12])
+    single = np.sqrt(np.square(bands.half_width(40)).mean())
+    assert bands.half_width_of_mean(np.arange(8), 40) < single
+    np.testing.assert_allclose(bands.half_width_of_mean(np.array([2]), 40), bands.half_width(40)[2])
+    assert bands.half_width_of_mean(np.arange(8), 80) > 1.5 * bands.half_width_of_mean(np.arange(8), 40)
+
+
+def test_bands_of_few_runs_are_wide(runs: RunSet) -> None:
+    few, many = (PredictiveBands(MeanTrajectory()).fit(runs[:count]) for count in (2, 12))
+    moved = np.sqrt(np.square(runs[:2].loss[:, -1] - runs[:2].loss[:, 0]).mean())
+    np.testing.assert_allclose(few.half_width(40), 1.645 * 0.3 * moved, rtol=1e-3)
+    assert few.skill_[-1] == 0
+    assert few.half_width_of_mean(np.arange(8), 40) <= few.half_width(40)[0]
+    assert len(many.errors_) == 12
