@@ -192,7 +192,11 @@ def what_if(
     recorded = run if rule != GIVEN else None
     answer = _simulated(fitted, recorded, curricula, np.asarray(initial_loss, np.float64), test, rates, level)
     notes = [*fitted.simulator.notes, *_beyond(fitted.simulator, curricula, rates), *notes]
-    answer = replace(answer, schedule=rule, notes=notes)
+    trust = answer.trust
+    if fitted.simulator.recorded_ is not None and train is not None:
+        unlike = fitted.simulator.recorded_.unlike(curricula[1], train.groups)
+        trust = replace(trust, reasons=(*trust.reasons, unlike)) if unlike else trust
+    answer = replace(answer, schedule=rule, notes=notes, trust=trust)
     if retrain is None or run is None:
         return answer
     retrained = retrain(run, answer.edited, rule)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from simfluence.curriculum import Curriculum, IntArray
+from simfluence.curriculum import Curriculum
 from simfluence.runs import Run, RunSet
 from simfluence.runs.schedule import recorded_rates
 from simfluence.runs.start import UNLIKE
@@ -18,6 +18,9 @@ Array = npt.NDArray[np.float64]
 
 _ELSEWHERE = 0.25
 """How far a learning rate may leave those recorded, as a share of the usual one, before a note says so."""
+_FAR = 1.25
+"""An edit that uses a group this many times as often as any recorded run, or as seldom, is unlike them."""
+_SHOWN = 3
 _ALIKE = 1.1
 """Runs whose highest learning rates are within this factor are trained alike."""
 
@@ -30,7 +33,7 @@ class Recorded:
     steps : of the longest run.
     lowest, highest : float [step], the learning rates of every step over the runs that came so far; empty
         where no run's rates are known.
-    unused : rows of the training examples that no run used.
+    uses : float32 [run, train], how often each run used every training example.
     mixed : in what settings the runs differ, in words; "" where they do not.
     start_alike : whether the runs start from the same weights; None if that is not known.
     """
@@ -38,7 +41,7 @@ class Recorded:
     steps: int
     lowest: Array
     highest: Array
-    unused: IntArray
+    uses: npt.NDArray[np.float32]
     mixed: str
     start_alike: bool | None
 
@@ -53,10 +56,8 @@ class Recorded:
         for rates in known:
             lowest[: len(rates)] = np.minimum(lowest[: len(rates)], rates)
             highest[: len(rates)] = np.maximum(highest[: len(rates)], rates)
-        n = runs[0].curriculum.n_examples
-        used = np.unique(np.concatenate([run.curriculum.examples for run in runs]))
-        unused = np.setdiff1d(np.arange(n), used)
-        return cls(steps, lowest, highest, unused, _mixed(runs, known), train.start_alike)
+        uses = np.stack([_uses(run.curriculum) for run in runs])
+        return cls(steps, lowest, highest, uses, _mixed(runs, known), train.start_alike)
 
     @property
     def notes(self) -> list[str]:
@@ -77,13 +78,31 @@ class Recorded:
                 " usual rate"
             )
         asked = np.unique(np.concatenate([curriculum.examples for curriculum in curricula]))
-        if unused := int(np.isin(self.unused, asked).sum()):
+        if unused := int((self.uses[:, asked] == 0).all(0).sum()):
             notes.append(
                 f"{unused} of the {len(asked)} training examples asked about were used by no recorded run"
             )
         if self.mixed:
             notes.append(f"the recorded runs have mixed settings: {self.mixed}")
         return notes
+
+    def unlike(self, edited: Curriculum, groups: Sequence[str]) -> str:
+        """In words, the groups of training examples that an edited curriculum uses far more or less often
+        than every recorded run did; "" where there are none. groups : one label a training example.
+        """
+        labels, uses, found = np.asarray(groups), _uses(edited), []
+        for name in dict.fromkeys(groups):
+            of_group = labels == name
+            recorded, now = self.uses[:, of_group].sum(1), float(uses[of_group].sum())
+            low, high = float(recorded.min()), float(recorded.max())
+            if now < low / _FAR or now > high * _FAR:
+                found.append((max(low / max(now, 0.5), now / max(high, 0.5)), name, now, low, high))
+        words = [
+            f"{name} {now:.4g} times (recorded runs: {low:.4g} to {high:.4g})"
+            for _, name, now, low, high in sorted(found, reverse=True)[:_SHOWN]
+        ]
+        more = f" and {len(found) - _SHOWN} more groups" if len(found) > _SHOWN else ""
+        return f"the edit uses {', '.join(words)}{more}" if found else ""
 
     def _outside(self, rates: Array) -> float:
         """How far the rates leave those recorded, as a share of the usual rate; 0 where that is little."""
@@ -93,6 +112,11 @@ class Recorded:
         rates = rates[:steps]
         far = np.maximum(rates - self.highest[:steps], self.lowest[:steps] - rates).max() / usual
         return float(far) if far > _ELSEWHERE else 0.0
+
+
+def _uses(curriculum: Curriculum) -> npt.NDArray[np.float32]:
+    """How often a curriculum uses every training example, [train]."""
+    return np.asarray(curriculum.counts().sum(0), np.float32)
 
 
 def _mixed(runs: Sequence[Run], rates: Sequence[Array]) -> str:
