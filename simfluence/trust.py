@@ -3,14 +3,16 @@
 An edit is not a run like the recorded ones, so its change is missed by more than a new run's loss is. How
 much more depends on how well the simulator explains what curricula change, its skill k on runs that it has
 not seen: what is found at a signal-to-noise ratio of k / (1 − k) is off by a share √v of itself, with
-v = (1 − k) / k. With w, the half-width of the band around a new run's loss, and z the normal quantile of the
-level, the band around a predicted change Δ reaches
+v = (1 − k) / k. Effects of examples that are used more often than in any recorded run are known less well:
+there v is larger by ``OVERUSE`` o², where o is the share of what the edit changes that is such use. With w,
+the half-width of the band around a new run's loss, and z the normal quantile of the level, the band around a
+predicted change Δ reaches
 
     towards zero and beyond    √(w² + z² v (TOWARDS² Δ² + COMMON² Δ̄²))
     away from zero             √(w² + z² v (AWAY² Δ² + COMMON² Δ̄²))
 
 where Δ̄ is the root mean square of the changes of all test examples. It reaches further away from zero since
-simulators shrink what they are not sure of. The three constants were chosen on retrained edits of twelve
+simulators shrink what they are not sure of. The constants were chosen on retrained edits of twelve
 regimes; what the bands cover there and elsewhere is in analysis/results/answers.md.
 """
 
@@ -27,6 +29,8 @@ Array = npt.NDArray[np.float64]
 TOWARDS, AWAY, COMMON = 0.3, 2.0, 0.3
 """By what share of itself, times √v, a change is off towards zero and away from it, and by what share of the
 usual changes besides."""
+OVERUSE = 1.5
+"""What v is larger by where all that an edit adds is use beyond recorded use: returns diminish or not."""
 SKILLS = (0.03, 0.995)
 """A skill on few runs is itself not known better."""
 
@@ -47,7 +51,12 @@ class Trust:
 
 
 def change_band(
-    change: npt.ArrayLike, typical: npt.ArrayLike, noise: npt.ArrayLike, skill: float, level: float
+    change: npt.ArrayLike,
+    typical: npt.ArrayLike,
+    noise: npt.ArrayLike,
+    skill: float,
+    level: float,
+    overused: float = 0.0,
 ) -> tuple[Array, Array]:
     """(low, high) of predicted changes; all arguments of one shape, or that broadcast to it.
 
@@ -56,10 +65,11 @@ def change_band(
     change : Δ. typical : Δ̄. noise : w, the half-width of the band around a new run's loss. All in units of
         the loss.
     skill : k, over the mean trajectory, on runs that were not seen. level : of the band, in 0 .. 1.
+    overused : o, 0 … 1.
     """
     changes, usual, width = (np.asarray(values, np.float64) for values in (change, typical, noise))
     known = float(np.clip(skill, *SKILLS))
-    relative = stats.norm.ppf(0.5 + level / 2) ** 2 * (1 - known) / known
+    relative = stats.norm.ppf(0.5 + level / 2) ** 2 * ((1 - known) / known + OVERUSE * overused**2)
     towards, away = (
         np.sqrt(width**2 + relative * (share**2 * changes**2 + COMMON**2 * usual**2))
         for share in (TOWARDS, AWAY)

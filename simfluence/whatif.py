@@ -24,12 +24,16 @@ from simfluence.residual import carried
 from simfluence.runs import ExampleTable, Run, RunSet
 from simfluence.runs.schedule import KEEP, STRETCH, as_schedule, check_rule, edited_rates, recorded_rates
 from simfluence.simulators import PredictiveBands, Simulator
+from simfluence.simulators.recorded import Recorded
 from simfluence.trust import Trust, change_band, verdicts
 
 Array = npt.NDArray[np.float64]
 
 Question = Edit | Curriculum | Callable[[Curriculum], Curriculum]
 """What to change: an edit by name, a function that edits curricula, or the edited curriculum."""
+
+_NOTICEABLE = 0.05
+"""Less use of examples beyond that of any recorded run is not worth a word."""
 
 GIVEN = "given"
 """The schedule of an answer whose learning rates were given as numbers."""
@@ -190,13 +194,11 @@ def what_if(
     else:
         rule, rates = GIVEN, _given(learning_rate, curricula)
     recorded = run if rule != GIVEN else None
-    answer = _simulated(fitted, recorded, curricula, np.asarray(initial_loss, np.float64), test, rates, level)
+    answer = _simulated(fitted, recorded, curricula, np.asarray(initial_loss, np.float64), test, rates)
+    if fitted.bands is not None and level is not None:
+        answer = _with_bands(answer, fitted.bands, fitted.simulator.recorded_, train)
     notes = [*fitted.simulator.notes, *_beyond(fitted.simulator, curricula, rates), *notes]
-    trust = answer.trust
-    if fitted.simulator.recorded_ is not None and train is not None:
-        unlike = fitted.simulator.recorded_.unlike(curricula[1], train.groups)
-        trust = replace(trust, reasons=(*trust.reasons, unlike)) if unlike else trust
-    answer = replace(answer, schedule=rule, notes=notes, trust=trust)
+    answer = replace(answer, schedule=rule, notes=notes)
     if retrain is None or run is None:
         return answer
     retrained = retrain(run, answer.edited, rule)
@@ -261,11 +263,8 @@ def _simulated(
     initial: Array,
     test: ExampleTable | None,
     rates: tuple[Array, Array] | None,
-    level: float | None,
 ) -> WhatIf:
-    """The answer of a simulator, about a recorded run or a curriculum alone, with its bands unless ``level``
-    is None.
-    """
+    """The answer of a simulator, about a recorded run or a curriculum alone, without bands."""
     both = None
     if rates is not None:  # after the end of the shorter curriculum nothing is read
         both = np.zeros((2, max(map(len, rates))))
@@ -291,34 +290,44 @@ def _simulated(
         }
     )
     before, after = curricula
-    answer = WhatIf(before, after, losses[0], losses[1], changes, learning_rate=rates, kept=kept)
-    return answer if fitted.bands is None or level is None else _with_bands(answer, fitted.bands)
+    return WhatIf(before, after, losses[0], losses[1], changes, learning_rate=rates, kept=kept)
 
 
-def _with_bands(answer: WhatIf, bands: PredictiveBands) -> WhatIf:
+def _with_bands(
+    answer: WhatIf, bands: PredictiveBands, recorded: Recorded | None, train: ExampleTable | None
+) -> WhatIf:
     """The answer with bands around the changes of single test examples and around mean changes."""
     changes, step = answer.changes, len(answer.edited)
     skill = float(bands.skill_[min(step, len(bands.skill_) - 1)])
     values = changes["change"].to_numpy()
-    typical = np.sqrt(np.square(values).mean())
-    low, high = change_band(values, typical, bands.half_width(step), skill, bands.level)
+    overused = recorded.overused(answer.original, answer.edited) if recorded is not None else 0.0
+    about = {"skill": skill, "level": bands.level, "overused": overused}
+    low, high = change_band(values, np.sqrt(np.square(values).mean()), bands.half_width(step), **about)
     groups = {name: np.flatnonzero(changes["group"] == name) for name in sorted(set(changes["group"]))}
     rows = {**(groups if len(groups) > 1 else {}), "all": np.arange(len(changes))}
     means = []
     for of in rows.values():
         mean, noise = values[of].mean(), bands.half_width_of_mean(of, step)
-        edges = change_band(mean, np.sqrt(np.square(values[of]).mean()), noise, skill, bands.level)
+        edges = change_band(mean, np.sqrt(np.square(values[of]).mean()), noise, **about)
         means.append((float(edges[0]), float(edges[1]), str(verdicts(mean, *edges))))
     runs = len(bands.errors_)
-    reason = f"skill {skill:.2f} on {runs} recorded runs, each left out of a fit"
+    reasons = [f"skill {skill:.2f} on {runs} recorded runs, each left out of a fit"]
     if not runs:
-        reason = f"too few recorded runs to leave one out; skill is taken to be {skill:.2f}"
+        reasons = [f"too few recorded runs to leave one out; skill is taken to be {skill:.2f}"]
+    if overused > _NOTICEABLE:
+        reasons.append(f"{overused:.0%} of what changes is use of examples beyond that of any recorded run")
+    if (
+        recorded is not None
+        and train is not None
+        and (unlike := recorded.unlike(answer.edited, train.groups))
+    ):
+        reasons.append(unlike)
     return replace(
         answer,
         changes=changes.assign(low=low, high=high, verdict=verdicts(values, low, high)),
         level=bands.level,
         means=pd.DataFrame(means, index=list(rows), columns=["low", "high", "verdict"]),
-        trust=Trust(means[-1][-1], (reason,)),
+        trust=Trust(means[-1][-1], tuple(reasons)),
     )
 
 

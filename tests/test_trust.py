@@ -34,6 +34,7 @@ def test_laws_of_the_band(change: float, typical: float, noise: float, skill: fl
         change_band(change, typical, 2 * noise, skill, 0.9),
         change_band(change, 2 * typical, noise, skill, 0.9),
         change_band(change, typical, noise, skill - 0.1, 0.9),
+        change_band(change, typical, noise, skill, 0.9, overused=0.5),
     ):
         assert wider[0] <= low
         assert wider[1] >= high
@@ -80,6 +81,21 @@ def test_a_simulator_without_skill_is_sure_of_nothing(runs: RunSet) -> None:
     answer = what_if(Fitted(bands.simulator_, bands), runs[12], edits.remove(runs[12].curriculum, [0, 1, 2]))
     assert answer.trust.verdict == "unknown"
     assert (answer.changes["verdict"] == "unknown").all()
+
+
+def test_more_use_than_was_recorded_is_said_and_widens(runs: RunSet) -> None:
+    bands = PredictiveBands(AutoSimulator()).fit(runs[:12])
+    fitted, base = Fitted(bands.simulator_, bands), runs[12]
+    rng = np.random.default_rng(0)
+    often = what_if(fitted, base, edits.repeat(base.curriculum, [3], 12, rng=rng), train=runs.train)
+    recorded = bands.simulator_.recorded_
+    uses = np.bincount(often.edited.examples, minlength=24)
+    most = np.max([np.bincount(run.curriculum.examples, minlength=24) for run in runs[:12]], axis=0)
+    expected = np.maximum(uses - most, 0).sum() / 11 / np.bincount(base.curriculum.examples)[3]
+    assert recorded.overused(base.curriculum, often.edited) == pytest.approx(expected)
+    assert f"{expected:.0%} of what changes is use of examples beyond" in str(often.trust)
+    assert recorded.overused(base.curriculum, edits.remove(base.curriculum, [3])) == 0
+    assert recorded.overused(base.curriculum, edits.shuffle(base.curriculum, rng)) == 0
 
 
 def test_means_are_known_better_than_single_changes(runs: RunSet) -> None:

@@ -244,6 +244,8 @@ def test_bands_are_asked_at_the_edited_rates() -> None:
         )
         step, skill = len(answer.edited), bands.skill_[min(len(answer.edited), len(bands.skill_) - 1)]
         change = answer.changes["change"]
-        edges = change_band(change, np.sqrt((change**2).mean()), bands.half_width(step), skill, 0.9)
+        overused = bands.simulator_.recorded_.overused(answer.original, answer.edited)
+        typical = np.sqrt((change**2).mean())
+        edges = change_band(change, typical, bands.half_width(step), skill, 0.9, overused)
         np.testing.assert_allclose(answer.changes[["low", "high"]].T, edges)
         assert bands.half_width(step).mean() > 0

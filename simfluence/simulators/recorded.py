@@ -86,6 +86,15 @@ class Recorded:
             notes.append(f"the recorded runs have mixed settings: {self.mixed}")
         return notes
 
+    def overused(self, original: Curriculum, edited: Curriculum) -> float:
+        """The share of what an edit changes of uses of examples, 0 … 1, by which examples are used more often
+        than in any recorded run.
+        """
+        uses = _uses(edited)
+        changed = float(np.abs(uses - _uses(original)).sum())
+        beyond = float(np.maximum(uses - self.uses.max(0), 0).sum())
+        return min(beyond / changed, 1.0) if changed > 0 else 0.0
+
     def unlike(self, edited: Curriculum, groups: Sequence[str]) -> str:
         """In words, the groups of training examples that an edited curriculum uses far more or less often
         than every recorded run did; "" where there are none. groups : one label a training example.
