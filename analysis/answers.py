@@ -1,15 +1,15 @@
 """What bands and verdicts of what-ifs are worth: against retraining.
 
-    python analysis/answers.py [FOLDER] [--runs 1 3 8 12] [--only NAME ...] [--output FILE]
+    python analysis/answers.py [FOLDER] [--runs 1 3 8 12] [--only NAME ...] [--rows FILE] [--output FILE]
 
 FOLDER is a bank of recorded regimes with retrained edits (see bank.py). ``auto`` is fitted to the first runs
 of each regime, with bands, without scores and with those along one run, and asked about the edits through
 ``what_if``. Of the committed run sets the held-out runs serve as edits of each other: the curriculum of one
 is asked of another, and its recorded losses are the truth.
 
-There is one row a question and row of its answer (a test example, the mean of a group of them, or of all):
-what it was, band, verdict and true change, in ``--output`` (.csv; an interrupted run goes on where it was).
-The summary beside it (.md) has, by kind of edit, by recording and by number of runs: the share of true
+There is one row a question and row of its answer (a test example, the mean of a group, or of all): what it
+was, band, verdict and true change, in ``--rows`` (.csv, about 25 MB; an interrupted run continues where it
+was). The summary, ``--output``, has, by kind of edit, by recording and by number of runs: the share of true
 changes in the 90 % band, the width of the band over that around a new run's loss, how often it excludes
 zero and how often the sign is right then; and how many answers got which verdict, and were right.
 """
@@ -130,7 +130,8 @@ def summary(frame: pd.DataFrame) -> str:
             ["recording"],
             bank[bank["of"] == "example"],
         )
-    table("Committed sets, other runs as edits", ["of", "recording", "scores", "runs"], home)
+    single = home[home["of"] == "example"]
+    table("Committed sets, other runs as edits, test examples", ["recording", "scores", "runs"], single)
     skilled = np.where(
         frame["skill"] > 0.8, "above .8", np.where(frame["skill"] > 0.4, ".4 to .8", "below .4")
     )
@@ -144,9 +145,10 @@ def main() -> None:
     parser.add_argument("folder", type=Path, nargs="?")
     parser.add_argument("--runs", nargs="+", type=int, default=[1, 3, 8, 12])
     parser.add_argument("--only", nargs="+")
-    parser.add_argument("--output", type=Path, default=RESULTS / "answers.csv")
+    parser.add_argument("--rows", type=Path, default=Path("answers.csv"))
+    parser.add_argument("--output", type=Path, default=RESULTS / "answers.md")
     options = parser.parse_args()
-    seen = pd.read_csv(options.output, keep_default_na=False) if options.output.exists() else None
+    seen = pd.read_csv(options.rows) if options.rows.exists() else None
     done = set() if seen is None else set(seen[KEYS].itertuples(index=False, name=None))
     for name, runs, given, regime in recordings(options.folder, options.only):
         for scores, count in itertools.product([None, given] if given else [None], options.runs):
@@ -158,11 +160,11 @@ def main() -> None:
             questions = home_questions(runs) if regime is None else bank_questions(regime, runs)
             found = pd.DataFrame(rows(fitted, runs, questions)).round(5)
             found = found.assign(recording=name, scores=key[1], runs=count)
-            new = not options.output.exists()
-            found.to_csv(options.output, mode="a", header=new, index=False)
+            new = not options.rows.exists()
+            found.to_csv(options.rows, mode="a", header=new, index=False)
             print(*key, f"{found['true'].between(found['low'], found['high']).mean():.2f}", flush=True)
-    text = summary(pd.read_csv(options.output))
-    options.output.with_suffix(".md").write_text(text)
+    text = summary(pd.read_csv(options.rows))
+    options.output.write_text(text)
     print(text)
 
 

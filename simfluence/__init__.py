@@ -31,6 +31,10 @@ _HOMES = {
     "PredictiveBands": "simfluence.simulators",
     "load_simulator": "simfluence.simulators",
     "evaluate": "simfluence.evaluation",
+    "Edit": "simfluence.edit",
+    "Fitted": "simfluence.fitted",
+    "fit": "simfluence.fitted",
+    "ask": "simfluence.whatif",
     "what_if": "simfluence.whatif",
 }
 
@@ -38,7 +42,10 @@ __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
     from simfluence.curriculum import Curriculum as Curriculum
+    from simfluence.edit import Edit as Edit
     from simfluence.evaluation import evaluate as evaluate
+    from simfluence.fitted import Fitted as Fitted
+    from simfluence.fitted import fit as fit
     from simfluence.recording import RunRecorder as RunRecorder
     from simfluence.runs import ExampleTable as ExampleTable
     from simfluence.runs import Run as Run
@@ -56,6 +63,7 @@ if TYPE_CHECKING:
     from simfluence.simulators import ScoresSimulator as ScoresSimulator
     from simfluence.simulators import ShareSimulator as ShareSimulator
     from simfluence.simulators import load_simulator as load_simulator
+    from simfluence.whatif import ask as ask
     from simfluence.whatif import what_if as what_if
 
 
