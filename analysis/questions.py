@@ -2,8 +2,8 @@
 
     python analysis/questions.py FOLDER
 
-FOLDER is a bank of recorded regimes (see bank.py). Printed is, for each question, what ``what_if`` says of the
-mean change over all test examples, its band and verdict, and the true change after retraining.
+FOLDER is a bank of recorded regimes (see bank.py). Printed is, for each question, what ``what_if`` says of
+the mean change over all test examples, its band and verdict, and the true change after retraining.
 """
 
 from __future__ import annotations
