@@ -89,7 +89,7 @@ def evaluate(config: DictConfig) -> None:
 
 
 def whatif(config: DictConfig) -> None:
-    from simfluence import report
+    from simfluence import report, verified
     from simfluence.edit import Edit
     from simfluence.finetuning.retrain import retrain_as_recorded
     from simfluence.whatif import ask
@@ -97,6 +97,7 @@ def whatif(config: DictConfig) -> None:
     if config.output is not None:
         outputs.check_folder(config.output)
     runs, edit = _load(config.path), Edit(**_plain(config.edit))
+    known = verified.said(config.path, config.level) if config.level is not None else verified.Verified()
     answer = ask(
         runs,
         _simulator(config.simulator) if config.fitted is None else config.fitted,
@@ -105,9 +106,12 @@ def whatif(config: DictConfig) -> None:
         train=config.train,
         validation=config.validation,
         level=config.level,
+        widened=known.widened,
         retrain=retrain_as_recorded(config.path, str(edit), config.device) if config.verify else None,
     )
     run_id = config.run_id or runs.ids[-1]
+    if config.verify and answer.level is not None:
+        verified.keep(config.path, run_id, str(edit), answer)
     steps = f"{len(answer.original)} steps → {len(answer.edited)}"
     print(f"what if, in {run_id}: {edit} ({steps})\n\n{answer}")
     if config.output is not None:

@@ -57,6 +57,7 @@ def change_band(
     skill: float,
     level: float,
     overused: float = 0.0,
+    widened: float = 1.0,
 ) -> tuple[Array, Array]:
     """(low, high) of predicted changes; all arguments of one shape, or that broadcast to it.
 
@@ -65,13 +66,13 @@ def change_band(
     change : Δ. typical : Δ̄. noise : w, the half-width of the band around a new run's loss. All in units of
         the loss.
     skill : k, over the mean trajectory, on runs that were not seen. level : of the band, in 0 .. 1.
-    overused : o, 0 … 1.
+    overused : o, 0 … 1. widened : what both distances are multiplied by.
     """
     changes, usual, width = (np.asarray(values, np.float64) for values in (change, typical, noise))
     known = float(np.clip(skill, *SKILLS))
     relative = stats.norm.ppf(0.5 + level / 2) ** 2 * ((1 - known) / known + OVERUSE * overused**2)
     towards, away = (
-        np.sqrt(width**2 + relative * (share**2 * changes**2 + COMMON**2 * usual**2))
+        widened * np.sqrt(width**2 + relative * (share**2 * changes**2 + COMMON**2 * usual**2))
         for share in (TOWARDS, AWAY)
     )
     rises = changes >= 0

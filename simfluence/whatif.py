@@ -61,6 +61,7 @@ class WhatIf:
     schedule : what the learning rate does under the edited curriculum: "stretch", "keep" or "given".
     learning_rate : the rates that the simulation was given, [step] of the original and of the edited
         curriculum; None where they are not known.
+    widened : how many times as wide as otherwise the bands are, after answers that were retrained before.
     kept : of a recorded run, the share of its last residual (recorded − simulated loss) that the edited loss
         keeps; None of a curriculum alone.
     """
@@ -77,6 +78,7 @@ class WhatIf:
     schedule: str = STRETCH
     learning_rate: tuple[Array, Array] | None = None
     kept: float | None = None
+    widened: float = 1.0
 
     def __str__(self) -> str:
         lines = [self.groups.to_markdown(floatfmt=".4f"), ""]
@@ -147,6 +149,7 @@ def what_if(
     learning_rate: npt.ArrayLike | None = None,
     level: float | None = 0.9,
     bands: PredictiveBands | None = None,
+    widened: float = 1.0,
     retrain: Retrain | None = None,
 ) -> WhatIf:
     """What an edit changes: the edited curriculum and the original are simulated from the same initial
@@ -167,6 +170,7 @@ def what_if(
         the edited one. A recorded run is then not taken as recorded, but simulated as well.
     level : of the band around every change; None for no bands. Fitted bands have a level of their own.
     bands : fitted ones; they add a band around every change, and verdicts.
+    widened : how many times as wide as otherwise bands are to be (:mod:`simfluence.verified`).
     retrain : trains the recorded run ``original`` again on the edited curriculum, and so verifies the answer.
 
     Raises ValueError for a curriculum without initial losses, if nothing was edited, for a schedule of
@@ -196,7 +200,9 @@ def what_if(
     recorded = run if rule != GIVEN else None
     answer = _simulated(fitted, recorded, curricula, np.asarray(initial_loss, np.float64), test, rates)
     if fitted.bands is not None and level is not None:
-        answer = _with_bands(answer, fitted.bands, fitted.simulator.recorded_, train)
+        answer = _with_bands(
+            replace(answer, widened=widened), fitted.bands, fitted.simulator.recorded_, train
+        )
     notes = [*fitted.simulator.notes, *_beyond(fitted.simulator, curricula, rates), *notes]
     answer = replace(answer, schedule=rule, notes=notes)
     if retrain is None or run is None:
@@ -301,7 +307,7 @@ def _with_bands(
     skill = float(bands.skill_[min(step, len(bands.skill_) - 1)])
     values = changes["change"].to_numpy()
     overused = recorded.overused(answer.original, answer.edited) if recorded is not None else 0.0
-    about = {"skill": skill, "level": bands.level, "overused": overused}
+    about = {"skill": skill, "level": bands.level, "overused": overused, "widened": answer.widened}
     low, high = change_band(values, np.sqrt(np.square(values).mean()), bands.half_width(step), **about)
     groups = {name: np.flatnonzero(changes["group"] == name) for name in sorted(set(changes["group"]))}
     rows = {**(groups if len(groups) > 1 else {}), "all": np.arange(len(changes))}
@@ -314,6 +320,8 @@ def _with_bands(
     reasons = [f"skill {skill:.2f} on {runs} recorded runs, each left out of a fit"]
     if not runs:
         reasons = [f"too few recorded runs to leave one out; skill is taken to be {skill:.2f}"]
+    if answer.widened != 1:
+        reasons.append(f"bands {answer.widened:.2f} times as wide, after answers that were retrained")
     if overused > _NOTICEABLE:
         reasons.append(f"{overused:.0%} of what changes is use of examples beyond that of any recorded run")
     if (
@@ -350,6 +358,7 @@ def ask(
     validation: int = 2,
     schedule: str | None = None,
     level: float | None = 0.9,
+    widened: float = 1.0,
     retrain: Retrain | None = None,
 ) -> WhatIf:
     """Ask a simulator about an edit of one run of a set; by default it is fitted to the others first.
@@ -359,7 +368,8 @@ def ask(
     simulator : to be fitted to ``train`` and ``validation`` runs, of which the edited one is none, if there
         is another (see :meth:`RunSet.split_to_fit`); or a fitted one, or its file, which is taken as it is.
     edit : what to change. run_id : the run whose curriculum is edited; None is the last of the set.
-    schedule, level, retrain : see :func:`what_if`. The bands of a fitted simulator have their own level.
+    schedule, level, widened, retrain : see :func:`what_if`. The bands of a fitted simulator have their own
+        level.
 
     Raises ValueError if the edit changes nothing, and RunDataError for a simulator of other examples.
     """
@@ -373,7 +383,7 @@ def ask(
         fitted = simulator if isinstance(simulator, Fitted) else Fitted.load(simulator)
         notes = [str(fitted), *_differences(fitted, run, level)]
     fitted.simulator.check_examples(runs)
-    asked: dict[str, Any] = {"schedule": schedule, "level": level, "retrain": retrain}
+    asked: dict[str, Any] = {"schedule": schedule, "level": level, "widened": widened, "retrain": retrain}
     answer = what_if(fitted, run, edit, train=runs.train, test=runs.test, **asked)
     return replace(answer, notes=[*answer.notes, *notes])
 
