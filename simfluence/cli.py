@@ -189,6 +189,10 @@ def runs(config: DictConfig) -> None:
 
             plots.recorded_losses(summary.run).savefig(config.plot, dpi=120)
             print(f"loss curves: {config.plot}")
+    elif config.more:
+        from simfluence.evaluation.more_runs import more_runs
+
+        print(more_runs(_load(config.path), _simulator(config.simulator)))
     elif config.verify:
         problems = manage.verify(config.path)
         if len(problems):
@@ -215,7 +219,7 @@ def _check_runs(config: DictConfig) -> None:
     """ValueError for options of ``runs`` that do not go together, and for a figure that cannot be written."""
     from matplotlib.figure import Figure
 
-    given = [name for name in ("run_id", "verify", "prune") if config[name] not in (None, False)]
+    given = [name for name in ("run_id", "more", "verify", "prune") if config[name] not in (None, False)]
     if len(given) > 1:
         raise ValueError(f"give only one of {', '.join(given)}")
     for option, of in (("plot", "run_id"), ("delete", "prune")):
@@ -272,6 +276,7 @@ _EXAMPLES = {
         "simfluence runs",
         "simfluence runs path=runs/openbookqa-minilm",
         "simfluence runs path=runs/openbookqa-minilm run_id=run-003 plot=run-003.png",
+        "simfluence runs path=runs/openbookqa-minilm more=true   # what recording more would bring",
         "simfluence runs verify=true",
         "simfluence runs prune=[attempts,failed] delete=true",
     ),
