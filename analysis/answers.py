@@ -25,6 +25,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from bank import load, run_set
+from matplotlib.figure import Figure
 from safetensors.numpy import load_file
 
 from simfluence import AutoSimulator, PredictiveBands, what_if
@@ -140,6 +141,28 @@ def summary(frame: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def figure(frame: pd.DataFrame, file: Path) -> None:
+    """Coverage by kind of edit, and how often the sign is right by verdict."""
+    single = frame[frame["of"] == "example"]
+    held = single["true"].between(single["low"], single["high"])
+    right = np.sign(single["change"]) == np.sign(single["true"])
+    single = single.assign(held=held, right=right)
+    of_most = single[single["runs"] == single["runs"].max()]
+    drawing = Figure(figsize=(11, 4.5), layout="constrained")
+    left, middle = drawing.subplots(1, 2, width_ratios=[3, 2])
+    coverage = of_most.groupby("kind")["held"].mean().sort_values()
+    left.barh(coverage.index, coverage, color="tab:blue")
+    left.axvline(0.9, color="black", linewidth=1)
+    left.set(xlim=(0.5, 1), xlabel="share of true changes in the 90 % band", title="test examples, most runs")
+    for place, (scores, part) in zip((-0.2, 0.2), single.groupby("scores"), strict=True):
+        rates = part.groupby("verdict")["right"].mean().reindex(["sure", "leaning", "unknown"])
+        middle.bar(np.arange(3) + place, rates, 0.4, label="with scores" if scores == "scores" else "without")
+    middle.set_xticks(range(3), ["sure", "leaning", "unknown"])
+    middle.set(ylim=(0.5, 1), ylabel="right sign", title="all numbers of runs")
+    middle.legend()
+    drawing.savefig(file, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, nargs="?")
@@ -163,8 +186,10 @@ def main() -> None:
             new = not options.rows.exists()
             found.to_csv(options.rows, mode="a", header=new, index=False)
             print(*key, f"{found['true'].between(found['low'], found['high']).mean():.2f}", flush=True)
-    text = summary(pd.read_csv(options.rows))
+    frame = pd.read_csv(options.rows)
+    text = summary(frame)
     options.output.write_text(text)
+    figure(frame, options.output.with_suffix(".png"))
     print(text)
 
 

@@ -20,7 +20,7 @@ from simfluence.curriculum import Curriculum
 from simfluence.edit import Edit
 from simfluence.fitted import Fitted, fit
 from simfluence.report import write_what_if
-from simfluence.simulators import ScoresSimulator, load_simulator
+from simfluence.simulators import MeanTrajectory, ScoresSimulator, load_simulator
 from simfluence.trust import change_band
 from simfluence.whatif import ask
 
@@ -249,3 +249,13 @@ def test_bands_are_asked_at_the_edited_rates() -> None:
         edges = change_band(change, typical, bands.half_width(step), skill, 0.9, overused)
         np.testing.assert_allclose(answer.changes[["low", "high"]].T, edges)
         assert bands.half_width(step).mean() > 0
+
+
+def test_sparse_losses_are_said() -> None:
+    assert not any("recorded once in" in note for note in MeanTrajectory().fit(RUNS).notes)
+    few = []
+    for run in RUNS:
+        at = np.unique([*range(0, len(run), 10), len(run)])
+        few.append(replace(run, metrics={"loss": run.loss[at]}, evaluated=at))
+    sparse = MeanTrajectory().fit(RunSet(few, RUNS.train, RUNS.test))
+    assert any("losses were recorded once in 10 steps" in note for note in sparse.notes)

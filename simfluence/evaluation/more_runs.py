@@ -51,7 +51,7 @@ def more_runs(runs: RunSet, simulator: Simulator) -> MoreRuns:
     """
     if len(runs) < FEWEST_RUNS:
         raise ValueError(
-            f"what more runs bring is told from {FEWEST_RUNS} recorded runs at least; here are {len(runs)}"
+            f"what more runs bring is seen from {FEWEST_RUNS} recorded runs at least; here are {len(runs)}"
         )
     half = len(runs) // 2
     parts = [runs[:half], runs[half : 2 * half], runs]

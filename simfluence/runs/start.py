@@ -1,7 +1,7 @@
-"""Whether runs start alike: from the same weights, as far as it can be told.
+"""Whether runs start alike: from the same weights, as far as that is known.
 
 Simulators predict what another curriculum would have done from the same start. Where every run has initial
-weights of its own, these move losses too, and what they do cannot be told from what examples do.
+weights of its own, these move losses too, and what they do cannot be separated from what examples do.
 """
 
 from __future__ import annotations

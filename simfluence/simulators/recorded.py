@@ -21,6 +21,8 @@ _ELSEWHERE = 0.25
 _FAR = 1.25
 """An edit that uses a group this many times as often as any recorded run, or as seldom, is unlike them."""
 _SHOWN = 3
+_SPARSE = 5.0
+"""Losses recorded once in more steps than these are said to be sparse (analysis/results/sparse.md)."""
 _ALIKE = 1.1
 """Runs whose highest learning rates are within this factor are trained alike."""
 
@@ -35,6 +37,7 @@ class Recorded:
         where no run's rates are known.
     uses : float32 [run, train], how often each run used every training example.
     mixed : in what settings the runs differ, in words; "" where they do not.
+    every : in how many steps losses were recorded once, the median over runs.
     start_alike : whether the runs start from the same weights; None if that is not known.
     """
 
@@ -43,6 +46,7 @@ class Recorded:
     highest: Array
     uses: npt.NDArray[np.float32]
     mixed: str
+    every: float
     start_alike: bool | None
 
     @classmethod
@@ -57,12 +61,19 @@ class Recorded:
             lowest[: len(rates)] = np.minimum(lowest[: len(rates)], rates)
             highest[: len(rates)] = np.maximum(highest[: len(rates)], rates)
         uses = np.stack([_uses(run.curriculum) for run in runs])
-        return cls(steps, lowest, highest, uses, _mixed(runs, known), train.start_alike)
+        every = float(np.median([len(run) / max(int((run.evaluated > 0).sum()), 1) for run in runs]))
+        return cls(steps, lowest, highest, uses, _mixed(runs, known), every, train.start_alike)
 
     @property
     def notes(self) -> list[str]:
         """What should be known of every answer, one sentence each."""
-        return [UNLIKE] if self.start_alike is False else []
+        notes = [UNLIKE] if self.start_alike is False else []
+        if self.every > _SPARSE:
+            notes.append(
+                f"losses were recorded once in {self.every:.0f} steps: without scores, effects of examples"
+                " used in between cannot be separated"
+            )
+        return notes
 
     def beyond(self, curricula: Sequence[Curriculum], rates: Sequence[Array] | None) -> list[str]:
         """What a question about these curricula at these learning rates (None: not known) asks beyond what
