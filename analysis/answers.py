@@ -57,7 +57,7 @@ def rows(fitted: Fitted, runs: RunSet, questions: Iterator[Question]) -> Iterato
     """The rows of all questions of one fit."""
     assert fitted.bands is not None
     for number, (kind, base, edited, schedule, true) in enumerate(questions):
-        answer = what_if(fitted, base, edited, test=runs.test, schedule=schedule)
+        answer = what_if(fitted, base, edited, train=runs.train, test=runs.test, schedule=schedule)
         skill = float(fitted.bands.skill_[min(len(edited), len(fitted.bands.skill_) - 1)])
         noise = fitted.bands.half_width(len(edited))
         about = {"question": number, "kind": kind, "skill": skill}

@@ -46,7 +46,7 @@ def main() -> None:
         fitted = Fitted(bands.simulator_, bands)
         for kind, base, edited, schedule, true in bank_questions(regime, runs):
             if kind in kinds:
-                answer = what_if(fitted, base, edited, test=runs.test, schedule=schedule)
+                answer = what_if(fitted, base, edited, train=runs.train, test=runs.test, schedule=schedule)
                 change, mean = answer.changes["change"].to_numpy(), answer.groups.loc["all"]
                 held = (answer.changes["low"] <= true) & (true <= answer.changes["high"])
                 rows.append(

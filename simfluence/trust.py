@@ -4,9 +4,10 @@ An edit is not a run like the recorded ones, so its change is missed by more tha
 much more depends on how well the simulator explains what curricula change, its skill k on runs that it has
 not seen: what is found at a signal-to-noise ratio of k / (1 − k) is off by a share √v of itself, with
 v = (1 − k) / k. Effects of examples that are used more often than in any recorded run are known less well:
-there v is larger by ``OVERUSE`` o², where o is the share of what the edit changes that is such use. With w,
-the half-width of the band around a new run's loss, and z the normal quantile of the level, the band around a
-predicted change Δ reaches
+there v is larger by ``OVERUSE`` o², where o is the share of what the edit changes that is such use. With
+w² = n² + (``UNLIKE`` d m)², n the half-width of the band around a new run's loss, d how far the edit's shares
+of groups are from all recorded ones and m how far losses move in training, and with z, the normal quantile of
+the level, the band around a predicted change Δ reaches
 
     towards zero and beyond    √(w² + z² v (TOWARDS² Δ² + COMMON² Δ̄²))
     away from zero             √(w² + z² v (AWAY² Δ² + COMMON² Δ̄²))
@@ -31,6 +32,8 @@ TOWARDS, AWAY, COMMON = 0.3, 2.0, 0.3
 usual changes besides."""
 OVERUSE = 1.5
 """What v is larger by where all that an edit adds is use beyond recorded use: returns diminish or not."""
+UNLIKE = 0.5
+"""What share of how far losses move is not known where an edit uses none of the groups that were recorded."""
 SKILLS = (0.03, 0.995)
 """A skill on few runs is itself not known better."""
 
@@ -63,8 +66,7 @@ def change_band(
 
     Parameters
     ----------
-    change : Δ. typical : Δ̄. noise : w, the half-width of the band around a new run's loss. All in units of
-        the loss.
+    change : Δ. typical : Δ̄. noise : w. All in units of the loss.
     skill : k, over the mean trajectory, on runs that were not seen. level : of the band, in 0 .. 1.
     overused : o, 0 … 1. widened : what both distances are multiplied by.
     """

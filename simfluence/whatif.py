@@ -25,7 +25,7 @@ from simfluence.runs import ExampleTable, Run, RunSet
 from simfluence.runs.schedule import KEEP, STRETCH, as_schedule, check_rule, edited_rates, recorded_rates
 from simfluence.simulators import PredictiveBands, Simulator
 from simfluence.simulators.recorded import Recorded
-from simfluence.trust import Trust, change_band, verdicts
+from simfluence.trust import UNLIKE, Trust, change_band, verdicts
 
 Array = npt.NDArray[np.float64]
 
@@ -303,17 +303,23 @@ def _with_bands(
     answer: WhatIf, bands: PredictiveBands, recorded: Recorded | None, train: ExampleTable | None
 ) -> WhatIf:
     """The answer with bands around the changes of single test examples and around mean changes."""
-    changes, step = answer.changes, len(answer.edited)
+    changes = answer.changes
+    step = max(len(answer.original), len(answer.edited))  # the change is between the ends of both
     skill = float(bands.skill_[min(step, len(bands.skill_) - 1)])
     values = changes["change"].to_numpy()
     overused = recorded.overused(answer.original, answer.edited) if recorded is not None else 0.0
     about = {"skill": skill, "level": bands.level, "overused": overused, "widened": answer.widened}
-    low, high = change_band(values, np.sqrt(np.square(values).mean()), bands.half_width(step), **about)
+    moved = np.sqrt(np.square(changes["original"] - changes["initial"]).mean())
+    far = (
+        recorded.distance(answer.edited, train.groups) if recorded is not None and train is not None else 0.0
+    )
+    noise = np.hypot(bands.half_width(step), UNLIKE * far * moved)
+    low, high = change_band(values, np.sqrt(np.square(values).mean()), noise, **about)
     groups = {name: np.flatnonzero(changes["group"] == name) for name in sorted(set(changes["group"]))}
     rows = {**(groups if len(groups) > 1 else {}), "all": np.arange(len(changes))}
     means = []
     for of in rows.values():
-        mean, noise = values[of].mean(), bands.half_width_of_mean(of, step)
+        mean, noise = values[of].mean(), np.hypot(bands.half_width_of_mean(of, step), UNLIKE * far * moved)
         edges = change_band(mean, np.sqrt(np.square(values[of]).mean()), noise, **about)
         means.append((float(edges[0]), float(edges[1]), str(verdicts(mean, *edges))))
     runs = len(bands.errors_)
@@ -324,12 +330,8 @@ def _with_bands(
         reasons.append(f"bands {answer.widened:.2f} times as wide, after answers that were retrained")
     if overused > _NOTICEABLE:
         reasons.append(f"{overused:.0%} of what changes is use of examples beyond that of any recorded run")
-    if (
-        recorded is not None
-        and train is not None
-        and (unlike := recorded.unlike(answer.edited, train.groups))
-    ):
-        reasons.append(unlike)
+    if recorded is not None and train is not None:
+        reasons += filter(None, [recorded.unlike(answer.edited, train.groups)])
     return replace(
         answer,
         changes=changes.assign(low=low, high=high, verdict=verdicts(values, low, high)),

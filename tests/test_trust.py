@@ -8,7 +8,7 @@ from families import known_runs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from simfluence import AutoSimulator, PredictiveBands, RunSet, what_if
+from simfluence import AutoSimulator, ExampleTable, PredictiveBands, RunSet, what_if
 from simfluence import curriculum as edits
 from simfluence.fitted import Fitted
 from simfluence.simulators import MeanTrajectory
@@ -96,6 +96,24 @@ def test_more_use_than_was_recorded_is_said_and_widens(runs: RunSet) -> None:
     assert f"{expected:.0%} of what changes is use of examples beyond" in str(often.trust)
     assert recorded.overused(base.curriculum, edits.remove(base.curriculum, [3])) == 0
     assert recorded.overused(base.curriculum, edits.shuffle(base.curriculum, rng)) == 0
+
+
+def test_a_mixture_of_groups_unlike_the_recorded_ones_widens(runs: RunSet) -> None:
+    labels = ["a"] * 8 + ["b"] * 16
+    train = ExampleTable.of([{"id": row, "group": group} for row, group in enumerate(labels)])
+    bands = PredictiveBands(MeanTrajectory()).fit(runs[:12])
+    fitted, base = Fitted(bands.simulator_, bands), runs[12]
+    edited = edits.remove(base.curriculum, range(8))
+    plain, known = (what_if(fitted, base, edited, train=table) for table in (None, train))
+    shares = np.array([np.isin(run.curriculum.examples, range(8)).mean() for run in runs[:12]])
+    expected = shares.mean() - np.abs(shares - shares.mean()).mean()
+    far = bands.simulator_.recorded_.distance(edited, train.groups)
+    assert far == pytest.approx(expected)
+    assert (
+        (known.changes["high"] - known.changes["low"]) > (plain.changes["high"] - plain.changes["low"])
+    ).all()
+    assert bands.simulator_.recorded_.distance(base.curriculum, train.groups) < 0.1 < far
+    assert "the edit uses a 0 times" in str(known.trust)
 
 
 def test_means_are_known_better_than_single_changes(runs: RunSet) -> None:

@@ -242,7 +242,10 @@ def test_bands_are_asked_at_the_edited_rates() -> None:
         answer = what_if(
             Fitted(bands.simulator_, bands), RUNS[5], REPEAT, train=RUNS.train, schedule=schedule
         )
-        step, skill = len(answer.edited), bands.skill_[min(len(answer.edited), len(bands.skill_) - 1)]
+        step, skill = (
+            max(len(answer.original), len(answer.edited)),
+            bands.skill_[min(max(len(answer.original), len(answer.edited)), len(bands.skill_) - 1)],
+        )
         change = answer.changes["change"]
         overused = bands.simulator_.recorded_.overused(answer.original, answer.edited)
         typical = np.sqrt((change**2).mean())

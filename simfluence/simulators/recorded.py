@@ -106,6 +106,17 @@ class Recorded:
         beyond = float(np.maximum(uses - self.uses.max(0), 0).sum())
         return min(beyond / changed, 1.0) if changed > 0 else 0.0
 
+    def distance(self, edited: Curriculum, groups: Sequence[str]) -> float:
+        """How much further than recorded runs an edited curriculum is from their mean, in shares of groups:
+        the total variation distance, 0 … 1, less its mean over the recorded runs.
+        """
+        names = list(dict.fromkeys(groups))
+        member = np.asarray(groups)[:, None] == np.asarray(names)
+        used = np.vstack([self.uses, _uses(edited)]) @ member
+        shares = used / np.maximum(used.sum(1, keepdims=True), 1e-300)
+        apart = np.abs(shares - shares[:-1].mean(0)).sum(1) / 2
+        return float(max(apart[-1] - apart[:-1].mean(), 0.0))
+
     def unlike(self, edited: Curriculum, groups: Sequence[str]) -> str:
         """In words, the groups of training examples that an edited curriculum uses far more or less often
         than every recorded run did; "" where there are none. groups : one label a training example.
