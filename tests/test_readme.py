@@ -33,7 +33,7 @@ Trainer(callbacks=[RecordingCallback(recorder, "seed-0", loss=per_example_loss)]
 def test_ten_lines_of_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(ROOT)
     exec(BLOCKS[0], {})
-    assert "verdict: sure (skill 0.9" in capsys.readouterr().out
+    assert re.search(r"verdict: \w+ \(skill 0\.9", capsys.readouterr().out)
 
 
 def test_recording_your_own_fine_tuning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
