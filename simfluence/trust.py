@@ -5,9 +5,9 @@ much more depends on how well the simulator explains what curricula change, its 
 not seen: what is found at a signal-to-noise ratio of k / (1 − k) is off by a share √v of itself, with
 v = (1 − k) / k. Effects of examples that are used more often than in any recorded run are known less well:
 there v is larger by ``OVERUSE`` o², where o is the share of what the edit changes that is such use. With
-w² = n² + (``UNLIKE`` d m)², n the half-width of the band around a new run's loss, d how far the edit's shares
-of groups are from all recorded ones and m how far losses move in training, and with z, the normal quantile of
-the level, the band around a predicted change Δ reaches
+w² = n² + (1 − k) (``UNLIKE`` d m)², n the half-width of the band around a new run's loss, d how far the edit's
+shares of groups are from all recorded ones and m how far losses move in training, and with z, the normal
+quantile of the level, the band around a predicted change Δ reaches
 
     towards zero and beyond    √(w² + z² v (TOWARDS² Δ² + COMMON² Δ̄²))
     away from zero             √(w² + z² v (AWAY² Δ² + COMMON² Δ̄²))
@@ -32,8 +32,9 @@ TOWARDS, AWAY, COMMON = 0.3, 2.0, 0.3
 usual changes besides."""
 OVERUSE = 1.5
 """What v is larger by where all that an edit adds is use beyond recorded use: returns diminish or not."""
-UNLIKE = 0.5
-"""What share of how far losses move is not known where an edit uses none of the groups that were recorded."""
+UNLIKE = 0.8
+"""What share of how far losses move is not known, without skill, where no group that an edit uses was recorded.
+"""
 SKILLS = (0.03, 0.995)
 """A skill on few runs is itself not known better."""
 
@@ -60,18 +61,20 @@ def change_band(
     skill: float,
     level: float,
     overused: float = 0.0,
+    unlike: float = 0.0,
     widened: float = 1.0,
 ) -> tuple[Array, Array]:
     """(low, high) of predicted changes; all arguments of one shape, or that broadcast to it.
 
     Parameters
     ----------
-    change : Δ. typical : Δ̄. noise : w. All in units of the loss.
+    change : Δ. typical : Δ̄. noise : n. unlike : d m. All in units of the loss.
     skill : k, over the mean trajectory, on runs that were not seen. level : of the band, in 0 .. 1.
     overused : o, 0 … 1. widened : what both distances are multiplied by.
     """
     changes, usual, width = (np.asarray(values, np.float64) for values in (change, typical, noise))
     known = float(np.clip(skill, *SKILLS))
+    width = np.hypot(width, np.sqrt(1 - known) * UNLIKE * unlike)
     relative = stats.norm.ppf(0.5 + level / 2) ** 2 * ((1 - known) / known + OVERUSE * overused**2)
     towards, away = (
         widened * np.sqrt(width**2 + relative * (share**2 * changes**2 + COMMON**2 * usual**2))
