@@ -5,9 +5,9 @@ much more depends on how well the simulator explains what curricula change, its 
 not seen: what is found at a signal-to-noise ratio of k / (1 − k) is off by a share √v of itself, with
 v = (1 − k) / k. Effects of examples that are used more often than in any recorded run are known less well:
 there v is larger by ``OVERUSE`` o², where o is the share of what the edit changes that is such use. With
-w² = n² + (1 − k) (``UNLIKE`` d m)², n the half-width of the band around a new run's loss, d how far the edit's
-shares of groups are from all recorded ones and m how far losses move in training, and with z, the normal
-quantile of the level, the band around a predicted change Δ reaches
+w² = n² + (1 − k) (``UNLIKE`` d m)², n the half-width of the band around a new run's loss, d how far the
+edit's shares of groups are from all recorded ones and m how far losses move in training, and with z, the
+normal quantile of the level, the band around a predicted change Δ reaches
 
     towards zero and beyond    √(w² + z² v (TOWARDS² Δ² + COMMON² Δ̄²))
     away from zero             √(w² + z² v (AWAY² Δ² + COMMON² Δ̄²))
@@ -33,8 +33,7 @@ usual changes besides."""
 OVERUSE = 1.5
 """What v is larger by where all that an edit adds is use beyond recorded use: returns diminish or not."""
 UNLIKE = 0.8
-"""What share of how far losses move is not known, without skill, where no group that an edit uses was recorded.
-"""
+"""What share of how far losses move is not known, without skill, of an edit to groups never recorded."""
 SKILLS = (0.03, 0.995)
 """A skill on few runs is itself not known better."""
 

@@ -25,7 +25,7 @@ from simfluence.runs import ExampleTable, Run, RunSet
 from simfluence.runs.schedule import KEEP, STRETCH, as_schedule, check_rule, edited_rates, recorded_rates
 from simfluence.simulators import PredictiveBands, Simulator
 from simfluence.simulators.recorded import Recorded
-from simfluence.trust import UNLIKE, Trust, change_band, verdicts
+from simfluence.trust import Trust, change_band, verdicts
 
 Array = npt.NDArray[np.float64]
 
@@ -308,18 +308,16 @@ def _with_bands(
     skill = float(bands.skill_[min(step, len(bands.skill_) - 1)])
     values = changes["change"].to_numpy()
     overused = recorded.overused(answer.original, answer.edited) if recorded is not None else 0.0
-    about = {"skill": skill, "level": bands.level, "overused": overused, "widened": answer.widened}
-    moved = np.sqrt(np.square(changes["original"] - changes["initial"]).mean())
-    far = (
-        recorded.distance(answer.edited, train.groups) if recorded is not None and train is not None else 0.0
-    )
-    noise = np.hypot(bands.half_width(step), UNLIKE * far * moved)
-    low, high = change_band(values, np.sqrt(np.square(values).mean()), noise, **about)
+    far = recorded.distance(answer.edited, train.groups) if recorded is not None and train is not None else 0
+    unlike = far * np.sqrt(np.square(changes["original"] - changes["initial"]).mean())
+    about = {"skill": skill, "level": bands.level, "overused": overused, "unlike": unlike}
+    about["widened"] = answer.widened
+    low, high = change_band(values, np.sqrt(np.square(values).mean()), bands.half_width(step), **about)
     groups = {name: np.flatnonzero(changes["group"] == name) for name in sorted(set(changes["group"]))}
     rows = {**(groups if len(groups) > 1 else {}), "all": np.arange(len(changes))}
     means = []
     for of in rows.values():
-        mean, noise = values[of].mean(), np.hypot(bands.half_width_of_mean(of, step), UNLIKE * far * moved)
+        mean, noise = values[of].mean(), bands.half_width_of_mean(of, step)
         edges = change_band(mean, np.sqrt(np.square(values[of]).mean()), noise, **about)
         means.append((float(edges[0]), float(edges[1]), str(verdicts(mean, *edges))))
     runs = len(bands.errors_)

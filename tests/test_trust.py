@@ -35,6 +35,7 @@ def test_laws_of_the_band(change: float, typical: float, noise: float, skill: fl
         change_band(change, 2 * typical, noise, skill, 0.9),
         change_band(change, typical, noise, skill - 0.1, 0.9),
         change_band(change, typical, noise, skill, 0.9, overused=0.5),
+        change_band(change, typical, noise, skill, 0.9, unlike=0.5),
     ):
         assert wider[0] <= low
         assert wider[1] >= high
