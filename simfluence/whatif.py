@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -303,33 +304,31 @@ def _with_bands(
     answer: WhatIf, bands: PredictiveBands, recorded: Recorded | None, train: ExampleTable | None
 ) -> WhatIf:
     """The answer with bands around the changes of single test examples and around mean changes."""
-    changes = answer.changes
+    changes, values = answer.changes, answer.changes["change"].to_numpy()
     step = max(len(answer.original), len(answer.edited))  # the change is between the ends of both
     skill = float(bands.skill_[min(step, len(bands.skill_) - 1)])
-    values = changes["change"].to_numpy()
     overused = recorded.overused(answer.original, answer.edited) if recorded is not None else 0.0
     far = recorded.distance(answer.edited, train.groups) if recorded is not None and train is not None else 0
-    unlike = far * np.sqrt(np.square(changes["original"] - changes["initial"]).mean())
-    about = {"skill": skill, "level": bands.level, "overused": overused, "unlike": unlike}
-    about["widened"] = answer.widened
-    low, high = change_band(values, np.sqrt(np.square(values).mean()), bands.half_width(step), **about)
+    moved = np.sqrt(np.square(changes["original"] - changes["initial"]).mean())
+    band = partial(
+        change_band,
+        skill=skill,
+        level=bands.level,
+        overused=overused,
+        unlike=far * moved,
+        widened=answer.widened,
+    )
+    low, high = band(values, np.sqrt(np.square(values).mean()), bands.half_width(step))
     groups = {name: np.flatnonzero(changes["group"] == name) for name in sorted(set(changes["group"]))}
     rows = {**(groups if len(groups) > 1 else {}), "all": np.arange(len(changes))}
     means = []
     for of in rows.values():
         mean, noise = values[of].mean(), bands.half_width_of_mean(of, step)
-        edges = change_band(mean, np.sqrt(np.square(values[of]).mean()), noise, **about)
+        edges = band(mean, np.sqrt(np.square(values[of]).mean()), noise)
         means.append((float(edges[0]), float(edges[1]), str(verdicts(mean, *edges))))
-    runs = len(bands.errors_)
-    reasons = [f"skill {skill:.2f} on {runs} recorded runs, each left out of a fit"]
-    if not runs:
-        reasons = [f"too few recorded runs to leave one out; skill is taken to be {skill:.2f}"]
-    if answer.widened != 1:
-        reasons.append(f"bands {answer.widened:.2f} times as wide, after answers that were retrained")
-    if overused > _NOTICEABLE:
-        reasons.append(f"{overused:.0%} of what changes is use of examples beyond that of any recorded run")
-    if recorded is not None and train is not None:
-        reasons += filter(None, [recorded.unlike(answer.edited, train.groups)])
+    reasons = _reasons(answer, len(bands.errors_), skill, overused)
+    if recorded is not None and train is not None and (words := recorded.unlike(answer.edited, train.groups)):
+        reasons.append(words)
     return replace(
         answer,
         changes=changes.assign(low=low, high=high, verdict=verdicts(values, low, high)),
@@ -337,6 +336,18 @@ def _with_bands(
         means=pd.DataFrame(means, index=list(rows), columns=["low", "high", "verdict"]),
         trust=Trust(means[-1][-1], tuple(reasons)),
     )
+
+
+def _reasons(answer: WhatIf, runs: int, skill: float, overused: float) -> list[str]:
+    """What a verdict rests on, in words; runs : how many were left out of a fit."""
+    reasons = [f"skill {skill:.2f} on {runs} recorded runs, each left out of a fit"]
+    if not runs:
+        reasons = [f"too few recorded runs to leave one out; skill is taken to be {skill:.2f}"]
+    if answer.widened != 1:
+        reasons.append(f"bands {answer.widened:.2f} times as wide, after answers that were retrained")
+    if overused > _NOTICEABLE:
+        reasons.append(f"{overused:.0%} of what changes is use of examples beyond that of any recorded run")
+    return reasons
 
 
 def _other_rates(rates: tuple[Array, Array] | None, retrained: Run) -> list[str]:
