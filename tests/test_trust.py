@@ -132,3 +132,10 @@ def test_bands_of_few_runs_are_wide(runs: RunSet) -> None:
     assert few.skill_[-1] == 0
     assert few.half_width_of_mean(np.arange(8), 40) <= few.half_width(40)[0]
     assert len(many.errors_) == 12
+
+
+def test_a_set_without_groups_says_how_many_uses_are_left(runs: RunSet) -> None:
+    bands = PredictiveBands(MeanTrajectory()).fit(runs[:12])
+    edited = edits.remove(runs[12].curriculum, range(16))
+    answer = what_if(Fitted(bands.simulator_, bands), runs[12], edited, train=runs.train)
+    assert f"the edit uses training examples {len(edited.examples)} times" in str(answer.trust)

@@ -129,7 +129,7 @@ class Recorded:
             if now < low / _FAR or now > high * _FAR:
                 found.append((max(low / max(now, 0.5), now / max(high, 0.5)), name, now, low, high))
         words = [
-            f"{name} {now:.4g} times (recorded runs: {low:.4g} to {high:.4g})"
+            f"{name or 'training examples'} {now:.4g} times (recorded runs: {low:.4g} to {high:.4g})"
             for _, name, now, low, high in sorted(found, reverse=True)[:_SHOWN]
         ]
         more = f" and {len(found) - _SHOWN} more groups" if len(found) > _SHOWN else ""
