@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -77,22 +78,47 @@ def error_by_step(evaluation: Evaluation) -> Figure:
 
 
 def predicted_changes(changes: pd.DataFrame) -> Figure:
-    """A what-if's predicted changes of the final losses; against those of retraining, if there are any."""
+    """A what-if's predicted changes of the final losses, with their bands; against those of retraining, if
+    there are any.
+    """
     figure = Figure(figsize=(5, 4.4), layout="constrained")
     axis = figure.subplots()
     if "true_change" not in changes:
         ordered = changes.sort_values("change")
-        axis.barh(np.arange(len(ordered)), ordered["change"], color=_COLOURS[0])
+        axis.barh(
+            np.arange(len(ordered)),
+            ordered["change"],
+            xerr=_reach(ordered),
+            color=_COLOURS[0],
+            ecolor="#888888",
+        )
         axis.set(xlabel="predicted change of the final loss", ylabel="test example", yticks=[])
         return figure
     axis.axline((0, 0), slope=1, color="#BBBBBB", lw=1)
     for number, (group, rows) in enumerate(changes.groupby("group")):
         colour = _COLOURS[number % len(_COLOURS)]
-        axis.scatter(rows["change"], rows["true_change"], s=18, color=colour, label=group or None)
+        axis.errorbar(
+            rows["change"],
+            rows["true_change"],
+            xerr=_reach(rows),
+            fmt="o",
+            markersize=4,
+            elinewidth=0.6,
+            color=colour,
+            label=group or None,
+        )
     axis.set(xlabel="predicted change of the final loss", ylabel="change after retraining")
     if len(set(changes["group"])) > 1:
         axis.legend(fontsize=8, frameon=False)
     return figure
+
+
+def _reach(changes: pd.DataFrame) -> npt.NDArray[np.float64] | None:
+    """How far bands reach below and above the predicted changes, [2, test]; None without bands."""
+    if "low" not in changes:
+        return None
+    edges = changes["change"] - changes["low"], changes["high"] - changes["change"]
+    return np.stack([np.maximum(edge, 0) for edge in edges])
 
 
 def influence_tails(scores: InfluenceScores, fitted: pd.DataFrame) -> Figure:
