@@ -13,7 +13,7 @@ half-width there grows in proportion to the steps, t / T, as an error in the dri
 (analysis/results/schedules.md: what such bands cover of retrained longer curricula).
 
 The mean loss of several test examples has errors of its own, ē_r(t): its band is t_{R+ν} s with
-s² = (Σ_r ē_r² + ν σ²) / (R + ν), where σ² = s̄² (1/m + ``COMMON``) is what is usual of a mean over m.
+s² = (Σ_r ē_r² + ν σ²) / (R + ν), where σ² = s̄² (1/m + ``CORRELATION``) is what is usual of a mean over m.
 
 Of fewer than three runs no errors are known. There s is ``UNKNOWN`` times how far losses have moved by then.
 """
@@ -38,7 +38,7 @@ IntArray = npt.NDArray[np.int64]
 
 SHRINKAGE = 4.0
 """ν: how many runs' worth of trust the scale common to all test examples has."""
-COMMON = 0.1
+CORRELATION = 0.1
 """The usual correlation of two test examples' errors (analysis/results/answers.md)."""
 UNKNOWN = 0.3
 """Runs of other curricula usually end within this share of how far losses move (the same)."""
@@ -133,7 +133,7 @@ class PredictiveBands:
     def half_width_of_mean(self, rows: IntArray, step: int) -> float:
         """Of the band around the mean loss of these test examples after a step."""
         single = float(np.sqrt(np.square(self.half_width(step)[rows]).mean()))
-        usual = single * np.sqrt(1 / len(rows) + COMMON)
+        usual = single * np.sqrt(1 / len(rows) + CORRELATION)
         runs = len(self.errors_)
         if not runs or len(rows) == 1:
             return float(min(usual, single))
