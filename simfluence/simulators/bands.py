@@ -12,8 +12,10 @@ edited curriculum :mod:`simfluence.trust` says more. Past the last recorded step
 half-width there grows in proportion to the steps, t / T, as an error in the drift would
 (analysis/results/schedules.md: what such bands cover of retrained longer curricula).
 
-The mean loss of several test examples has errors of its own, ē_r(t): its band is t_{R+ν} s with
-s² = (Σ_r ē_r² + ν σ²) / (R + ν), where σ² = s̄² (1/m + ``CORRELATION``) is what is usual of a mean over m.
+The mean loss of m test examples has errors of its own, ē_r(t). With t the quantile of Student's distribution
+for R + ν degrees of freedom, and h̄ the root mean square of the half-widths q s of the m, its half-width is h,
+
+    h² = (t² Σ_r ē_r² + ν h̄² (1/m + CORRELATION)) / (R + ν).
 
 Of fewer than three runs no errors are known. There s is ``UNKNOWN`` times how far losses have moved by then.
 """
