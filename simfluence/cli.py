@@ -110,13 +110,13 @@ def whatif(config: DictConfig) -> None:
         retrain=retrain_as_recorded(config.path, str(edit), config.device) if config.verify else None,
     )
     run_id = config.run_id or runs.ids[-1]
-    if config.verify and answer.level is not None:
-        verified.keep(config.path, run_id, str(edit), answer)
     steps = f"{len(answer.original)} steps → {len(answer.edited)}"
     print(f"what if, in {run_id}: {edit} ({steps})\n\n{answer}")
     if config.output is not None:
         report.write_what_if(answer, config.output)
         print(f"\nevery test example: {config.output}/what_if.csv, what_if.png, what_if.md, what_if.json")
+    if config.verify and answer.level is not None:
+        verified.keep(config.path, run_id, str(edit), answer)
 
 
 def attribute(config: DictConfig) -> None:
