@@ -92,15 +92,20 @@ def whatif(config: DictConfig) -> None:
     from simfluence import report, verified
     from simfluence.edit import Edit
     from simfluence.finetuning.retrain import retrain_as_recorded
+    from simfluence.fitted import Fitted
     from simfluence.whatif import ask
 
     if config.output is not None:
         outputs.check_folder(config.output)
     runs, edit = _load(config.path), Edit(**_plain(config.edit))
-    known = verified.said(config.path, config.level) if config.level is not None else verified.Verified()
+    simulator = _simulator(config.simulator) if config.fitted is None else Fitted.load(config.fitted)
+    name = simulator.simulator.name if isinstance(simulator, Fitted) else simulator.name
+    known = verified.Verified()
+    if config.level is not None:
+        known = verified.said(config.path, config.level, name)
     answer = ask(
         runs,
-        _simulator(config.simulator) if config.fitted is None else config.fitted,
+        simulator,
         edit,
         run_id=config.run_id,
         train=config.train,
@@ -116,7 +121,7 @@ def whatif(config: DictConfig) -> None:
         report.write_what_if(answer, config.output)
         print(f"\nevery test example: {config.output}/what_if.csv, what_if.png, what_if.md, what_if.json")
     if config.verify and answer.level is not None:
-        verified.keep(config.path, run_id, str(edit), answer)
+        verified.keep(config.path, run_id, str(edit), name, answer)
 
 
 def attribute(config: DictConfig) -> None:

@@ -27,7 +27,8 @@ from simfluence.whatif import WhatIf
 FILE = "verified.parquet"
 PRIOR = 4.0
 """How many answers the constants count as."""
-COLUMNS = ["answer", "run_id", "edit", "schedule", "level", "id", "change", "low", "high", "true_change"]
+ABOUT = ["answer", "run_id", "edit", "simulator", "schedule", "level"]
+COLUMNS = [*ABOUT, "id", "change", "low", "high", "true_change"]
 """``low`` and ``high`` are the band's edges as if it had not been widened."""
 
 
@@ -41,20 +42,22 @@ class Verified:
     widened: float = 1.0
 
 
-def keep(path: str | Path, run_id: str, edit: str, answer: WhatIf) -> None:
-    """Add a retrained answer with bands to the run set at ``path``; one that is there already is replaced.
+def keep(path: str | Path, run_id: str, edit: str, simulator: str, answer: WhatIf) -> None:
+    """Add a retrained answer with bands to the run set at ``path``; one of the same question, simulator and
+    level that is there already is replaced. simulator : its name.
 
     Raises ValueError for an answer without retraining or without bands.
     """
-    changes = answer.changes
+    changes, fingerprint = answer.changes, answer.edited.fingerprint[:12]
     if "true_change" not in changes or "low" not in changes:
         raise ValueError("only answers that were retrained and have bands can be kept")
     centre = changes["change"]
     rows = pd.DataFrame(
         {
-            "answer": f"{run_id}: {edit}, {answer.edited.fingerprint[:12]}",
+            "answer": f"{run_id}: {edit}, {fingerprint}, {simulator}, level {answer.level}",
             "run_id": run_id,
             "edit": edit,
+            "simulator": simulator,
             "schedule": answer.schedule,
             "level": float(answer.level or np.nan),
             "id": changes["id"].map(str),
@@ -85,9 +88,10 @@ def load(path: str | Path) -> pd.DataFrame:
         raise RunDataError(f"{file} does not hold verified answers: {error}; delete or repair it") from error
 
 
-def said(path: str | Path, level: float) -> Verified:
-    """What the answers kept with a run set say of bands of this level."""
+def said(path: str | Path, level: float, simulator: str) -> Verified:
+    """What the answers kept with a run set say of this simulator's bands of this level."""
     rows = load(path)
+    rows = rows[(rows["simulator"] == simulator) & np.isclose(rows["level"].astype(np.float64), level)]
     if rows.empty:
         return Verified()
     missed = rows["true_change"] - rows["change"]

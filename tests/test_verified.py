@@ -40,19 +40,19 @@ def wrong_by(answer: WhatIf, times: float) -> WhatIf:
 
 
 def test_nothing_verified_changes_nothing(tmp_path: Path) -> None:
-    assert (said(tmp_path, 0.9).answers, said(tmp_path, 0.9).widened) == (0, 1.0)
+    assert (said(tmp_path, 0.9, "auto").answers, said(tmp_path, 0.9, "auto").widened) == (0, 1.0)
 
 
 def test_bands_widen_by_how_far_truths_are_out(answers, tmp_path: Path) -> None:
     _, found = answers
     for number, answer in enumerate(found, start=1):
-        keep(tmp_path, "run-010", f"edit {number}", wrong_by(answer, 3.0))
-        assert said(tmp_path, 0.9).answers == number
-        assert said(tmp_path, 0.9).widened == pytest.approx(3 ** (number / (number + PRIOR)))
+        keep(tmp_path, "run-010", f"edit {number}", "auto", wrong_by(answer, 3.0))
+        assert said(tmp_path, 0.9, "auto").answers == number
+        assert said(tmp_path, 0.9, "auto").widened == pytest.approx(3 ** (number / (number + PRIOR)))
     for number, answer in enumerate(found, start=1):  # replaced, not added
-        keep(tmp_path, "run-010", f"edit {number}", wrong_by(answer, 1.0))
-    assert said(tmp_path, 0.9).answers == 4
-    assert said(tmp_path, 0.9).widened == pytest.approx(1)
+        keep(tmp_path, "run-010", f"edit {number}", "auto", wrong_by(answer, 1.0))
+    assert said(tmp_path, 0.9, "auto").answers == 4
+    assert said(tmp_path, 0.9, "auto").widened == pytest.approx(1)
 
 
 def test_a_widened_answer_teaches_what_an_unwidened_one_does(answers, tmp_path: Path) -> None:
@@ -67,14 +67,16 @@ def test_a_widened_answer_teaches_what_an_unwidened_one_does(answers, tmp_path: 
     wide = replace(wide, changes=wide.changes.assign(true_change=narrow["true_change"]))
     for name, answer in (("narrow", found[0]), ("wide", wide)):
         (tmp_path / name).mkdir()
-        keep(tmp_path / name, "run-010", "edit", answer)
-    assert said(tmp_path / "wide", 0.9).widened == pytest.approx(said(tmp_path / "narrow", 0.9).widened)
+        keep(tmp_path / name, "run-010", "edit", "auto", answer)
+    assert said(tmp_path / "wide", 0.9, "auto").widened == pytest.approx(
+        said(tmp_path / "narrow", 0.9, "auto").widened
+    )
 
 
 def test_a_run_set_with_verified_answers_is_read_as_before(answers, tmp_path: Path) -> None:
     runs, found = answers
     runs.save(tmp_path / "set")
-    keep(tmp_path / "set", "run-010", "edit", found[0])
+    keep(tmp_path / "set", "run-010", "edit", "auto", found[0])
     assert len(RunSet.load(tmp_path / "set")) == len(runs)
     np.testing.assert_allclose(load(tmp_path / "set")["true_change"], found[0].changes["true_change"])
 
@@ -84,8 +86,24 @@ def test_bad_answers_and_files_are_named(answers, tmp_path: Path) -> None:
     for column in ("true_change", "low"):
         with pytest.raises(ValueError, match="retrained and have bands"):
             keep(
-                tmp_path, "run-010", "edit", replace(found[0], changes=found[0].changes.drop(columns=column))
+                tmp_path,
+                "run-010",
+                "edit",
+                "auto",
+                replace(found[0], changes=found[0].changes.drop(columns=column)),
             )
     (tmp_path / FILE).write_bytes(b"no table")
     with pytest.raises(RunDataError, match="does not hold verified answers"):
-        said(tmp_path, 0.9)
+        said(tmp_path, 0.9, "auto")
+
+
+def test_answers_count_for_bands_of_their_own_level_and_simulator(answers, tmp_path: Path) -> None:
+    _, found = answers
+    keep(tmp_path, "run-010", "edit", "auto", wrong_by(found[0], 3.0))
+    keep(tmp_path, "run-010", "edit", "linear", wrong_by(found[0], 9.0))
+    keep(tmp_path, "run-010", "edit", "auto", replace(wrong_by(found[0], 27.0), level=0.5))
+    for level, simulator, times in ((0.9, "auto", 3), (0.9, "linear", 9), (0.5, "auto", 27)):
+        known = said(tmp_path, level, simulator)
+        assert known.answers == 1
+        assert known.widened == pytest.approx(times ** (1 / (1 + PRIOR)))
+    assert said(tmp_path, 0.9, "dynamics").answers == 0

@@ -286,7 +286,7 @@ def test_unstable_rollouts_are_said() -> None:
 
 
 def test_every_answer_says_that_runs_do_not_start_alike(simulator: Simulator, runs: RunSet, tmp_path) -> None:
-    def told(one: Simulator) -> bool:
+    def says_so(one: Simulator) -> bool:
         return any("do not start alike" in note for note in one.notes)
 
     def starting_from(name: str) -> RunSet:
@@ -299,8 +299,8 @@ def test_every_answer_says_that_runs_do_not_start_alike(simulator: Simulator, ru
 
     alike, unlike = starting_from("same"), starting_from("own-{}")
     simulator.fit(unlike[:6]).save(tmp_path / "it")
-    assert told(simulator)
-    assert told(load_simulator(tmp_path / "it"))
-    assert told(simulator.refit(unlike[:5]))
-    assert not told(simulator.refit(alike[:5]))
-    assert not told(simulator.fit(alike[:6]))
+    assert says_so(simulator)
+    assert says_so(load_simulator(tmp_path / "it"))
+    assert says_so(simulator.refit(unlike[:5]))
+    assert not says_so(simulator.refit(alike[:5]))
+    assert not says_so(simulator.fit(alike[:6]))
