@@ -10,10 +10,10 @@ from pathlib import Path
 import pandas as pd
 
 from simfluence import plots
+from simfluence.answer import WhatIf
 from simfluence.attribution import InfluenceScores, LayerTokenScores, sparsity
 from simfluence.evaluation import Evaluation, table, to_markdown
 from simfluence.runs import strict_json
-from simfluence.whatif import WhatIf
 
 
 def write_evaluation(evaluation: Evaluation, folder: str | Path) -> str:

@@ -20,9 +20,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from simfluence.answer import WhatIf
 from simfluence.errors import RunDataError
 from simfluence.runs import storage
-from simfluence.whatif import WhatIf
 
 FILE = "verified.parquet"
 PRIOR = 4.0

@@ -10,10 +10,10 @@ import pytest
 from families import known_runs
 
 from simfluence import AutoSimulator, PredictiveBands, RunSet, what_if
+from simfluence.answer import WhatIf
 from simfluence.errors import RunDataError
 from simfluence.fitted import Fitted
 from simfluence.verified import FILE, PRIOR, keep, load, said
-from simfluence.whatif import WhatIf
 
 
 @pytest.fixture(scope="module")

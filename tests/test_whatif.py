@@ -11,13 +11,14 @@ from families import replaced, synthetic_runs
 
 from simfluence import LinearSimulator, PredictiveBands, RunSet, evaluate, what_if
 from simfluence import curriculum as edits
+from simfluence.answer import agreement, by_group
 from simfluence.attribution import InfluenceScores
 from simfluence.edit import Edit
 from simfluence.errors import RunDataError
 from simfluence.fitted import Fitted, fit
 from simfluence.runs import ExampleTable
 from simfluence.simulators import ScoresSimulator
-from simfluence.whatif import agreement, ask, by_group, verified
+from simfluence.whatif import ask, verified
 
 UNLOGGED = "the learning rates are not known, so the simulation is the same for either schedule"
 
