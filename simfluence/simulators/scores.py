@@ -2,8 +2,10 @@
 
     L_t = L_0 − k Σ_{s≤t} w_s Σ_{i∈c_s} S_i(z) / |c_s|
 
-As they are, k is what the scores themselves state (TracIn, Pruthi et al. 2020: w_s the learning rate, k = 1).
-Calibrated, k is the one number that fits the training runs best, by least squares over all recorded losses:
+Of scores at several steps of a run, S is that with the latest weights before the step ("TracIn-CP, all steps"
+in Guu et al. 2023). As they are, k is what the scores themselves state (TracIn, Pruthi et al. 2020: w_s the
+learning rate, k = 1). Calibrated, k is the one number that fits the training runs
+best, by least squares over all recorded losses:
 
     k = −Σ P (L − L_0) / Σ P²,   P the double sum above
 """
@@ -37,13 +39,14 @@ saved(TableFingerprints)
 @dataclass(frozen=True)
 class GivenScores:
     """What simulators keep of attribution scores: the array [train, test] or [step, train, test], what its
-    units are, and of which examples it is.
+    units are, of which examples it is, and after which steps of a run.
     """
 
     scores: Array
     weighing: str = ""
     scale: float = 1.0
     tables: TableFingerprints = field(default_factory=TableFingerprints)
+    steps: Sequence[int] = ()
 
 
 def portable_scores(scores: Any) -> Any:
@@ -57,7 +60,7 @@ def portable_scores(scores: Any) -> Any:
         return np.asarray(scores, np.float64)
     tables = getattr(scores, "tables", TableFingerprints())
     weighing, scale = getattr(scores, "weighing", ""), getattr(scores, "scale", 1.0)
-    return GivenScores(np.asarray(array), weighing, scale, tables)
+    return GivenScores(np.asarray(array), weighing, scale, tables, list(getattr(scores, "steps", ())))
 
 
 def check_scores(scores: Any, runs: RunSet) -> None:
@@ -75,19 +78,21 @@ class ScoresSimulator(Simulator):
     Parameters
     ----------
     scores : [train, test], or anything with such an attribute ``scores``; positive lowers the loss. Of scores
-        [step, train, test], taken at several steps of a run, the mean is added up. None: all zero, which is
-        persistence.
+        [step, train, test] whose attribute ``steps`` says after which steps of a run they were taken, a step
+        adds those of the latest; without it, their mean. None: all zero, which is persistence.
         What they weigh (:data:`Weighing`) and their ``scale`` are taken from such attributes.
     calibrated : fit k on the training runs; otherwise k is the scores' own scale, and they must state what
         they weigh.
 
     Attributes
     ----------
-    scale_ : k. weighing_ : as used. rates_ : float [step], the mean learning rates of the training runs.
+    scores_ : float [step, train, test]. steps_ : int [step], from which step on each is used, the first
+        from 0. scale_ : k. weighing_ : as used. rates_ : float [step], the mean learning rates of the
+        training runs.
     """
 
     name: ClassVar[str] = "scores"
-    fitted: ClassVar[tuple[str, ...]] = ("scores_", "weighing_", "rates_", "scale_")
+    fitted: ClassVar[tuple[str, ...]] = ("scores_", "steps_", "weighing_", "rates_", "scale_")
 
     def __init__(self, scores: Any = None, calibrated: bool = True) -> None:
         self.scores = scores
@@ -97,11 +102,12 @@ class ScoresSimulator(Simulator):
         check_scores(self.scores, train)
         shape = (len(train.train), len(train.test))
         scores = np.zeros(shape) if self.scores is None else getattr(self.scores, "scores", self.scores)
-        self.scores_ = np.array(scores, np.float64)
-        if self.scores_.ndim == 3:
-            self.scores_ = self.scores_.mean(0)
-        if self.scores_.shape != shape or not np.isfinite(self.scores_).all():
-            raise ValueError(f"scores must be finite, [train, test] = {shape}, got {self.scores_.shape}")
+        given = np.array(scores, np.float64)
+        if given.shape[-2:] != shape or given.ndim > 3 or not np.isfinite(given).all():
+            raise ValueError(f"scores must be finite, [train, test] = {shape}, got {given.shape}")
+        steps = list(getattr(self.scores, "steps", ()))
+        self.scores_ = given if steps else given.reshape(-1, *shape).mean(0, keepdims=True)
+        self.steps_ = np.array([0, *steps[1:]])
         self.weighing_ = getattr(self.scores, "weighing", "")
         if self.weighing_ not in get_args(Weighing):
             raise ValueError(f"weighing must be one of {get_args(Weighing)}, got {self.weighing_!r}")
@@ -139,7 +145,10 @@ class ScoresSimulator(Simulator):
         steps = len(curriculum)
         if self.weighing_ == "run":
             weights = weights / steps
-        each = (count_matrix([curriculum], batch_size=1.0) @ self.scores_) * weights[:, None]
+        used = count_matrix([curriculum], batch_size=1.0)
+        latest = np.searchsorted(self.steps_, np.arange(steps), side="right") - 1
+        parts = [used[latest == number] @ scores for number, scores in enumerate(self.scores_)]
+        each = np.concatenate(parts) * weights[:, None]
         return np.concatenate([np.zeros((1, each.shape[1])), np.cumsum(each, axis=0)])
 
     def _simulate(

@@ -20,8 +20,8 @@ from safetensors.numpy import save
 from simfluence.errors import RunDataError
 from simfluence.runs.storage import write_atomically
 
-FORMAT = "simfluence simulator 4"
-_EARLIER = tuple(f"simfluence simulator {number}" for number in (1, 2, 3))
+FORMAT = "simfluence simulator 5"
+_EARLIER = tuple(f"simfluence simulator {number}" for number in (1, 2, 3, 4))
 
 Class = TypeVar("Class", bound=type)
 SAVED: dict[str, type] = {}

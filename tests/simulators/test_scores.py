@@ -18,6 +18,10 @@ INITIAL = RNG.uniform(1, 2, (5, 3))
 
 
 def naive(weights: list[float], k: float) -> np.ndarray:
+    return naive_of(SCORES, weights, k)
+
+
+def naive_of(scores: np.ndarray, weights: list[float], k: float) -> np.ndarray:
     """[run, step + 1, test], entry by entry."""
     losses = np.empty((5, 5, 3))
     for run, batches in enumerate(BATCHES):
@@ -25,7 +29,7 @@ def naive(weights: list[float], k: float) -> np.ndarray:
         for step, batch in enumerate(batches):
             losses[run, step + 1] = losses[run, step]
             for example in batch:
-                losses[run, step + 1] -= k * weights[step] * SCORES[example] / len(batch)
+                losses[run, step + 1] -= k * weights[step] * scores[example] / len(batch)
     return losses
 
 
@@ -104,6 +108,23 @@ def test_known_rates_of_other_curricula_replace_the_recorded_ones() -> None:
     )
     with pytest.raises(ValueError, match=r"learning_rate must be \[step\] = \(4,\)"):
         by_rate.simulate(curricula, INITIAL, [0.1])
+
+
+def test_scores_at_several_steps_are_used_from_their_steps_on() -> None:
+    """Those after step 0 in the first two steps, those after step 2 in the others; the mean, if no step is
+    known."""
+    later = RNG.normal(size=SCORES.shape)
+    both = InfluenceScores(np.stack([SCORES, later]), "made up", weighing="use", steps=(0, 2))
+    early, late = naive([1, 1, 0, 0], 0.5), naive([0, 0, 1, 1], 0.5)
+    expected = early + (naive_of(later, [0, 0, 1, 1], 0.5) - INITIAL[:, None])
+    recorded = runs(expected)
+    curricula = [Curriculum.from_batches(batches, 6) for batches in BATCHES]
+    simulator = ScoresSimulator(both).fit(recorded)
+    assert simulator.scale_ == pytest.approx(0.5)
+    np.testing.assert_allclose(simulator.simulate(curricula, INITIAL), expected, rtol=1e-12)
+    assert not np.allclose(expected, early + late - INITIAL[:, None])
+    unknown, mean = (ScoresSimulator(scores).fit(recorded) for scores in (both.scores, both.scores.mean(0)))
+    np.testing.assert_allclose(unknown.simulate(curricula, INITIAL), mean.simulate(curricula, INITIAL))
 
 
 def test_steps_without_losses_are_left_out_of_the_calibration() -> None:
