@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from simfluence import __version__, options, outputs, renamed
+from simfluence.cli_help import of_command, overview
 from simfluence.errors import RecordingError
 from simfluence.options import conf_folder
 
@@ -86,6 +87,30 @@ def evaluate(config: DictConfig) -> None:
     if config.output is not None:
         report.write_evaluation(evaluation, config.output)
         print(f"table and figures: {config.output}/table.md, table.csv, loss_curves.png, error_by_step.png")
+
+
+def benchmark(config: DictConfig) -> None:
+    from simfluence import report
+    from simfluence.evaluation.benchmark import benchmark as held_to_one_standard
+    from simfluence.evaluation.benchmark import needs, score_methods, simulator_methods
+    from simfluence.finetuning.score_files import make_scores, score_files
+
+    outputs.check_folder(config.output)
+    runs, named = _load(config.path), list(config.methods)
+    simulators, scored, files = _kinds_of_methods(named)
+    there = score_files(config.path) if config.scores else []
+    made = make_scores(config.path, runs, scored, config.device)
+    files = list(dict.fromkeys([*files, *map(str, made), *map(str, there)]))
+    split = {key: config[key] for key in ("train", "validation", "test", "processes")}
+    split |= {"folder": Path(config.output) / "cells"}
+    methods = [*simulator_methods(simulators), *score_methods(files, runs)]
+    found = held_to_one_standard(runs, methods, **split)
+    print(f"{config.path}\n\n{found}\n")
+    sizes, every = [int(size) for size in config.sizes], [int(step) for step in config.every]
+    learners = needs(simulators, files, sizes, every, len(runs))
+    costs = held_to_one_standard(runs, learners, **split)
+    report.write_benchmark(found, costs, config.output, config.against, report.seconds_of_a_run(config.path))
+    print(f"tables (.md, .csv, .tex) and figures (.png, .pdf): {config.output}")
 
 
 def whatif(config: DictConfig) -> None:
@@ -238,54 +263,14 @@ COMMANDS: dict[str, tuple[Command, str]] = {
     "record": (record, "fine-tune a model under many curricula and record every run"),
     "fit": (fit, "fit a simulator to a recorded run set and save it"),
     "evaluate": (evaluate, "fit simulators on some runs, predict the others, print the table"),
+    "benchmark": (benchmark, "hold simulators and attribution methods to one standard, in paper tables"),
     "whatif": (whatif, "edit a curriculum, see the predicted change, verify it by retraining"),
     "attribute": (attribute, "score training examples for test examples by an attribution method"),
     "runs": (runs, "list, show, verify and prune what is recorded"),
     "predictability": (predictability, "retrain runs from weights that hardly differ: a ceiling of skill"),
 }
 
-_EXAMPLES = {
-    "record": (
-        "simfluence record task=piqa tuning=full run.optimizer.lr=3e-5 count=8",
-        'simfluence record -m "number=range(0,32)" hydra/launcher=submitit_slurm',
-        "simfluence record task=jsonl task.path=my.jsonl model=pretrained model.name=bert-base-uncased",
-    ),
-    "fit": (
-        "simfluence fit output=auto.safetensors",
-        "simfluence fit path=runs/mine simulator.scores=scores/scores.safetensors output=auto.safetensors",
-        "simfluence fit simulator=linear simulator.center=pooled output=linear.safetensors",
-    ),
-    "evaluate": (
-        "simfluence evaluate path=runs/openbookqa-minilm only=[additive,linear] output=report",
-        "simfluence evaluate scores=[runs/openbookqa-minilm/scores.safetensors]",
-        "simfluence evaluate simulator=auto.safetensors   # what fit wrote, as it is, beside the others",
-    ),
-    "whatif": (
-        "simfluence whatif edit.name=remove edit.groups=[completion]",
-        "simfluence whatif simulator=auto.safetensors edit.groups=[completion]   # what fit wrote, as it is",
-        "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
-        "simfluence whatif edit.groups=[completion] edit.schedule=keep   # the original's learning rates",
-        "simfluence whatif path=runs/mine simulator.scores=scores/scores.safetensors edit.ids=[q-17]",
-    ),
-    "attribute": (
-        "simfluence attribute steps=initial",
-        "simfluence attribute path=runs/mine steps=6   # along a run, for kernels that change",
-        "simfluence attribute path=runs/mine method=ekfac test_ids=[q-17]",
-        "simfluence attribute path=runs/mine method=tracin only=50",
-    ),
-    "predictability": (
-        "simfluence predictability path=runs/mine count=2",
-        "simfluence predictability path=runs/mine epsilon=1e-3   # how simulators' own errors grow",
-    ),
-    "runs": (
-        "simfluence runs",
-        "simfluence runs path=runs/openbookqa-minilm",
-        "simfluence runs path=runs/openbookqa-minilm run_id=run-003 plot=run-003.png",
-        "simfluence runs path=runs/openbookqa-minilm more=true   # what recording more would bring",
-        "simfluence runs verify=true",
-        "simfluence runs prune=[attempts,failed] delete=true",
-    ),
-}
+WHAT = {name: what for name, (_, what) in COMMANDS.items()}
 
 
 # --------------------------------------------------------------------------------------- parsing
@@ -307,7 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"simfluence {__version__}")
         return
     if not given:
-        print(_help())
+        print(overview(WHAT))
         return
     command = given[0]
     if command not in COMMANDS:
@@ -321,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         _fail(str(error))
     if flags & {"-h", "--help"}:
-        print(_command_help(command, overrides))
+        print(of_command(command, WHAT[command], overrides))
         return
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     sys.argv = [f"simfluence {command}", *sorted(flags), *overrides]
@@ -343,36 +328,6 @@ def _from_files(command: str, given: list[str]) -> list[str]:
     if taken and settings and command == "whatif":
         raise ValueError(f"{taken[0]} is fitted already: it does not take {settings[0]}")
     return [option.replace("simulator=", "fitted=", 1) if option in taken else option for option in given]
-
-
-def _help() -> str:
-    lines = [
-        "simfluence: record fine-tuning runs, fit a simulator of training, ask it what if.",
-        "",
-        "usage: simfluence COMMAND [option=value ...]",
-        "",
-        *(f"  {name:16}{what}" for name, (_, what) in COMMANDS.items()),
-        "",
-        "simfluence COMMAND --help shows a command's options, their defaults and examples.",
-    ]
-    return "\n".join(lines)
-
-
-def _command_help(command: str, overrides: list[str]) -> str:
-    """Options and their values, as the overrides given would set them."""
-    groups = options.groups_of(command)
-    lines = [
-        f"simfluence {command}: {COMMANDS[command][1]}",
-        "",
-        f"usage: simfluence {command} [option=value ...]",
-        "",
-        *(f"  {example}" for example in _EXAMPLES[command]),
-        "",
-        *([f"{name}=  {' | '.join(choices)}" for name, choices in groups.items()] + [""] if groups else []),
-        "options and defaults:",
-        *(f"  {line}" for line in OmegaConf.to_yaml(options.compose(command, overrides)).splitlines()),
-    ]
-    return "\n".join(lines)
 
 
 def _reported_plainly(command: str) -> Command:
@@ -419,6 +374,26 @@ def _print_notes(notes: Iterable[str]) -> None:
 
 def _plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+
+
+def _kinds_of_methods(names: list[str]) -> tuple[dict[str, dict[str, Any]], list[str], list[str]]:
+    """Simulators with their options, attribution methods, and files of scores; ValueError for other names."""
+    from simfluence.attribution import METHODS
+
+    known = {file.stem: file for file in sorted((conf_folder() / "simulator").glob("*.yaml"))}
+    simulators, scored, files = {}, [], []
+    for name in names:
+        if name in known:
+            simulators[name] = _plain(OmegaConf.load(known[name]))
+        elif name in METHODS:
+            scored.append(name)
+        elif Path(name).is_file():
+            files.append(name)
+        else:
+            close = difflib.get_close_matches(name, [*known, *METHODS], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"{name!r} is no simulator, no attribution method and no file of scores{hint}")
+    return simulators, scored, files
 
 
 def _load(path: str) -> Any:

@@ -8,10 +8,14 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from simfluence.attribution import InfluenceScores
-from simfluence.evaluation.protocol import Evaluation
+from simfluence.evaluation import Benchmark, Evaluation, summary
 from simfluence.runs import Run
 
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+
+
+LEAST_SKILL_SHOWN = -1.0
+"""Points below are left out of figures, so that one rollout that blows up does not hide the rest."""
 
 
 def colours(methods: list[str]) -> dict[str, str]:
@@ -73,6 +77,42 @@ def error_by_step(evaluation: Evaluation) -> Figure:
             errors = np.nanmean(np.square(losses - true)[:, 1:], axis=(0, 2))
         axis.plot(np.arange(1, len(errors) + 1), errors, color=colour[method], label=method)
     axis.set(xlabel="step", ylabel="mean squared error", yscale="log")
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def skill_and_cost(costs: Benchmark, seconds: float) -> Figure:
+    """Skill against the seconds that a fit takes, a point a simulator and what it is given; training a run
+    again, which has skill 1, is the dashed line.
+    """
+    frame = summary(costs.of_runs)
+    skill = frame[frame["metric"] == "skill"].set_index("method")
+    cells = costs.of_cells.drop(index=["persistence", "mean_trajectory"], errors="ignore")
+    figure = Figure(figsize=(7, 4.4), layout="constrained")
+    axis = figure.subplots()
+    families = [str(name).split(",")[0] for name in cells.index]
+    colour = {family: _COLOURS[i % len(_COLOURS)] for i, family in enumerate(dict.fromkeys(families))}
+    shown = set()
+    for name, family in zip(cells.index, families, strict=True):
+        mean, spread = skill.loc[name, ["mean", "spread"]]
+        if not mean > LEAST_SKILL_SHOWN:
+            continue
+        axis.errorbar(
+            cells.loc[name, "fit_seconds"],
+            mean,
+            yerr=spread if np.isfinite(spread) else None,
+            fmt="o",
+            markersize=3 + np.sqrt(cells.loc[name, "training_runs"]),
+            elinewidth=0.6,
+            color=colour[family],
+            label=None if family in shown else family,
+        )
+        shown.add(family)
+    if np.isfinite(seconds):
+        axis.axvline(seconds, color="#BBBBBB", ls="--", lw=1, label="training one run again")
+    axis.axhline(0, color="#BBBBBB", lw=0.8)
+    axis.set(xscale="log", xlabel="seconds to fit", ylabel="skill on held-out runs (± standard error)")
+    axis.set_title("larger points: fitted to more runs", fontsize=9)
     axis.legend(fontsize=8, frameon=False)
     return figure
 

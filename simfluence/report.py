@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from simfluence import plots
 from simfluence.answer import WhatIf
 from simfluence.attribution import InfluenceScores, LayerTokenScores, sparsity
-from simfluence.evaluation import Evaluation, table, to_markdown
-from simfluence.runs import strict_json
+from simfluence.evaluation import Benchmark, Evaluation, paired_differences, table, to_markdown
+from simfluence.evaluation.tables import COLUMNS, NOTE, write_table
+from simfluence.runs import storage, strict_json
 
 
 def write_evaluation(evaluation: Evaluation, folder: str | Path) -> str:
@@ -30,6 +32,65 @@ def write_evaluation(evaluation: Evaluation, folder: str | Path) -> str:
     plots.loss_curves(evaluation).savefig(folder / "loss_curves.png", dpi=120)
     plots.error_by_step(evaluation).savefig(folder / "error_by_step.png", dpi=120)
     return markdown
+
+
+def write_benchmark(
+    found: Benchmark, costs: Benchmark, folder: str | Path, against: str, seconds: float
+) -> None:
+    """main (every method), comparison (with one of them) and needs (what simulators need), each as .md, .csv
+    and .tex; the figure cost.png and .pdf.
+
+    found, costs : the cells of the first two tables, and of the third. seconds : what training again takes.
+    """
+    write_table(found.table(), folder, "main", NOTE)
+    write_table(
+        compared(found, against), folder, "comparison", f"Each method less {against}. {COMPARISON_NOTE}"
+    )
+    write_table(needed(costs, seconds), folder, "needs")
+    figure = plots.skill_and_cost(costs, seconds)
+    for kind in ("png", "pdf"):
+        metadata = {"CreationDate": None} if kind == "pdf" else None
+        figure.savefig(Path(folder) / f"cost.{kind}", dpi=120, metadata=metadata)
+
+
+COMPARISON_NOTE = (
+    "Mean difference over the same test runs [95% interval, robust to what test examples of a run share];"
+    " p adjusted by Holm's method."
+)
+
+
+def compared(found: Benchmark, against: str) -> pd.DataFrame:
+    """One row a method, how it differs from another in all-steps MSE and final-step ρ."""
+    columns = {}
+    for metric in ("mse", "final_spearman"):
+        frame = paired_differences(found.of_runs, against, metric).set_index("method")
+        edges = frame[["difference", "low", "high"]].to_numpy(float)
+        columns[f"{COLUMNS[metric]}, difference"] = [
+            "–" if np.isnan(mean) else f"{mean:+.3g} [{low:+.3g}, {high:+.3g}]" for mean, low, high in edges
+        ]
+        columns[f"{COLUMNS[metric]}, p"] = ["–" if np.isnan(p) else f"{p:.2g}" for p in frame["p_holm"]]
+        columns[f"{COLUMNS[metric]}, better"] = list(frame["better"])
+    return pd.DataFrame(columns, index=frame.index)
+
+
+def needed(costs: Benchmark, seconds: float) -> pd.DataFrame:
+    """One row a simulator and what it is given: skill, final-step ρ, and seconds beside those of training."""
+    shown = costs.table()[["skill", COLUMNS["final_spearman"], "caution"]]
+    cells = costs.of_cells
+    shown.insert(0, "runs", cells["training_runs"].astype(int))
+    shown.insert(3, "seconds to fit", cells["fit_seconds"].map("{:.2g}".format))
+    shown.insert(4, "to answer", cells["answer_seconds"].map("{:.2g}".format))
+    shown.insert(5, "to train again", "–" if np.isnan(seconds) else f"{seconds:.3g}")
+    return shown
+
+
+def seconds_of_a_run(path: str | Path) -> float:
+    """The median of what recording a run took; NaN if the set does not say."""
+    taken = [
+        storage.read_manifest(Path(path) / run_id).get("seconds") for run_id in storage.run_ids(Path(path))
+    ]
+    known = [float(value) for value in taken if value is not None]
+    return float(pd.Series(known, dtype=float).median())
 
 
 def write_what_if(answer: WhatIf, folder: str | Path) -> None:

@@ -30,20 +30,23 @@ TUNINGS = {
 """Kind of fine-tuning → options. Learnt scales (IA3) and low-rank updates (LoRA) stand in the last two
 layers, so that what those below give is computed once."""
 
+SETS = tuple(f"{task}-{tuning}" for task in TASKS for tuning in TUNINGS)
+
 RUN_COUNT, TRAIN, VALIDATION, N_TEST = 32, 20, 2, 20
 LEARNT = 0.9
 """The share of its first pass's training loss that a run's last pass has at most, at the rate chosen."""
 
 
-def configuration(task: str, tuning: str, data: Path, rate: float | None = None) -> dict[str, Any]:
-    """The experiment as :func:`simfluence.finetuning.experiment.record_runs` takes it.
+def configuration(task: str, tuning: str, rate: float | None = None) -> dict[str, Any]:
+    """The experiment as :func:`simfluence.finetuning.experiment.record_runs` takes it, from within the folder
+    of the task's JSONL file (so that no recording holds a path of the machine).
 
-    data : the folder of the task's JSONL file. rate : the learning rate; None: the one that the sweep chose.
+    rate : the learning rate; None: the one that the sweep chose.
     """
     rate = chosen_rate(task, tuning) if rate is None else rate
     options = [
         "task=jsonl",
-        f"task.path={data / f'{task}.jsonl'}",
+        f"task.path={task}.jsonl",
         f"task.name={task}",
         f"task.n_test={N_TEST}",
         *TUNINGS[tuning],

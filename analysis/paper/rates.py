@@ -12,6 +12,7 @@ Writes analysis/results/paper/rates.csv; rates that stand there are not run agai
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     options = parser.parse_args()
+    os.chdir(options.data)
     RESULTS.mkdir(parents=True, exist_ok=True)
     file = RESULTS / "rates.csv"
     for task in options.tasks:
@@ -70,7 +72,7 @@ def main() -> None:
             if ((known["task"] == task) & (known["tuning"] == tuning)).any():
                 continue
             for rate in (rate for rate in GRID if rate >= FIRST[tuning]):
-                share = last_over_first(configuration(task, tuning, options.data, rate))
+                share = last_over_first(configuration(task, tuning, rate))
                 rows.append(
                     {"task": task, "tuning": tuning, "rate": rate, "last over first": round(share, 3)}
                 )

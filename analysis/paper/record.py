@@ -10,9 +10,10 @@ stay out of the repository.
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
-from protocol import RUN_COUNT, RUNS, TASKS, TUNINGS, configuration
+from protocol import RUN_COUNT, RUNS, SETS, configuration
 
 from simfluence.finetuning.experiment import record_runs
 
@@ -23,14 +24,13 @@ def main() -> None:
     """Record what is not recorded yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument(
-        "--sets", nargs="+", default=[f"{task}-{tuning}" for task in TASKS for tuning in TUNINGS]
-    )
+    parser.add_argument("--sets", nargs="+", default=SETS)
     parser.add_argument("--processes", type=int)
     options = parser.parse_args()
+    os.chdir(options.data)
     for name in options.sets:
         task, tuning = name.split("-", 1)
-        config = configuration(task, tuning, options.data)
+        config = configuration(task, tuning)
         first = config | {"run": config["run"] | {"keep_weights": KEEP[tuning]}}
         record_runs(first, RUNS / name, count=RUN_COUNT, numbers=[0])
         record_runs(config, RUNS / name, count=RUN_COUNT, processes=options.processes)

@@ -6,8 +6,11 @@ errors are not those of a prediction of losses: its MSE, MAE and skill are "off 
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
+from tabulate import tabulate
 
 from simfluence.evaluation.metrics import counterfactual_skill
 
@@ -74,6 +77,33 @@ def to_markdown(scores: pd.DataFrame, baseline: str = "mean_trajectory") -> str:
     """The table, and below it what its cells are."""
     notes = [NOTE, *([WHY_OFF_SCALE] if off_scale(scores, baseline) else [])]
     return "\n\n".join([table(scores, baseline).to_markdown(disable_numparse=True), *notes]) + "\n"
+
+
+_LATEX = {"±": r"$\pm$", "−": "$-$", "–": "--", "ρ": r"$\rho$", "≥": r"$\geq$", "×": r"$\times$"}
+
+
+def to_latex(frame: pd.DataFrame) -> str:
+    """Any table as LaTeX (of the package booktabs), its index the first column."""
+    headers = [str(frame.index.name or ""), *map(str, frame.columns)]
+    rows = [[str(name), *cells] for name, cells in zip(frame.index, frame.to_numpy().tolist(), strict=True)]
+    text = tabulate(rows, headers=headers, tablefmt="latex_booktabs", disable_numparse=True)
+    for sign, command in _LATEX.items():
+        text = text.replace(sign, command)
+    return text + "\n"
+
+
+def write_table(frame: pd.DataFrame, folder: str | Path, name: str, *notes: str) -> str:
+    """One table in three files of a folder, of that name: .md (with the notes below it), .csv, .tex.
+
+    Returns the markdown.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    markdown = "\n\n".join([frame.to_markdown(disable_numparse=True), *notes]) + "\n"
+    (folder / f"{name}.md").write_text(markdown, encoding="utf-8")
+    frame.to_csv(folder / f"{name}.csv", lineterminator="\n")
+    (folder / f"{name}.tex").write_text(to_latex(frame), encoding="utf-8")
+    return markdown
 
 
 def off_scale(scores: pd.DataFrame, baseline: str = "mean_trajectory") -> list[str]:
