@@ -4,7 +4,7 @@
 
 Writes runs/paper/<set>/scores/<name>.safetensors, [train, test] or, along the run, [step, train, test]; what
 is there is not computed again. "gradient_dot_along" serves four methods: TracIn-CP over ten checkpoints,
-TracIn with each step's own weights, and gradient dot products at the start and at the end (tables.py takes
+TracIn with the weights of the time, and gradient dot products at the start and at the end (tables.py takes
 them from it). Where all parameters are trained, weights were kept after ten steps only.
 """
 
@@ -25,14 +25,14 @@ from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.recording.weights import weight_steps
 from simfluence.runs import RunSet
 
-ALONG, STEP_ALONG = 4, 16
+ALONG = 8
 """Every so many steps, where weights were kept after all of them."""
 
 Score = Callable[[AttributionContext], InfluenceScores]
 
 
-def at_the_end(name: str, **options: object) -> Score:
-    return lambda context: attribute(context, name, **options)
+def once(name: str) -> Score:
+    return lambda context: attribute(context, name)
 
 
 def along(name: str) -> Score:
@@ -40,14 +40,14 @@ def along(name: str) -> Score:
 
 
 METHODS: dict[str, tuple[str, Score]] = {
-    "bm25": ("end", at_the_end("bm25")),
-    "representation": ("end", at_the_end("representation")),
-    "gradient_cosine": ("end", at_the_end("gradient_cosine")),
-    "gradient_dot_along": ("many", along("gradient_dot")),
-    "gradient_step_along": ("some", along("gradient_step")),
-    "ekfac": ("end", at_the_end("ekfac")),
-    "influence": ("end", at_the_end("influence")),
-    "trak": ("end", at_the_end("trak")),
+    "bm25": ("end", once("bm25")),
+    "representation": ("end", once("representation")),
+    "gradient_cosine": ("end", once("gradient_cosine")),
+    "gradient_dot_along": ("along", along("gradient_dot")),
+    "gradient_step": ("start", once("gradient_step")),
+    "ekfac": ("end", once("ekfac")),
+    "influence": ("end", once("influence")),
+    "trak": ("end", once("trak")),
 }
 """File → the steps whose weights it takes, and how it is computed."""
 
@@ -55,8 +55,8 @@ METHODS: dict[str, tuple[str, Score]] = {
 def steps_of(kept: list[int], last: int) -> dict[str, list[int]]:
     """The steps by the names that METHODS has for them."""
     if len(kept) > last:  # after every step
-        return {"end": [last], "many": kept[::ALONG], "some": kept[::STEP_ALONG]}
-    return {"end": [last], "many": [0, *kept], "some": [0, kept[len(kept) // 2 - 1], last]}
+        return {"end": [last], "along": kept[::ALONG], "start": [0]}
+    return {"end": [last], "along": [0, *kept], "start": [0]}
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,7 +36,7 @@ from simfluence.evaluation import metrics
 from simfluence.evaluation.protocol import score, scores_as_simulators
 from simfluence.evaluation.tables import off_scale, table
 from simfluence.runs import Run, RunSet
-from simfluence.simulators import MeanTrajectory, Persistence, make_simulator
+from simfluence.simulators import MeanTrajectory, Persistence, SimulationWarning, make_simulator
 
 FEW_TRAINING, FEW_TEST = 8, 5
 """Fewer runs than these to fit to, or to test on, are worth a caution."""
@@ -234,7 +235,13 @@ def cautions(found: Benchmark) -> pd.Series:
 
 
 def _cell(method: Method, train: RunSet, validation: RunSet, test: RunSet) -> pd.DataFrame:
-    """The scores of one method, and what is known of the whole cell."""
+    """The scores of one method, and what is known of the cell. Unstable fits are cautions, not warnings."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SimulationWarning)
+        return _measured(method, train, validation, test)
+
+
+def _measured(method: Method, train: RunSet, validation: RunSet, test: RunSet) -> pd.DataFrame:
     if method.runs is not None:
         train = train[: method.runs]
     if method.every > 1:

@@ -65,7 +65,7 @@ def table(scores: pd.DataFrame, baseline: str = "mean_trajectory") -> pd.DataFra
     "off scale" where errors are (ranks are compared all the same).
     """
     frame = summary(scores, baseline)
-    cells = frame.assign(cell=[_cell(m, s) for m, s in zip(frame["mean"], frame["spread"], strict=True)])
+    cells = frame.assign(cell=[cell(m, s) for m, s in zip(frame["mean"], frame["spread"], strict=True)])
     of_errors = cells["metric"].isin(["mse", "mae", "skill"])
     cells.loc[of_errors & cells["method"].isin(off_scale(scores, baseline)), "cell"] = "off scale"
     wide = cells.pivot_table(index="method", columns="metric", values="cell", aggfunc="first")
@@ -138,7 +138,7 @@ def _jackknife(mse: np.ndarray, base: np.ndarray) -> float:
         return float(np.sqrt((n - 1) / n * np.sum(np.square(left - np.mean(left)))))
 
 
-def _cell(mean: float, spread: float) -> str:
+def cell(mean: float, spread: float) -> str:
     """Digits follow the spread: two significant ones of it."""
     if not np.isfinite(mean):
         return "–"

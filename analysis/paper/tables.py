@@ -1,0 +1,197 @@
+"""The benchmark's main tables, from the committed recordings and scores.
+
+    python analysis/paper/tables.py [--sets copa-ia3 …] [--processes 2]
+
+Writes into analysis/results/paper/, each as .md, .csv and .tex (booktabs):
+
+    main-<set>      every method on one run set: errors, ranks, skill, cautions
+    compared-<set>  paired differences from the linear simulator, Holm-adjusted
+    fine_tuning     task × kind of fine-tuning × simulator, as the literature prints it, and as published
+    skill           skill of every method on every set
+    beats           on how many sets one method is better than another, and significantly so
+    accuracy        of the models before and after training
+
+and simfluence/evaluation/results.csv, which `simfluence.evaluation.get_results` reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from methods import methods
+from protocol import RESULTS, ROOT, RUNS, SETS, TRAIN, VALIDATION
+
+from simfluence.evaluation import Benchmark, benchmark, paired_differences, summary, write_table
+from simfluence.evaluation.tables import COLUMNS, NOTE, WHY_OFF_SCALE, cell, off_scale
+from simfluence.report import COMPARISON_NOTE, compared
+from simfluence.runs import RunSet
+
+AGAINST = "linear"
+OURS = "ours, 20 runs"
+MARKOV = ("additive", "multiplicative", "linear")
+SHIPPED = ROOT / "simfluence" / "evaluation" / "results.csv"
+
+
+def recorded(name: str) -> RunSet:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return RunSet.load(RUNS / name)
+
+
+def cells_of(name: str) -> Benchmark:
+    """Every method on one run set. The first run was scored, and trains with the others."""
+    runs = recorded(name)
+    rows = methods(RUNS / name, runs)
+    return benchmark(runs, rows, train=TRAIN, validation=VALIDATION, progress=False)
+
+
+def write_main(name: str, found: Benchmark) -> None:
+    """The table of one set, and how each method differs from the linear simulator."""
+    notes = [NOTE, *([WHY_OFF_SCALE] if off_scale(found.of_runs) else []), protocol_of(name)]
+    write_table(found.table(), RESULTS, f"main-{name}", *notes)
+    write_table(compared(found, AGAINST), RESULTS, f"compared-{name}", f"Less {AGAINST}. {COMPARISON_NOTE}")
+
+
+def protocol_of(name: str) -> str:
+    """How a set was recorded, in a sentence."""
+    runs = recorded(name)
+    config = runs[0].config
+    tests = len(runs) - TRAIN - VALIDATION
+    return (
+        f"{name}: MiniLM-L6 (22.7M parameters), {len(runs)} runs of {len(runs[0])} steps, batch"
+        f" {config['run']['design']['batch_size']}, AdamW at {config['run']['optimizer']['lr']:g}; fitted to"
+        f" {TRAIN} runs, validated on {VALIDATION}, tested on {tests}; {len(runs.train)} training,"
+        f" {len(runs.test)} test examples. Scores: one run's weights, of the set's first run."
+    )
+
+
+def fine_tuning(found: dict[str, Benchmark]) -> pd.DataFrame:
+    """Task × kind of fine-tuning × simulator: all-steps MSE and final-step ρ, ours and as published."""
+    rows = []
+    for name, one in found.items():
+        task, tuning = name.split("-", 1)
+        frame = summary(one.of_runs).set_index(["method", "metric"])
+        for method in ("mean_trajectory", "TracIn-CP, 10 checkpoints, calibrated", *MARKOV, OURS):
+            mse, rank = (frame.loc[(method, metric)] for metric in ("mse", "final_spearman"))
+            rows.append(
+                (
+                    task,
+                    tuning,
+                    "MiniLM, here",
+                    method,
+                    cell(*mse[["mean", "spread"]]),
+                    cell(*rank[["mean", "spread"]]),
+                )
+            )
+    published = pd.read_csv(Path(__file__).parent / "published.csv")
+    for row in published.itertuples():
+        cells = cell(row.mse, row.mse_sd), cell(row.spearman, row.spearman_sd)
+        rows.append((row.task, row.tuning, f"{row.model}, as published", row.method, *cells))
+    columns = ["task", "fine-tuning", "model", "method", COLUMNS["mse"], COLUMNS["final_spearman"]]
+    frame = pd.DataFrame(rows, columns=columns)
+    return frame.sort_values(["task", "fine-tuning"], kind="stable").set_index("task")
+
+
+def skills(found: dict[str, Benchmark]) -> pd.DataFrame:
+    """Method × set: skill ± standard error."""
+    columns = {}
+    for name, one in found.items():
+        frame = summary(one.of_runs).query("metric == 'skill'").set_index("method")
+        cells = pd.Series({m: cell(row["mean"], row["spread"]) for m, row in frame.iterrows()})
+        cells[off_scale(one.of_runs)] = "off scale"
+        columns[name] = cells
+    return pd.DataFrame(columns).fillna("– (no units, or losses of 0)").rename_axis("method")
+
+
+PAIRS = (
+    ("linear", "TracIn-CP, 10 checkpoints, as is"),
+    ("linear", "TracIn-CP, 10 checkpoints, calibrated"),
+    ("linear", "additive"),
+    (OURS, "linear"),
+    (OURS, "TracIn-CP, 10 checkpoints, calibrated"),
+    ("ours, 1 run and scores", "linear"),
+    ("EK-FAC influence, kernel", "EK-FAC influence, calibrated"),
+)
+
+
+def beats(found: dict[str, Benchmark]) -> pd.DataFrame:
+    """Of two methods, on how many sets the first is better, and how often that is no chance."""
+    rows = []
+    for first, second in PAIRS:
+        row = {"method": first, "against": second}
+        for metric in ("mse", "final_spearman"):
+            compared = [
+                paired_differences(one.of_runs, second, metric).set_index("method").loc[first]
+                for one in found.values()
+            ]
+            sign = -1 if metric == "mse" else 1
+            better = sum(sign * one["difference"] > 0 for one in compared)
+            surely = sum(one["better"] == "yes" for one in compared)
+            worse = sum(one["better"] == "no" for one in compared)
+            row[f"{COLUMNS[metric]}: better"] = f"{better} of {len(compared)}"
+            row[f"{COLUMNS[metric]}: surely better, surely worse"] = f"{surely}, {worse}"
+        rows.append(row)
+    return pd.DataFrame(rows).set_index("method")
+
+
+def accuracies(names: list[str]) -> pd.DataFrame:
+    """Of test examples answered rightly, before and after training; chance is said to be chance."""
+    rows = []
+    for name in names:
+        runs = recorded(name)
+        before, after = (
+            np.stack([run.metrics["accuracy"][step] for run in runs]).mean(1) for step in (0, -1)
+        )
+        n = len(runs.test)
+        chance = np.sqrt(0.25 / n)  # the standard error of guessing between two answers
+        rows.append(
+            {
+                "set": name,
+                "rate": f"{runs[0].config['run']['optimizer']['lr']:g}",
+                "before": f"{before.mean():.2f}",
+                "after (mean ± sd over runs)": cell(after.mean(), after.std(ddof=1)),
+                "beyond chance": "yes" if after.mean() > 0.5 + 2 * chance else "no: at chance",
+            }
+        )
+    return pd.DataFrame(rows).set_index("set")
+
+
+def shipped(found: dict[str, Benchmark]) -> pd.DataFrame:
+    """Every method's mean and spread on every set, as numbers."""
+    frames = [summary(one.of_runs).assign(set=name) for name, one in found.items()]
+    return pd.concat(frames)[["set", "method", "metric", "mean", "spread", "n"]]
+
+
+def main() -> None:
+    """Make all of them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--sets", nargs="+", default=[name for name in SETS if (RUNS / name / "scores").exists()]
+    )
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    cells = Parallel(n_jobs=options.processes)(delayed(cells_of)(name) for name in options.sets)
+    found = dict(zip(options.sets, cells, strict=True))
+    for name, one in found.items():
+        write_main(name, one)
+    write_table(fine_tuning(found), RESULTS, "fine_tuning", NOTE)
+    write_table(skills(found), RESULTS, "skill", NOTE)
+    write_table(
+        beats(found), RESULTS, "beats", "Surely: p < 0.05 after Holm's adjustment over a set's methods."
+    )
+    write_table(
+        accuracies(options.sets),
+        RESULTS,
+        "accuracy",
+        f"Over {len(recorded(options.sets[0]).test)} test examples.",
+    )
+    shipped(found).to_csv(SHIPPED, index=False, float_format="%.6g", lineterminator="\n")
+
+
+if __name__ == "__main__":
+    main()
