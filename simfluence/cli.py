@@ -96,8 +96,10 @@ def benchmark(config: DictConfig) -> None:
     from simfluence.finetuning.score_files import make_scores, score_files
 
     outputs.check_folder(config.output)
-    runs, named = _load(config.path), list(config.methods)
-    simulators, scored, files = _kinds_of_methods(named)
+    runs = _load(config.path)
+    simulators, scored, files = _kinds_of_methods(config.methods)
+    if config.against not in (*simulators, "persistence", "mean_trajectory"):
+        raise ValueError(f"against={config.against} is not among the simulators of methods")
     there = score_files(config.path) if config.scores else []
     made = make_scores(config.path, runs, scored, config.device)
     files = list(dict.fromkeys([*files, *map(str, made), *map(str, there)]))

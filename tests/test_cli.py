@@ -6,8 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,37 +15,13 @@ from families import synthetic_runs
 from omegaconf import OmegaConf
 
 from simfluence import ExampleTable, RunSet, __version__, load_simulator
-from simfluence.cli import COMMANDS, main
+from simfluence.cli import COMMANDS
 from simfluence.edit import Edit
 from simfluence.options import compose, leaves, options_of
 from simfluence.simulators import AdditiveSimulator
 from simfluence.whatif import ask
 
 RECORDED = Path(__file__).parents[1] / "runs" / "openbookqa-minilm"
-
-
-@dataclass
-class Result:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def simfluence(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """The command line in this process (a process of its own takes seconds to import torch)."""
-
-    def call(*arguments: str, cwd: Path) -> Result:
-        monkeypatch.chdir(cwd)
-        monkeypatch.setattr(sys, "argv", ["simfluence"])
-        try:
-            main(list(arguments))
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        return Result(code, *capsys.readouterr())
-
-    return call
 
 
 @pytest.fixture(scope="module")

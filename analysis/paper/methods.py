@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from protocol import TRAIN
 
 from simfluence.attribution import InfluenceScores
 from simfluence.evaluation import Method
@@ -25,6 +26,8 @@ from simfluence.simulators import (
 CHECKPOINTS = 10
 SIZES = (1, 8)
 """Numbers of training runs that ours is fitted to, beside all."""
+NEEDED, CADENCES = (1, 2, 4, 8, TRAIN), (4, 16)
+"""Numbers of runs, and steps between known losses, of the table by needs."""
 
 NO_UNITS = "no units"
 """Why a method has no row "as is": its scores are similarities, not changes of losses."""
@@ -62,7 +65,7 @@ def methods(folder: Path, runs: RunSet) -> list[Method]:
     found: list[Method] = []
 
     def add(name: str, make: Callable[[], Simulator], size: int | None = None) -> None:
-        found.append(Method(name, make, size))
+        found.append(Method(name, make, size, key=name))
 
     for name, given in scores.items():
         if given.weighing:
@@ -74,8 +77,31 @@ def methods(folder: Path, runs: RunSet) -> list[Method]:
     add("multiplicative", MultiplicativeSimulator)
     add("linear", LinearSimulator)
     initial = scores["gradient in the optimizer's metric"]
-    for size in (*SIZES, None):
-        runs_said = "20 runs" if size is None else f"{size} run{'s' * (size > 1)}"
-        add(f"ours, {runs_said}", AutoSimulator, size)
-        add(f"ours, {runs_said} and scores", partial(AutoSimulator, initial), size)
+    for size in (*SIZES, TRAIN):
+        add(f"ours, {in_runs(size)}", AutoSimulator, size)
+        add(f"ours, {in_runs(size)} and scores", partial(AutoSimulator, initial), size)
     return found
+
+
+def what_they_need(folder: Path) -> dict[str, list[Method]]:
+    """What ours and the linear simulator are given → the cells of the table by needs: fewer runs, losses at
+    fewer steps, scores or none."""
+    initial = scores_of(folder)["gradient in the optimizer's metric"]
+    given: dict[str, Callable[[], Simulator]] = {
+        "linear": LinearSimulator,
+        "ours": AutoSimulator,
+        "ours and scores": partial(AutoSimulator, initial),
+    }
+    found = {}
+    for name, make in given.items():
+        simulator, _, scores = name.partition(" and ")
+        named = [f"{simulator}, {in_runs(size)}" + (f" and {scores}" if scores else "") for size in NEEDED]
+        found[name] = [Method(one, make, size, key=one) for one, size in zip(named, NEEDED, strict=True)]
+        for every in CADENCES:
+            one = f"{named[-1]}, losses every {every} steps"
+            found[name].append(Method(one, make, TRAIN, every, key=one))
+    return found
+
+
+def in_runs(number: int) -> str:
+    return f"{number} run{'s' * (number > 1)}"

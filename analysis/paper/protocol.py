@@ -19,6 +19,8 @@ from simfluence.options import compose
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "paper"
 RESULTS = ROOT / "analysis" / "results" / "paper"
+CELLS = RESULTS / "cells"
+"""Where cells of the benchmark are kept while tables are made; not committed."""
 
 TASKS = ("copa", "rte", "winogrande")
 TUNINGS = {

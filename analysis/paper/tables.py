@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from methods import methods
-from protocol import RESULTS, ROOT, RUNS, SETS, TRAIN, VALIDATION
+from protocol import CELLS, RESULTS, ROOT, RUNS, SETS, TRAIN, VALIDATION
 
 from simfluence.evaluation import Benchmark, benchmark, paired_differences, summary, write_table
 from simfluence.evaluation.tables import COLUMNS, NOTE, WHY_OFF_SCALE, cell, off_scale
@@ -47,7 +47,7 @@ def cells_of(name: str) -> Benchmark:
     """Every method on one run set. The first run was scored, and trains with the others."""
     runs = recorded(name)
     rows = methods(RUNS / name, runs)
-    return benchmark(runs, rows, train=TRAIN, validation=VALIDATION, progress=False)
+    return benchmark(runs, rows, train=TRAIN, validation=VALIDATION, progress=False, folder=CELLS)
 
 
 def write_main(name: str, found: Benchmark) -> None:
@@ -171,7 +171,9 @@ def main() -> None:
     """Make all of them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument(
-        "--sets", nargs="+", default=[name for name in SETS if (RUNS / name / "scores").exists()]
+        "--sets",
+        nargs="+",
+        default=[name for name in SETS if (RUNS / name / "scores" / "trak.safetensors").exists()],
     )
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()

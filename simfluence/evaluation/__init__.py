@@ -9,6 +9,7 @@ from simfluence.evaluation.benchmark import (
 )
 from simfluence.evaluation.comparison import paired_differences
 from simfluence.evaluation.protocol import Evaluation, evaluate, score, scores_as_simulators
+from simfluence.evaluation.results import get_results
 from simfluence.evaluation.tables import off_scale, summary, table, to_latex, to_markdown, write_table
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Method",
     "benchmark",
     "evaluate",
+    "get_results",
     "off_scale",
     "paired_differences",
     "score",

@@ -12,7 +12,14 @@ from families import synthetic_runs
 
 from simfluence import Curriculum, RunSet, evaluate
 from simfluence.attribution import InfluenceScores
-from simfluence.evaluation import Method, benchmark, score_methods, simulator_methods, to_latex
+from simfluence.evaluation import (
+    Method,
+    benchmark,
+    get_results,
+    score_methods,
+    simulator_methods,
+    to_latex,
+)
 from simfluence.evaluation.benchmark import needs
 from simfluence.simulators import LinearSimulator
 
@@ -129,3 +136,14 @@ def test_tables_in_latex(runs: RunSet) -> None:
     assert "\\toprule" in text
     assert "mean\\_trajectory" in text
     assert not set("±ρ−–") & set(text)
+
+
+def test_our_results_can_be_put_beside() -> None:
+    everything = get_results()
+    assert list(everything) == ["set", "method", "metric", "mean", "spread", "n"]
+    name = everything["set"].iloc[0]
+    one = get_results(name, "mean_trajectory").set_index("metric")["mean"]
+    assert one["skill"] == 0
+    assert one["mse"] > 0
+    with pytest.raises(ValueError, match="there is no method 'mine'; there are persistence"):
+        get_results(method="mine")
