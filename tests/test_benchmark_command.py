@@ -66,7 +66,7 @@ def test_a_file_of_scores_is_a_method(simfluence, recorded: Path) -> None:
             "'liner' is no simulator, no attribution method and no file of scores; did you",
         ),
         (("methods=[linear]", "against=auto"), "against=auto is not among the simulators of methods"),
-        (("methods=[ekfac]",), "was not recorded by `simfluence record`: its model is not known"),
+        (("methods=[linear,ekfac]",), "was not recorded by `simfluence record`: its model is not known"),
         (("methods=[linear]", "train=99", "test=10"), "leave none to fit to"),
     ],
 )
