@@ -1,9 +1,11 @@
-# make demo: the main job, from a fresh clone. make test: the tests. Both make what they need in .venv.
+# make demo: the main job, from a fresh clone. make test: the tests. make tables: the benchmark's tables and figures
+# from the committed recordings. All make what they need in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+PAPER := tables needs figures
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-ray lint types clean
+.PHONY: demo tables test test-ray lint types clean
 
 demo: .venv/text
 	$(BIN)/simfluence record experiment=demo
@@ -11,6 +13,11 @@ demo: .venv/text
 	$(BIN)/simfluence whatif path=demo/runs edit.groups=[which,what] verify=true output=demo
 	@echo
 	@echo "The recorded runs are in demo/runs, the tables and figures in demo."
+
+# One thread a process: the same sums in the same order, so that tables are the same bytes again.
+tables: .venv/text
+	rm -rf analysis/results/paper/cells
+	for name in $(PAPER); do OMP_NUM_THREADS=1 $(BIN)/python analysis/paper/$$name.py || exit 1; done
 
 test: .venv/dev  # a thread a process: two processes with two each wait for one another
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
