@@ -55,12 +55,17 @@ class Outcome:
 
 
 def train_on_subset(
-    prepared: Prepared, options: Mapping[str, Any], kept: npt.NDArray[np.bool_], seed: int
+    prepared: Prepared,
+    options: Mapping[str, Any],
+    kept: npt.NDArray[np.bool_],
+    seed: int,
+    run: Any = None,
 ) -> torch.optim.Optimizer:
     """Train the prepared model, from its initial weights, on a subset. The model keeps the trained weights.
 
     options : the experiment's ``run``: its optimizer, and of its design the number of passes (``epochs``)
-        and the size of a batch. kept : bool [train].
+        and the size of a batch. kept : bool [train]. run : what is told of every step, as
+        :func:`.loop.train` does.
 
     Returns
     -------
@@ -72,7 +77,7 @@ def train_on_subset(
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer, schedule = make_optimizer(trained, len(curriculum), **options["optimizer"])
     torch.manual_seed(seed)  # dropout, where there is any
-    train(model, prepared.task.train, curriculum, optimizer, None, schedule)
+    train(model, prepared.task.train, curriculum, optimizer, run, schedule)
     return optimizer
 
 

@@ -10,9 +10,12 @@ import torch
 from facts_on_minilm import CONFIG
 
 from simfluence import RunSet
+from simfluence.attribution import attribute
 from simfluence.errors import RunDataError
 from simfluence.evaluation.standards import SubsetBank, random_subsets
+from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.finetuning.experiment import prepare, record_runs
+from simfluence.finetuning.subset_context import trained_context
 from simfluence.finetuning.subsets import (
     new_bank,
     outcome,
@@ -88,3 +91,18 @@ def test_tail_patch_is_a_step_of_the_optimizer_and_leaves_no_trace() -> None:
     np.testing.assert_allclose(found[z], (before - outcome(prepared).losses)[z], atol=1e-6)
     with pytest.raises(ValueError, match="4 test examples"):
         tail_patch(prepared, optimizer, chosen[:, :2])
+
+
+def test_the_context_of_a_training_is_that_of_its_recording(tmp_path) -> None:
+    """Scores at the same weights, with the same optimizer."""
+    config = {**CONFIG, "run": {**CONFIG["run"], "keep_weights": 2}}
+    curriculum = subset_curriculum(KEPT[0], 3, epochs=2, batch_size=4)
+    record_runs(config, tmp_path, count=1, curricula={"subset": curriculum}, progress=False)
+    recorded = recorded_context(tmp_path, RunSet.load(tmp_path)[0])
+    found, _ = trained_context(prepare(config), config["run"], KEPT[0], 3, checkpoints=2)
+    assert [c.step for c in found.checkpoints] == [c.step for c in recorded.checkpoints]
+    assert found.optimizer == recorded.optimizer
+    for method in ("gradient_step", "tracin"):
+        ours, theirs = attribute(found, method), attribute(recorded, method)
+        np.testing.assert_allclose(ours.scores, theirs.scores, rtol=1e-4, atol=1e-9)
+        assert ours.tables == theirs.tables
