@@ -31,6 +31,7 @@ from standards_tasks import (
     removal_sets,
     scores_file,
     scores_of,
+    simulated_file,
     subsets,
 )
 
@@ -38,7 +39,7 @@ from simfluence import AutoSimulator, RunSet
 from simfluence.attribution import AttributionContext, InfluenceScores, attribute
 from simfluence.curriculum.edits import remove
 from simfluence.evaluation.metrics import final_loss
-from simfluence.evaluation.standards import SubsetBank, top_examples
+from simfluence.evaluation.standards import SubsetBank
 from simfluence.finetuning.experiment import Prepared, prepare
 from simfluence.finetuning.subset_context import trained_context
 from simfluence.finetuning.subsets import outcome, subset_curriculum, train_bank
@@ -124,7 +125,7 @@ def fitted() -> tuple[AutoSimulator, RunSet]:
 def simulate() -> None:
     """The simulator as a method: what removing an example from each recorded run that has it would do to the
     final losses, on average; and the final losses of the subsets themselves."""
-    files = [subset_file(fraction) for fraction in ("halves", "5 % left out")]
+    files = [simulated_file("facts", fraction) for fraction in ("halves", "5 % left out")]
     if all(file.exists() for file in (scores_file("facts", SIMULATOR), *files)):
         return
     simulator, runs = fitted()
@@ -149,16 +150,11 @@ def simulate() -> None:
 
 
 def simulate_subsets(simulator: AutoSimulator, runs: RunSet, fraction: str) -> None:
-    """The simulated final losses, float [subset, seed, test], of the curricula that subsets are trained on."""
+    """The simulated final losses of the curricula that subsets are trained on, float [subset, seed, test]."""
     kept, initial = subsets(fraction), runs.initial_loss.mean(0)
     curricula = [subset_curriculum(row, seed, epochs=3, batch_size=4) for row in kept for seed in SEEDS]
     losses = final_loss(simulator.simulate(curricula, initial)).reshape(len(kept), len(SEEDS), -1)
-    save_file({"losses": losses.astype(np.float32)}, subset_file(fraction))
-
-
-def subset_file(fraction: str) -> Path:
-    """Where the simulated losses of a fraction's subsets lie."""
-    return DATA / f"facts-simulated-{'halves' if fraction == 'halves' else 'left-out'}.safetensors"
+    save_file({"losses": losses.astype(np.float32)}, simulated_file("facts", fraction))
 
 
 # ------------------------------------------------------------------------- patches, and planted examples

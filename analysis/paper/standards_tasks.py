@@ -138,6 +138,11 @@ def scores_file(task: str, method: str) -> Path:
     return DATA / f"{task}-{method}.safetensors"
 
 
+def simulated_file(task: str, fraction: str) -> Path:
+    """Where the simulated final losses of a fraction's subsets lie."""
+    return DATA / f"{task}-simulated-{fraction.replace('5 % left out', 'left-out')}.safetensors"
+
+
 def scores_of(task: str) -> dict[str, InfluenceScores]:
     """Method → scores, of those that are measured."""
     files = {method: scores_file(task, method) for method in (*METHODS, SIMULATOR)}

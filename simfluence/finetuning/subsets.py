@@ -27,9 +27,7 @@ from simfluence.runs import ExampleTable
 from simfluence.runs.tables import TableFingerprints
 
 
-def subset_curriculum(
-    kept: npt.NDArray[np.bool_], seed: int, *, epochs: int, batch_size: int
-) -> Curriculum:
+def subset_curriculum(kept: npt.NDArray[np.bool_], seed: int, *, epochs: int, batch_size: int) -> Curriculum:
     """The examples that are kept, in the order of a seed, ``epochs`` times; an incomplete last batch is
     dropped.
 

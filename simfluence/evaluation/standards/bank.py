@@ -179,9 +179,7 @@ def _lists(values: npt.NDArray[np.generic], kind: pa.DataType) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
-def random_subsets(
-    n_examples: int, fraction: float, count: int, seed: int = 0
-) -> npt.NDArray[np.bool_]:
+def random_subsets(n_examples: int, fraction: float, count: int, seed: int = 0) -> npt.NDArray[np.bool_]:
     """bool [count, n_examples]: random subsets that keep ``fraction`` of the examples, rounded.
 
     Raises ValueError if a subset would keep none or all of the examples.
