@@ -139,17 +139,19 @@ def areas(rows: pd.DataFrame) -> str:
 
 
 ABOUT = """\
-A small model: MiniLM-L6 with its last two layers and its head trained (3.5M of 22.7M parameters), 200 training
-examples. Scores are of one run on all 200, in an order that no retraining has: at its last weights, TracIn at
-10 checkpoints. “auto” is the default simulator, fitted to 20 recorded runs (the other methods see one): its
-scores are the simulated rises of final losses when an example is removed from a recorded run; “simulating each
-subset” are its predictions for the very curricula that were retrained.
+A small model: MiniLM-L6 with its last two layers and its head trained (3.5M of 22.7M parameters), 200
+training examples. Scores are of one run on all 200, in an order that no retraining has: at its last weights,
+TracIn at 10 checkpoints. “auto” is the default simulator, fitted to 20 recorded runs (the other methods see
+one): its scores are the simulated rises of final losses when an example is removed from a recorded run;
+“simulating each subset” are its predictions for the very curricula that were retrained.
 
-Cells are means over test examples with 95 % bootstrap intervals over them. Subsets with the same seed have the
-same order of examples, with those left out dropped. “One seed with another” is the correlation of retrained
-losses between seeds, and the ceiling what perfect predictions would reach at that noise. A rise is of the loss
-over that after random removals of as many examples (of random removals: over training on everything); flips
-are the share of the right answers that turn wrong. The intervals do not hold the noise of the seeds."""
+Cells are means over test examples with 95 % bootstrap intervals over them; the intervals do not hold the
+noise of the seeds. Subsets with the same seed have the same order of examples, with those left out dropped.
+“One seed with another” is the correlation of retrained losses between seeds, and the ceiling what perfect
+predictions would reach at that noise. A rise is of the loss over that after random removals of as many
+examples (of random removals: over training on everything); flips are the share of the right answers that
+turn wrong. A tail-patch is the fall of the loss in one step of the run's optimizer on the method's top 5.
+Of planted examples, [least, most] are of the plantings."""
 
 
 # ------------------------------------------------------------------------------------------------ figure

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-from protocol import ROOT
 from safetensors.numpy import save_file
 from standards_planting import PLANTINGS, mislabelled, triggered
 from standards_tasks import (
@@ -20,6 +19,7 @@ from standards_tasks import (
     FACTS,
     METHODS,
     N_TRAIN,
+    RECORDED,
     SCORED_ORDER,
     SEEDS,
     SIMULATOR,
@@ -56,7 +56,6 @@ OF_LABELS = SUSPECTED_BY[2:]
 PATCHED = 5
 """The size of the batch of a tail-patch: as many as there are sentences that state a fact."""
 
-RECORDED = ROOT / "runs" / "facts-minilm"
 RECORDED_RUNS = 20
 
 

@@ -13,6 +13,7 @@ from standards_tasks import (
     DATA,
     DRAWS,
     FRACTIONS,
+    RECORDED,
     REMOVED_BY,
     REMOVED_FOR,
     SEEDS,
@@ -42,6 +43,8 @@ from simfluence.evaluation.standards import (
     removal_curve,
     top_examples,
 )
+from simfluence.runs.storage import read_examples
+from simfluence.runs.tables import TableFingerprints
 
 Row = dict[str, Any]
 SIMULATED = "auto, simulating each subset"
@@ -173,10 +176,11 @@ def retrieval_rows(task: str) -> Iterator[Row]:
     """Whether the sentences that state a fact are found; of the facts alone."""
     if task != "facts":
         return
+    train, test = read_examples(RECORDED)
+    stating = np.equal.outer(train.frame["group"].to_numpy(), test.frame["group"].to_numpy())
+    of = f"{stating.sum(0).max()} of {len(train)} sentences state the fact"
     for method, scores in scores_of(task).items():
-        train, test = scores.scores.shape
-        stating = np.arange(train)[:, None] // 5 == np.arange(test)[None]  # five sentences a fact, in order
-        of = "five of 200 sentences state the fact"
+        TableFingerprints.of(train, test).check(scores.tables, "the sentences", "the scores")
         for k in (5, 10):
             yield row(task, f"recall@{k}", "stating", method, recall_at_k(scores.scores, stating, k), of)
         yield row(task, "MRR", "stating", method, reciprocal_rank(scores.scores, stating), of)

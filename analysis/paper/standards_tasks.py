@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from omegaconf import OmegaConf
-from protocol import RESULTS
+from protocol import RESULTS, ROOT
 
 from simfluence.attribution import InfluenceScores
 from simfluence.evaluation.standards import random_subsets, top_examples
@@ -19,6 +19,9 @@ from simfluence.options import compose
 Mask = npt.NDArray[np.bool_]
 
 DATA = RESULTS / "data" / "standards"
+RECORDED = ROOT / "runs" / "facts-minilm"
+"""The recorded runs of the facts, from which the simulator is fitted."""
+
 N_TRAIN = 200
 SEEDS = (0, 1, 2)
 SCORED_ORDER = 100

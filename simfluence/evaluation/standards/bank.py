@@ -81,7 +81,7 @@ class SubsetBank:
     @property
     def trained(self) -> npt.NDArray[np.bool_]:
         """bool [subset, seed]: which trainings are done."""
-        return np.isfinite(self.losses).all(2)
+        return np.asarray(np.isfinite(self.losses).all(2))
 
     def mean_losses(self) -> Array:
         """float [subset, test]: the mean over seeds. NaN for a subset that lacks one of the seeds."""
@@ -96,9 +96,9 @@ class SubsetBank:
         begun = self.trained.any(1)
         if not begun.any():
             raise RunDataError("no subset of this bank is trained yet")
-        seeds = self.trained[begun].all(0)
+        seeds = np.asarray(self.trained[begun].all(0))
         if not seeds.any():  # the first seed is still being trained
-            seeds = self.trained.sum(0) == self.trained.sum(0).max()
+            seeds = np.asarray(self.trained.sum(0) == self.trained.sum(0).max())
         subsets = self.trained[:, seeds].all(1)
         return SubsetBank(
             self.kept[subsets],
