@@ -116,15 +116,16 @@ def random_removals(share: float) -> Mask:
 
 
 def removal_sets(scores: Mapping[str, InfluenceScores]) -> Mask:
-    """bool [subset, train]: everything, the random removals, then the top of each method, test example by
-    test example; sets that two of them share are trained once."""
-    sets = [without([]), *[kept for share in SHARES for kept in random_removals(share)]]
-    sets += [
-        without(top_examples(scores[method].scores[:, z], share))
-        for z in range(REMOVED_FOR)
-        for method in REMOVED_BY
-        for share in SHARES
-    ]
+    """bool [subset, train]: everything, then share by share the random removals and the top of each method,
+    test example by test example; sets that two of them share are trained once."""
+    sets = [without([])]
+    for share in (SHARES[1], SHARES[2], SHARES[0]):
+        sets += [*random_removals(share)]
+        sets += [
+            without(top_examples(scores[method].scores[:, z], share))
+            for z in range(REMOVED_FOR)
+            for method in REMOVED_BY
+        ]
     return np.array(list(dict.fromkeys(map(tuple, sets))))
 
 
