@@ -160,9 +160,11 @@ Of planted examples, [least, most] are of the plantings."""
 def figure(rows: pd.DataFrame) -> None:
     """LDS bars with intervals, and removal curves."""
     mpl.rcParams["svg.hashsalt"] = "standards"
-    drawn, (left, right) = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1.5, 1))
-    bars(left, rows[(rows["standard"] == "LDS")])
-    curves(right, rows[(rows["standard"] == "loss rise") & (rows["task"] == "facts")])
+    removed = rows[(rows["standard"] == "loss rise") & (rows["task"] == "facts")]
+    drawn, axes = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1.5, 1))
+    bars(axes[0], rows[rows["standard"] == "LDS"])
+    if len(removed):
+        curves(axes[1], removed)
     drawn.tight_layout()
     drawn.savefig(RESULTS / "standards.png", dpi=150, metadata={"Software": None})
     drawn.savefig(RESULTS / "standards.pdf", metadata={"CreationDate": None})

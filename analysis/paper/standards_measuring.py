@@ -6,10 +6,13 @@ Every stage writes small files under analysis/results/paper/data/standards/ and 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import torch
 from safetensors.numpy import save_file
@@ -174,50 +177,60 @@ def patch(task: Measured) -> None:
     pd.concat(parts).to_csv(file, index=False, float_format="%.6g")
 
 
-def find_planted(task: Measured) -> None:
+def find_planted(task: Measured, plantings: int = PLANTINGS, methods: Sequence[str] = SUSPECTED_BY) -> None:
     """How suspicious every training example is to each method, in sets with planted ones."""
     file = DATA / f"{task.name}-planted.parquet"
-    done = pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=["kind", "planting"])
+    done = pd.read_parquet(file) if file.exists() else pd.DataFrame(columns=["kind", "planting", "method"])
     config = task.configuration()
-    for planting in range(PLANTINGS):
+    for planting in range(plantings):
         for kind, plant in (("mislabelled", mislabelled), ("triggered", triggered)):
-            if ((done["kind"] == kind) & (done["planting"] == planting)).any():
+            able = OF_LABELS if kind == "mislabelled" else SUSPECTED_BY
+            there = done[(done["kind"] == kind) & (done["planting"] == planting)]["method"]
+            if not (wanted := [method for method in methods if method in able and method not in set(there)]):
                 continue
-            print(f"{task.name}: {kind}, planting {planting}", file=sys.stderr)
+            print(f"{task.name}: {kind}, planting {planting}: {', '.join(wanted)}", file=sys.stderr)
             prepared, planted = plant(prepare(config), planting)
-            rows = suspicions(prepared, config["run"], kind, planting)
+            found = suspicions(prepared, config["run"], kind, SCORED_ORDER + 1 + planting, wanted)
+            rows = pd.concat(
+                [
+                    pd.DataFrame({"method": method, "by": by, "suspicion": values.astype(np.float32)})
+                    for (method, by), values in found.items()
+                    if method not in set(there)
+                ]
+            )
             rows["planted"] = np.tile(planted, len(rows) // len(planted))
+            rows["right"] = float(outcome(prepared).right.mean())
             rows = rows.assign(kind=kind, planting=planting)
             done = pd.concat([done, rows]) if len(done) else rows
             done.to_parquet(file, index=False, compression="zstd")
 
 
-def suspicions(prepared: Prepared, options: dict, kind: str, planting: int) -> pd.DataFrame:
-    """By each method, [method × train] rows: of wrong labels the self-influence and minus the mean score on
-    test examples; of triggers the mean score on test examples with the trigger."""
-    seed = SCORED_ORDER + 1 + planting
+def suspicions(
+    prepared: Prepared, options: dict[str, Any], kind: str, seed: int, methods: Sequence[str]
+) -> dict[tuple[str, str], npt.NDArray[np.floating]]:
+    """(method, way of suspecting) → suspicion [train], after training in an order of this seed.
+
+    Of wrong labels: the self-influence and minus the mean score on test examples, and beside the methods the
+    example's own loss. Of triggers: the mean score on test examples with the trigger.
+    """
     context, _ = trained_context(prepared, options, EVERYTHING, seed)
-    right, n = float(outcome(prepared).right.mean()), len(context.train)
-    by: dict[tuple[str, str], np.ndarray] = {}
-    if kind == "mislabelled":
-        with torch.no_grad():
-            own = [float(prepared.model.losses([example])) for example in context.train]
-        by["own loss", "own loss"] = np.array(own)
-        both = replace(
-            context,
-            test=[*context.train, *context.test],
-            test_texts=[*context.train_texts, *context.test_texts],
-        )
-        for method in OF_LABELS:
-            scores = scores_by(both, method).scores
-            by[method, "self-influence"] = np.diagonal(scores)
-            by[method, "minus the mean score on test examples"] = -scores[:, n:].mean(1)
-    else:
-        for method in SUSPECTED_BY:
-            scores = scores_by(context, method).scores
-            by[method, "mean score on test examples with the trigger"] = scores.mean(1)
-    parts = [
-        pd.DataFrame({"method": method, "by": how, "suspicion": values.astype(np.float32)})
-        for (method, how), values in by.items()
-    ]
-    return pd.concat(parts).assign(right=right)
+    found: dict[tuple[str, str], npt.NDArray[np.floating]] = {}
+    if kind == "triggered":
+        for method in methods:
+            found[method, "mean score on test examples with the trigger"] = scores_by(
+                context, method
+            ).scores.mean(1)
+        return found
+    with torch.no_grad():
+        own = [float(prepared.model.losses([example])) for example in context.train]
+    found["own loss", "own loss"] = np.array(own)
+    both = replace(
+        context,
+        test=[*context.train, *context.test],
+        test_texts=[*context.train_texts, *context.test_texts],
+    )
+    for method in methods:
+        scores = scores_by(both, method).scores
+        found[method, "self-influence"] = np.diagonal(scores)
+        found[method, "minus the mean score on test examples"] = -scores[:, len(own) :].mean(1)
+    return found

@@ -51,7 +51,7 @@ NAMES = {
 
 SHARES = (0.01, 0.05, 0.1)
 DRAWS = 3
-REMOVED_BY = ("ekfac", "gradient_step", "bm25", "auto")
+REMOVED_BY = ("gradient_cosine", "ekfac", "auto")
 REMOVED_FOR = 8
 """The top of these methods is removed, for the first so many test examples."""
 
