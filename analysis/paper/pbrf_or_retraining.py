@@ -30,9 +30,9 @@ import numpy as np
 import pandas as pd
 import torch
 from protocol import RESULTS
+from reporting import bootstrap_mean, write_table
 from safetensors.numpy import load_file, save_file
 from sklearn import datasets
-from reporting import bootstrap_mean, write_table
 from torch import nn
 
 from simfluence.attribution import (
