@@ -73,7 +73,9 @@ def predictions(name: str) -> tuple[pd.DataFrame, np.ndarray, dict[str, tuple[np
         left[row, [int(number) for number in text.split()]] = 1
     found = {}
     for method, shown in SCORES.items():
-        scores = InfluenceScores.load(DATA / f"limit-{name}-{method}.safetensors")
+        if not (file := DATA / f"limit-{name}-{method}.safetensors").exists():
+            continue  # not measured
+        scores = InfluenceScores.load(file)
         cost = scores.provenance
         passes = cost["gradients"] + HESSIAN_PRODUCT * cost["hessian_products"] + FORWARD * cost["forward"]
         found[shown] = (left @ rises(scores, run))[:, :N_TEST], passes

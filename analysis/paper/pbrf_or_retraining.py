@@ -54,7 +54,7 @@ import matplotlib.pyplot as plt
 DATA = RESULTS / "data"
 SETS = ("diabetes", "cancer")
 TRAIN, TEST, SOURCES = 300, 20, 24
-RATE, MOMENTUM, EPOCHS, MORE_EPOCHS, BATCH, SEEDS = 0.03, 0.9, 20, 10, 32, 5
+RATE, MOMENTUM, EPOCHS, MORE_EPOCHS, BATCH, SEEDS = 0.03, 0.9, 20, 10, 32, 6
 SIGNS = {"subtract": 0.0, "add": 2.0}
 TRUTHS = ("PBRF", "warm start", "retraining, same seed", "retraining, mean")
 SCORES = ("gradient dot", "EK-FAC", "influence, exact G", "metagradients")

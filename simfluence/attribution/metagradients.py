@@ -131,7 +131,8 @@ def of_recorded_run(
     Raises
     ------
     ValueError : the context has no run, or its first checkpoint is not that before training.
-    RunDataError : the run, trained again, ends with other losses than were recorded, as one with dropout.
+    RunDataError : the run, trained again, ends with other losses than were recorded, as one with dropout
+        (compared where the context has all of the run's test examples).
     """
     run, first = context.run, context.checkpoints[0]
     if run is None or first.step != 0:
@@ -154,7 +155,7 @@ def of_recorded_run(
             rates=run.learning_rate,
             **options,
         )
-    if run.evaluated[-1] == len(run):
+    if run.evaluated[-1] == len(run) and run.loss.shape[1] == len(context.test):
         _check_losses(np.array(found.provenance["final_losses"]), run.loss, run.id)
     return found
 
