@@ -138,8 +138,11 @@ def counted(model: Model) -> Iterator[Passes]:
         handle.remove()
 
 
-def score(name: str, data: Path) -> None:
-    """data/limit-NAME-METHOD.safetensors: scores [train, test] or [step, train, test], with their cost."""
+def score(name: str, data: Path, only: Sequence[str] = ()) -> None:
+    """data/limit-NAME-METHOD.safetensors: scores [train, test] or [step, train, test], with their cost.
+
+    only : these methods; (): all.
+    """
     path, (_, run) = ROOT / "runs" / SETS[name], base_run(name)
     every = {
         "gradient_step": (lambda c: attribute(c, "gradient_step"), [0], None),
@@ -152,7 +155,7 @@ def score(name: str, data: Path) -> None:
     }
     for method, (scores_of, steps, n_test) in every.items():
         file = DATA / f"limit-{name}-{method}.safetensors"
-        if file.exists():
+        if file.exists() or (only and method not in only):
             continue
         context = recorded_context(path, at(run, data), steps, "cpu")
         short = replace(run, metrics={"loss": run.loss[:, :n_test]})

@@ -220,6 +220,8 @@ def test_a_recorded_run_is_trained_again_and_compared() -> None:
         RunDataError, match=r"run-000, trained again, ends with losses that differ .* dropout"
     ):
         of_recorded_run(metagradients, recorded(final + 1))
+    fewer = of_recorded_run(metagradients, recorded(final, test=test[:2]))
+    np.testing.assert_allclose(fewer.scores, expected.scores[:, :2])
     with pytest.raises(ValueError, match="steps=initial"):
         of_recorded_run(metagradients, recorded(final, checkpoints=[Checkpoint(2, 0.1, lambda module: None)]))
     with pytest.raises(ValueError, match="needs the run"):
