@@ -156,7 +156,7 @@ def attribute(config: DictConfig) -> None:
     from simfluence.attribution.along_run import along_run, expected_cost
     from simfluence.attribution.ekfac import layers_and_tokens
     from simfluence.attribution.methods import attribute as scores_of
-    from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, OF_TEXTS
+    from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, OF_TEXTS, OF_WHOLE_RUN
     from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
     from simfluence.recording.weights import weight_steps
 
@@ -172,6 +172,8 @@ def attribute(config: DictConfig) -> None:
     if method["name"] in OF_TEXTS:
         context = recorded_texts(config.path, run)
     else:
+        if method["name"] in OF_WHOLE_RUN:
+            steps = "initial"
         context = recorded_context(config.path, run, steps, config.device)
 
     name = method.pop("name")

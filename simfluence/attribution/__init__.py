@@ -19,6 +19,7 @@ from simfluence.attribution.gradients import example_gradients, gradient_similar
 from simfluence.attribution.importing import import_scores
 from simfluence.attribution.influence import influence
 from simfluence.attribution.inverse import ConjugateGradient, ConvergenceWarning, Exact, Lissa
+from simfluence.attribution.metagradients import metagradients
 from simfluence.attribution.methods import attribute
 from simfluence.attribution.ngrams import ngram_similarity
 from simfluence.attribution.objective import Classification, LossesOnly, Objective, Regression
@@ -31,6 +32,7 @@ from simfluence.attribution.sparsity import power_law_tail, share_of_top, sparsi
 from simfluence.attribution.text_similarity import bm25, candidates, filtered, tfidf
 from simfluence.attribution.tracin import tracin
 from simfluence.attribution.trak import trak
+from simfluence.attribution.unrolled import unrolled
 
 __all__ = [
     "METHODS",
@@ -61,6 +63,7 @@ __all__ = [
     "gradient_step",
     "import_scores",
     "influence",
+    "metagradients",
     "method",
     "ngram_similarity",
     "power_law_tail",
@@ -74,4 +77,5 @@ __all__ = [
     "tfidf",
     "tracin",
     "trak",
+    "unrolled",
 ]

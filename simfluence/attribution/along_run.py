@@ -112,6 +112,7 @@ def scores_along_run(
         optimizer=run.optimizer,
         rates=partial(relative_rates, run),
         tables=TableFingerprints.of(runs.train, runs.test),
+        run=run,
     )
     found = along_run(context, method, progress=progress, **options)
     return replace(found, provenance={"runs": Path(path).name, "run": run.id, **found.provenance})

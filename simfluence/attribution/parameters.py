@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 
+import torch
 from torch import nn
 
 
@@ -71,6 +72,18 @@ def dense_gradients(module: nn.Module) -> Iterator[None]:
     finally:
         for inner in sparse:
             inner.sparse = True
+
+
+@contextmanager
+def restored(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
+    """Whatever is written into these parameters inside, outside they have the values that they had before."""
+    before = [parameter.detach().clone() for parameter in parameters.values()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(parameters.values(), before, strict=True):
+                parameter.copy_(value)
 
 
 def share_of_trained(module: nn.Module, names: Collection[str]) -> float | None:

@@ -16,8 +16,7 @@ one. It takes hundreds of passes over all training examples for each m: for smal
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +32,7 @@ from simfluence.attribution.objective import Objective, losses_of
 from simfluence.attribution.parameters import (
     dense_gradients,
     requiring_gradients,
+    restored,
     selected_parameters,
     share_of_trained,
 )
@@ -93,7 +93,7 @@ def proximal_bregman_response(
     rows = list(range(len(train)) if sources is None else sources)
     responses, found = [], []
     module = objective.module
-    with undisturbed(module), requiring_gradients(chosen), dense_gradients(module), _restored(chosen):
+    with undisturbed(module), requiring_gradients(chosen), dense_gradients(module), restored(chosen):
         problem = _Problem(objective, train, chosen, damping, epsilon, batch_size)
         before = problem.losses(test)
         for row in tqdm(rows, "PBRF", disable=not progress, unit="example"):
@@ -204,17 +204,6 @@ class _Problem:
         parts = moved.split([parameter.numel() for parameter in self._parameters])
         for parameter, part in zip(self._parameters, parts, strict=True):
             parameter.copy_(part.view_as(parameter))
-
-
-@contextmanager
-def _restored(parameters: dict[str, nn.Parameter]) -> Iterator[None]:
-    before = [parameter.detach().clone() for parameter in parameters.values()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, value in zip(parameters.values(), before, strict=True):
-                parameter.copy_(value)
 
 
 def _warn_of_late_ones(rows: Sequence[int], found: Sequence[tuple[int, float]], tolerance: float) -> None:

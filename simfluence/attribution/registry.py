@@ -16,6 +16,7 @@ from typing import Any
 from simfluence.attribution.checkpoints import Checkpoint
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.scores import InfluenceScores
+from simfluence.runs import Run
 from simfluence.runs.tables import TableFingerprints
 
 
@@ -33,6 +34,7 @@ class AttributionContext:
     rates : gives the learning rate of each parameter, by name and relative to the run's, where groups of
         parameters have different ones (:func:`.groups.relative_rates`); else nothing.
     tables : the fingerprints of the tables that ``train`` and ``test`` are, where they are known.
+    run : the recorded run, where the context is of one.
     """
 
     objective: Objective
@@ -47,6 +49,7 @@ class AttributionContext:
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     rates: Callable[[], Mapping[str, float]] = dict
     tables: TableFingerprints = field(default_factory=TableFingerprints)
+    run: Run | None = None
 
     def at_last_checkpoint(
         self, scores_of: Callable[..., InfluenceScores], **options: Any
@@ -79,26 +82,38 @@ OF_TEXTS: set[str] = set()
 """The methods that need the texts of a context alone, neither its model nor its examples."""
 
 
+OF_WHOLE_RUN: set[str] = set()
+"""The methods that train the context's run again, from its initial weights: its first checkpoint."""
+
+
 def method(
-    name: str, *, of_all_examples: bool = False, of_all_checkpoints: bool = False, of_texts: bool = False
+    name: str,
+    *,
+    of_all_examples: bool = False,
+    of_all_checkpoints: bool = False,
+    of_texts: bool = False,
+    of_whole_run: bool = False,
 ) -> Callable[[Method], Method]:
     """Registers the decorated function as the method of this name.
 
     of_all_examples : see :data:`OF_ALL_EXAMPLES`. Other methods that need means over the training set take
         them of ``AttributionContext.curvature``.
     of_all_checkpoints : see :data:`OF_ALL_CHECKPOINTS`. of_texts : see :data:`OF_TEXTS`.
+    of_whole_run : see :data:`OF_WHOLE_RUN`; such a method is of all examples and of all checkpoints too.
     """
 
     def register(function: Method) -> Method:
         if name in METHODS:
             raise ValueError(f"two attribution methods are named {name!r}")
         METHODS[name] = function
-        if of_all_examples:
+        if of_all_examples or of_whole_run:
             OF_ALL_EXAMPLES.add(name)
-        if of_all_checkpoints:
+        if of_all_checkpoints or of_whole_run:
             OF_ALL_CHECKPOINTS.add(name)
         if of_texts:
             OF_TEXTS.add(name)
+        if of_whole_run:
+            OF_WHOLE_RUN.add(name)
         return function
 
     return register

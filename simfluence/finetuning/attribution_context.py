@@ -67,6 +67,7 @@ def recorded_context(
         optimizer=run.optimizer,
         rates=partial(relative_rates, run),
         tables=TableFingerprints.of(train, test),
+        run=run,
     )
 
 

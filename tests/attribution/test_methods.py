@@ -9,7 +9,8 @@ import pytest
 from attribution_models import bert, texts
 
 from simfluence.attribution import METHODS, AttributionContext, Checkpoint, attribute
-from simfluence.runs import TableFingerprints
+from simfluence.curriculum import Curriculum
+from simfluence.runs import Run, TableFingerprints
 
 OPTIONS: dict[str, dict[str, Any]] = {"ekfac": {"fisher": "empirical"}, "influence": {"damping": 0.1}}
 
@@ -17,6 +18,15 @@ OPTIONS: dict[str, dict[str, Any]] = {"ekfac": {"fisher": "empirical"}, "influen
 @pytest.fixture
 def context() -> AttributionContext:
     model, train, test = bert(), texts(12), texts(3, seed=1)
+    run = Run(
+        "run-000",
+        Curriculum.from_batches(np.arange(12).reshape(6, 2), 12),
+        {"loss": np.zeros((1, 3))},
+        np.array([0]),
+        np.full(6, 0.01),
+        np.full(6, np.nan),
+        optimizer={"class": "AdamW"},
+    )
     return AttributionContext(
         model,
         train,
@@ -26,7 +36,8 @@ def context() -> AttributionContext:
         [Checkpoint(0, 0.1, lambda module: None)],
         model.token_strings,
         batch=2,
-        optimizer={"class": "AdamW"},
+        optimizer=run.optimizer,
+        run=run,
         tables=TableFingerprints("12ab", "34cd"),
     )
 
