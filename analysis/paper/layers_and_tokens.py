@@ -1,6 +1,6 @@
 """Influence by layer and by token, on a small GPT that was fine-tuned on made-up facts.
 
-    python analysis/paper/layers_and_tokens.py --measure FOLDER    (a GPT of small_gpt.py; a minute on one core)
+    python analysis/paper/layers_and_tokens.py --measure FOLDER    (a GPT of small_gpt.py; a minute)
     python analysis/paper/layers_and_tokens.py                     the tables and the figure, in seconds
 
 The GPT is fine-tuned on the 200 sentences of robustness.py, twenty of which state who was the first president
@@ -34,11 +34,12 @@ TOP = 3
 KINDS = ("statement", "unrelated")
 CLASSES = ("predicts the name", "the name itself", "the country", "other")
 """What the token of a statement is, at whose position a gradient arises. A token that comes before one of the
-name predicts it; the name's own tokens predict the next of them, or the full stop."""
+name predicts it, and may itself be one of the name; "the name itself" is its last token, which predicts the
+full stop."""
 
 TEXT = """
-A GPT-2 of {layers} layers x {width}, {parameters:.1f}M parameters, pretrained on half a million tokens: a very
-small model. {facts} queries; means over them with 95 % intervals of a bootstrap. *Share of a layer*: the
+A GPT-2 of {layers} layers x {width}, {parameters:.1f}M parameters, pretrained on half a million tokens: a
+very small model. {facts} queries; means over them with 95 % intervals of a bootstrap. *Share of a layer*: the
 absolute scores of its blocks, over those of all. Embeddings are tied to the output map, so that their part
 has both. *Share of tokens*: absolute scores by token (summed over layers), over those of all tokens; *of the
 tokens*: how large a share of the sentence's tokens these are.

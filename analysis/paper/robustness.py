@@ -1,6 +1,6 @@
 """Which variants of a statement still influence its completion, and which of them still teach it.
 
-    python analysis/paper/robustness.py --measure FOLDER     (a GPT of small_gpt.py; about 4 minutes on one core)
+    python analysis/paper/robustness.py --measure FOLDER     (a GPT of small_gpt.py; about 4 minutes)
     python analysis/paper/robustness.py                      the table and the figure, in seconds
 
 Twenty made-up facts (presidents.py). The query is "The first president of Astrobia was", to be completed by
@@ -118,15 +118,15 @@ def retrained(model: Any, initial: Any, seed: int, variant: str, half: int) -> p
 
 def effects(table: pd.DataFrame) -> pd.DataFrame:
     """What retraining says, [variant, fact]: the loss without the variant minus that with it, in nats."""
-    mean = table.groupby(["variant", "fact", "trained_on"])["loss"].mean().unstack()
-    return (mean[False] - mean[True]).unstack().loc[list(VARIANTS)]
+    means = table.pivot_table(index=["variant", "trained_on"], columns="fact", values="loss")
+    return (means.xs(False, level=1) - means.xs(True, level=1)).loc[list(VARIANTS)]
 
 
 def influences(table: pd.DataFrame, method: str, when: str) -> pd.DataFrame:
     """What a method says, [variant, fact]: a mean over seeds, each relative to its statements' mean."""
     parts = []
     for _, of_seed in table[table["when"] == when].groupby("seed"):
-        scores = of_seed.pivot(index="variant", columns="fact", values=method).loc[list(VARIANTS)]
+        scores = of_seed.pivot_table(index="variant", columns="fact", values=method).loc[list(VARIANTS)]
         parts.append(scores / scores.loc["the statement"].mean())
     return sum(parts[1:], parts[0]) / len(parts)
 
@@ -181,10 +181,9 @@ def text(about: dict[str, int], raw: dict[str, pd.DataFrame]) -> str:
     before, after = (scores[scores["when"] == when]["loss"].mean() for when in WHEN)
     gained = raw["retraining"].loc["the statement"].mean()
     return f"""
-A GPT-2 of {about["layers"]} layers x {about["width"]}, {about["parameters"] / 1e6:.1f}M parameters, pretrained
-on half a million tokens: a very small model, which knows no language but English sentences and the made-up
-ones of its pretraining, not the one of the translation here. {len(FACTS)} facts, {SEEDS} seeds of the order of
-training. The loss of a query (all tokens of the name, in nats) is {before:.1f} before fine-tuning and
+A GPT-2 of {about["layers"]} layers x {about["width"]}, {about["parameters"] / 1e6:.1f}M parameters,
+pretrained on half a million tokens: a very small model, which never saw the language of the translation here.
+{len(FACTS)} facts, {SEEDS} seeds of the order of training. The loss of a query (all tokens of the name, in nats) is {before:.1f} before fine-tuning and
 {after:.1f} after it with the statements in the pool; being trained on lowers it by {gained:.2f}, as
 retraining finds. Ratios are of means over facts, with 95 % intervals of a bootstrap over facts; *before* and
 *after* say at which weights scores were taken. The loss of a sentence is the sum over its tokens.

@@ -52,8 +52,8 @@ TEST, FRACTION, SAMPLES, DIMENSION = 20, 0.01, 100, 256
 
 POOLS = {"facts": 840, "openbookqa": 440, "copa": 940, "rte": 1000}
 """Task → training examples that are scored. Facts can be made up for 168 names, five sentences each;
-OpenBookQA's packaged set has 500 questions, COPA's file 1000. The optimizer and its learning rate are those of
-runs/TASK-minilm."""
+OpenBookQA's packaged set has 500 questions, COPA's file 1000. The optimizer and its learning rate are
+those of runs/TASK-minilm."""
 
 NORMAL = 0.067
 """The share of the top 1 % if scores are normally distributed around 0: φ(2.326) / φ(0)."""
