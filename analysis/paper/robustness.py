@@ -183,10 +183,12 @@ def text(about: dict[str, int], raw: dict[str, pd.DataFrame]) -> str:
     return f"""
 A GPT-2 of {about["layers"]} layers x {about["width"]}, {about["parameters"] / 1e6:.1f}M parameters,
 pretrained on half a million tokens: a very small model, which never saw the language of the translation here.
-{len(FACTS)} facts, {SEEDS} seeds of the order of training. The loss of a query (all tokens of the name, in nats) is {before:.1f} before fine-tuning and
-{after:.1f} after it with the statements in the pool; being trained on lowers it by {gained:.2f}, as
-retraining finds. Ratios are of means over facts, with 95 % intervals of a bootstrap over facts; *before* and
-*after* say at which weights scores were taken. The loss of a sentence is the sum over its tokens.
+{len(FACTS)} facts, {SEEDS} seeds of the order of training.
+
+The loss of a query (all tokens of the name, in nats) is {before:.1f} before fine-tuning and {after:.1f} after
+it, with the statements in the pool. Retraining finds that a query's own statement lowers it by {gained:.2f}.
+Ratios are of means over facts, with 95 % intervals of a bootstrap over facts; *before* and *after* say at
+which weights scores were taken. The loss of a sentence is the sum over its tokens.
 """
 
 
