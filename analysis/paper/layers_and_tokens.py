@@ -39,9 +39,10 @@ full stop."""
 
 TEXT = """
 A GPT-2 of {layers} layers x {width}, {parameters:.1f}M parameters, pretrained on half a million tokens: a
-very small model. {facts} queries; means over them with 95 % intervals of a bootstrap. *Share of a layer*: the
-absolute scores of its blocks, over those of all. Embeddings are tied to the output map, so that their part
-has both. *Share of tokens*: absolute scores by token (summed over layers), over those of all tokens; *of the
+very small model. {facts} queries; means over them with 95 % intervals of a bootstrap.
+
+*Share of a layer*: the absolute scores of its blocks (weights and biases), over those of all. The embeddings
+are tied to the output map, so that their part is of both. *Share of tokens*: absolute scores by token (summed over layers), over those of all tokens; *of the
 tokens*: how large a share of the sentence's tokens these are.
 """
 
@@ -59,7 +60,7 @@ def measure(folder: Path) -> None:
     queries = [query(fact) for fact in FACTS]
     factors = ekfac_factors(model, examples)
     whole = ekfac(model, examples, queries, factors=factors).scores
-    by_layer, by_token, classes = [], [], []
+    by_layer, by_token, without_tokens, classes = [], [], [], []
     for number, one in enumerate(queries):
         others = len(FACTS) + np.argsort(-np.abs(whole[len(FACTS) :, number]), kind="stable")[:TOP]
         taken = [examples[number], *(examples[other] for other in others)]
@@ -68,11 +69,13 @@ def measure(folder: Path) -> None:
         tokens = np.zeros(model.max_length)
         tokens[: apart.tokens.shape[-1]] = apart.tokens[:, 0, 0].sum(0)
         by_token.append(tokens)
+        without_tokens.append(apart.whole[:, 0, 0].sum())
         classes.append(classes_of(model.token_strings(examples[number]), FACTS[number]))
     save_file(
         {
             "by_block": np.array(by_layer, np.float32),
             "by_token": np.array(by_token, np.float32),
+            "without_tokens": np.array(without_tokens, np.float32),
             "classes": np.array([row + [-1] * (model.max_length - len(row)) for row in classes], np.int64),
             "scores": np.ascontiguousarray(whole, np.float32),
         },
