@@ -25,7 +25,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from presidents import FACTS, STATEMENT, fine_tune, load, pool, query
 from safetensors.numpy import load_file, save_file
-from shown import DATA, interval, printed, save_figure, save_tables
+from shown import DATA, interval, save_figure, save_tables
 
 from simfluence.attribution import ekfac, ekfac_by_layer_and_token, ekfac_factors
 
@@ -42,8 +42,10 @@ A GPT-2 of {layers} layers x {width}, {parameters:.1f}M parameters, pretrained o
 very small model. {facts} queries; means over them with 95 % intervals of a bootstrap.
 
 *Share of a layer*: the absolute scores of its blocks (weights and biases), over those of all. The embeddings
-are tied to the output map, so that their part is of both. *Share of tokens*: absolute scores by token (summed over layers), over those of all tokens; *of the
-tokens*: how large a share of the sentence's tokens these are.
+are tied to the output map, so that their part is of both.
+
+*Share of tokens*: absolute scores by token (summed over layers), over those of all tokens; *share of the
+tokens*: how many of the sentence's tokens these are.
 """
 
 
@@ -142,7 +144,7 @@ def draw(shares: dict[str, pd.DataFrame], tokens: np.ndarray, counts: np.ndarray
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4), layout="constrained")
     for number, kind in enumerate(KINDS):
         frame = shares[kind]
-        means = 100 * np.array([interval(frame[layer]) for layer in frame])
+        means = 100 * np.array([interval(frame[layer])[:3] for layer in frame])
         at = np.arange(len(means)) + 0.2 * (2 * number - 1)
         errors = np.abs(means[:, 1:] - means[:, :1]).T
         label = "the statement" if kind == "statement" else f"{TOP} most influential others"
@@ -151,7 +153,7 @@ def draw(shares: dict[str, pd.DataFrame], tokens: np.ndarray, counts: np.ndarray
     left.set(xlabel="layer", ylabel="share of absolute influence, %")
     left.set_title("EK-FAC influence on the query by layer (95 % over queries)", fontsize=10)
     left.legend(fontsize=8)
-    means = 100 * np.array([interval(column) for column in tokens.T])
+    means = 100 * np.array([interval(column)[:3] for column in tokens.T])
     at = np.arange(len(CLASSES))
     errors = np.abs(means[:, 1:] - means[:, :1]).T
     right.bar(at - 0.2, means[:, 0], 0.38, yerr=errors, color="C0", label="share of absolute influence")
@@ -171,10 +173,10 @@ def show() -> None:
     ranks = [int((row > row[number]).sum()) + 1 for number, row in enumerate(tensors["scores"].T)]
     by_layer = pd.DataFrame({"layer": list(shares[KINDS[0]])})
     for kind in KINDS:
-        by_layer[f"share, {kind}"] = [printed(shares[kind][layer], 3) for layer in shares[kind]]
+        by_layer[f"share, {kind}"] = [interval(shares[kind][layer], 3) for layer in shares[kind]]
     by_token = pd.DataFrame({"token": CLASSES})
-    by_token["share of the influence"] = [printed(column, 3) for column in tokens.T]
-    by_token["share of the tokens"] = [printed(column, 3) for column in counts.T]
+    by_token["share of the influence"] = [interval(column, 3) for column in tokens.T]
+    by_token["share of the tokens"] = [interval(column, 3) for column in counts.T]
     first = sum(rank == 1 for rank in ranks)
     middle = f"{np.median(ranks):g}"
     reached = f"The statement ranks first of 200 for {first} of {len(ranks)} queries (median rank {middle})."

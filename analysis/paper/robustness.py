@@ -29,7 +29,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from presidents import BATCH, FACTS, STATEMENT, VARIANTS, fine_tune, load, losses, pool, query, sentence
-from shown import DATA, save_figure, save_tables
+from shown import DATA, Interval, save_figure, save_tables
 from tqdm import tqdm
 
 from simfluence.attribution import adam_similarity, ekfac, ekfac_factors, gradient_similarity
@@ -180,29 +180,33 @@ def text(about: dict[str, int], raw: dict[str, pd.DataFrame]) -> str:
     scores = pd.read_csv(file_of("scores"))
     before, after = (scores[scores["when"] == when]["loss"].mean() for when in WHEN)
     gained = raw["retraining"].loc["the statement"].mean()
+    millions = about["parameters"] / 1e6
     return f"""
-A GPT-2 of {about["layers"]} layers x {about["width"]}, {about["parameters"] / 1e6:.1f}M parameters,
-pretrained on half a million tokens: a very small model, which never saw the language of the translation here.
-{len(FACTS)} facts, {SEEDS} seeds of the order of training.
+A GPT-2 of {about["layers"]} layers x {about["width"]}, {millions:.1f}M parameters, pretrained on half a million
+tokens: a very small model, which never saw the language of the translation here. {len(FACTS)} facts, {SEEDS}
+seeds of the order of training.
 
 The loss of a query (all tokens of the name, in nats) is {before:.1f} before fine-tuning and {after:.1f} after
 it, with the statements in the pool. Retraining finds that a query's own statement lowers it by {gained:.2f}.
 Ratios are of means over facts, with 95 % intervals of a bootstrap over facts; *before* and *after* say at
-which weights scores were taken. The loss of a sentence is the sum over its tokens.
+which weights scores were taken; after it, the model has learnt the statements in part. The loss of a sentence is
+the sum over its tokens.
 """
 
 
 def show() -> None:
     raw = columns()
     shown = {name: ratios(values) for name, values in raw.items()}
-    table = pd.DataFrame({"variant": list(VARIANTS), "wording": list(VARIANTS.values())})
-    for name, values in shown.items():
-        table[name] = [f"{middle:.2f} [{low:.2f}, {high:.2f}]" for middle, low, high in values]
+    variants = pd.DataFrame({"variant": list(VARIANTS)})
+    table = variants.assign(**{name: [Interval(*row) for row in values] for name, values in shown.items()})
+    of_last = [name for name in table if str(name).endswith(", before")]
+    tables = [
+        ("Ratios to the statement itself, scores taken after fine-tuning:", table.drop(columns=of_last)),
+        ("The same, scores taken before fine-tuning:", table[["variant", "retraining", *of_last]]),
+        ("The wordings:", variants.assign(wording=list(VARIANTS.values()))),
+    ]
     about = json.loads((DATA / f"{NAME}.json").read_text())
-    caption = "Ratios to the statement itself:"
-    save_tables(
-        NAME, f"python analysis/paper/{NAME}.py --measure FOLDER", text(about, raw), [(caption, table)]
-    )
+    save_tables(NAME, f"python analysis/paper/{NAME}.py --measure FOLDER", text(about, raw), tables, table)
     save_figure(draw(shown), NAME)
 
 

@@ -34,7 +34,7 @@ import torch
 from matplotlib.figure import Figure
 from protocol import ROOT
 from safetensors.numpy import load_file, save_file
-from shown import DATA, interval, printed, save_figure, save_tables
+from shown import DATA, interval, save_figure, save_tables
 from tqdm import tqdm
 
 from simfluence.attribution import attribute
@@ -244,10 +244,10 @@ def rows(task: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
                     "task": task,
                     "chosen": f"{size} of 200",
                     "by": method,
-                    "gain, held out": printed(gain.held_out, 3),
-                    "gain, used": printed(gain.used, 3),
-                    "gain in accuracy, held out": printed(gain.right, 3),
-                    "gain predicted by the simulator, held out": printed(gain.predicted, 3),
+                    "gain, held out": interval(gain.held_out, 3),
+                    "gain, used": interval(gain.used, 3),
+                    "gain in accuracy, held out": interval(gain.right, 3),
+                    "gain predicted by the simulator, held out": interval(gain.predicted, 3),
                     "of used facts": stating(scores, method, size, *groups) if task == "facts" else "-",
                 }
             )
@@ -287,7 +287,7 @@ def draw(frames: dict[str, pd.DataFrame]) -> Figure:
         for number, size in enumerate(SIZES):
             for used in (False, True):
                 values = [gains(frame, method, size) for method in METHODS]
-                means = np.array([interval(one.used if used else one.held_out) for one in values])
+                means = np.array([interval(one.used if used else one.held_out)[:3] for one in values])
                 at = np.arange(len(METHODS)) + 0.18 * (2 * number + used - 1.5)
                 axes.errorbar(
                     at,

@@ -27,7 +27,7 @@ import torch
 from matplotlib.figure import Figure
 from protocol import ROOT
 from safetensors.numpy import load_file, save_file
-from shown import DATA, interval, printed, save_figure, save_tables
+from shown import DATA, interval, save_figure, save_tables
 from tqdm import tqdm
 
 from simfluence.attribution import (
@@ -203,9 +203,9 @@ def rows(task: str, tensors: dict[str, np.ndarray]) -> list[dict[str, Any]]:
                 "method": method,
                 "examples scored": columns.shape[1],
                 "positive": f"{(columns > 0).mean():.0%}",
-                "share of top 1 %": printed(of_one["share"], 3),
-                "share of top 5 %": printed([share_of_top(column, 0.05) for column in columns], 3),
-                "exponent": printed(of_one["alpha"], 1),
+                "share of top 1 %": interval(of_one["share"], 3),
+                "share of top 5 %": interval([share_of_top(column, 0.05) for column in columns], 3),
+                "exponent": interval(of_one["alpha"], 1),
                 "values in tail": f"{int(np.median(sizes))} ({min(sizes)} to {max(sizes)})",
                 "law not ruled out": f"{(of_one['p_value'] >= RULED_OUT).sum()} of {len(columns)}",
                 "better / worse than exponential": f"{(better > 1.64).sum()} / {(better < -1.64).sum()}",
@@ -224,7 +224,7 @@ def draw(measured: dict[str, dict[str, np.ndarray]], fits: pd.DataFrame) -> Figu
     left.axhline(100 * NORMAL, color="0.4", linestyle=":", label="normally distributed scores")
     for number, (task, marker) in enumerate(zip(measured, "osD^", strict=False)):
         of_task = fits[fits["task"] == task]
-        means = np.array([interval(of_task[of_task["method"] == method]["share"]) for method in METHODS])
+        means = np.array([interval(of_task[of_task["method"] == method]["share"])[:3] for method in METHODS])
         at = np.arange(len(METHODS)) + 0.16 * (number - (len(measured) - 1) / 2)
         spread = 100 * np.abs(means[:, 1:] - means[:, :1]).T
         name = f"{task} ({measured[task]['ekfac'].shape[0]} examples)"
