@@ -182,15 +182,15 @@ def text(about: dict[str, int], raw: dict[str, pd.DataFrame]) -> str:
     gained = raw["retraining"].loc["the statement"].mean()
     millions = about["parameters"] / 1e6
     return f"""
-A GPT-2 of {about["layers"]} layers x {about["width"]}, {millions:.1f}M parameters, pretrained on half a million
-tokens: a very small model, which never saw the language of the translation here. {len(FACTS)} facts, {SEEDS}
-seeds of the order of training.
+A GPT-2 of {about["layers"]} layers x {about["width"]}, {millions:.1f}M parameters, pretrained on half a
+million tokens: a very small model, which never saw the language of the translation here. {len(FACTS)} facts,
+{SEEDS} seeds of the order of training.
 
 The loss of a query (all tokens of the name, in nats) is {before:.1f} before fine-tuning and {after:.1f} after
 it, with the statements in the pool. Retraining finds that a query's own statement lowers it by {gained:.2f}.
 Ratios are of means over facts, with 95 % intervals of a bootstrap over facts; *before* and *after* say at
-which weights scores were taken; after it, the model has learnt the statements in part. The loss of a sentence is
-the sum over its tokens.
+which weights scores were taken; after it, the model has learnt the statements in part. The loss of a
+sentence is the sum over its tokens.
 """
 
 
