@@ -95,20 +95,6 @@ def measure(data: Path | None) -> None:
         for method in tqdm(pending, desc=task):
             kept[method] = calls[method]().scores.astype(np.float32)
             save_file(kept, file)
-    for task in POOLS:
-        if (file := DATA / f"{NAME}_{task}.safetensors").exists():
-            fit_tails(task, load_file(file))
-
-
-def fit_tails(task: str, tensors: dict[str, np.ndarray]) -> None:
-    """Shares and tails of every method that is scored, with p-values, which take a minute."""
-    frames = []
-    for method in METHODS:
-        scores = InfluenceScores(tensors[method].astype(np.float64), method)
-        frame = sparsity(scores, fraction=FRACTION, samples=SAMPLES)
-        frames.append(frame.assign(method=method))
-    columns = ["method", *frames[0].columns[:-1]]
-    pd.concat(frames)[columns].to_csv(DATA / f"{NAME}_{task}.csv", index=False, float_format="%.6g")
 
 
 def configuration(task: str, data: Path | None) -> dict[str, Any]:
@@ -185,18 +171,13 @@ def against_exponential(tail: np.ndarray, start: float) -> float:
 
 def rows(task: str, tensors: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     """The table's rows of one task: means over test examples, and intervals by a bootstrap over them."""
-    fits = pd.read_csv(DATA / f"{NAME}_{task}.csv")
     found = []
     for method in METHODS:
         columns = tensors[method].astype(np.float64).T
-        of_one = fits[fits["method"] == method].set_index("test_example")
+        of_one = sparsity(InfluenceScores(columns.T, method), fraction=FRACTION, samples=SAMPLES)
         sizes = of_one["tail_size"].tolist()
-        better = np.array(
-            [
-                against_exponential(np.sort(c)[-m:], np.sort(c)[-m])
-                for c, m in zip(columns, sizes, strict=True)
-            ]
-        )
+        tails = [np.sort(column)[-size:] for column, size in zip(columns, sizes, strict=True) if size]
+        better = np.array([against_exponential(tail, tail[0]) for tail in tails])
         found.append(
             {
                 "task": task,
@@ -206,7 +187,7 @@ def rows(task: str, tensors: dict[str, np.ndarray]) -> list[dict[str, Any]]:
                 "share of top 1 %": interval(of_one["share"], 3),
                 "share of top 5 %": interval([share_of_top(column, 0.05) for column in columns], 3),
                 "exponent": interval(of_one["alpha"], 1),
-                "values in tail": f"{int(np.median(sizes))} ({min(sizes)} to {max(sizes)})",
+                "values in a tail": f"{int(np.median(sizes))} ({min(sizes)} to {max(sizes)})",
                 "law not ruled out": f"{(of_one['p_value'] >= RULED_OUT).sum()} of {len(columns)}",
                 "better / worse than exponential": f"{(better > 1.64).sum()} / {(better < -1.64).sum()}",
             }
@@ -214,7 +195,7 @@ def rows(task: str, tensors: dict[str, np.ndarray]) -> list[dict[str, Any]]:
     return found
 
 
-def draw(measured: dict[str, dict[str, np.ndarray]], fits: pd.DataFrame) -> Figure:
+def draw(measured: dict[str, dict[str, np.ndarray]], table: pd.DataFrame) -> Figure:
     """Left: the shares. Right: how the influence on a test example is distributed, of one method a panel."""
     shown = ("gradient_dot", "ekfac")
     figure, (left, *right) = plt.subplots(
@@ -223,8 +204,8 @@ def draw(measured: dict[str, dict[str, np.ndarray]], fits: pd.DataFrame) -> Figu
     left.axhspan(12, 52, color="0.92", label="published, models of 0.8 to 52 B (Grosse et al. 2023)")
     left.axhline(100 * NORMAL, color="0.4", linestyle=":", label="normally distributed scores")
     for number, (task, marker) in enumerate(zip(measured, "osD^", strict=False)):
-        of_task = fits[fits["task"] == task]
-        means = np.array([interval(of_task[of_task["method"] == method]["share"])[:3] for method in METHODS])
+        shares = table[table["task"] == task]["share of top 1 %"]
+        means = np.array([share[:3] for share in shares])
         at = np.arange(len(METHODS)) + 0.16 * (number - (len(measured) - 1) / 2)
         spread = 100 * np.abs(means[:, 1:] - means[:, :1]).T
         name = f"{task} ({measured[task]['ekfac'].shape[0]} examples)"
@@ -248,11 +229,11 @@ def draw(measured: dict[str, dict[str, np.ndarray]], fits: pd.DataFrame) -> Figu
 
 
 def show() -> None:
-    """The table and the figure of all tasks that were measured."""
+    """The tables and the figure of all tasks that were scored by all methods."""
     measured = {
         task: load_file(file) for task in POOLS if (file := DATA / f"{NAME}_{task}.safetensors").exists()
     }
-    fits = pd.concat([pd.read_csv(DATA / f"{NAME}_{task}.csv") for task in measured])
+    measured = {task: tensors for task, tensors in measured.items() if {*METHODS} <= {*tensors}}
     table = pd.DataFrame([row for task, tensors in measured.items() for row in rows(task, tensors)])
     losses = pd.DataFrame(
         [
@@ -276,7 +257,7 @@ def show() -> None:
             ("Mean losses around the one pass over the pool, at whose end scores were taken.", losses),
         ],
     )
-    save_figure(draw(measured, fits), NAME)
+    save_figure(draw(measured, table), NAME)
 
 
 def main() -> None:
