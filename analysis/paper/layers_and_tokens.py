@@ -179,7 +179,13 @@ def show() -> None:
     by_token["share of the tokens"] = [interval(column, 3) for column in counts.T]
     first = sum(rank == 1 for rank in ranks)
     middle = f"{np.median(ranks):g}"
+    lost = np.abs(tensors["without_tokens"]) / (
+        np.abs(tensors["without_tokens"]) + np.abs(tensors["by_token"]).sum(1)
+    )
     reached = f"The statement ranks first of 200 for {first} of {len(ranks)} queries (median rank {middle})."
+    reached += (
+        f" {lost.mean():.1%} of the statements' influence has no token: it is of parameters without tokens."
+    )
     save_tables(
         NAME,
         f"python analysis/paper/{NAME}.py --measure FOLDER",

@@ -58,9 +58,11 @@ choice was trained on once for each half.
 
 Gain: by how much the mean loss after training on the choice is lower than after training on as many examples
 drawn at random (the mean of five draws), per test example, with a 95 % interval of a bootstrap over the 40
-test examples; positive is better. *Held out*: on the half that was not used to
-choose; *used*: on the half that was. *Of used facts*: the share of the chosen sentences that state a fact of
-the half that was used, 50 % by chance; a choice of 100 could state all and nothing else.
+test examples; positive is better. *Used*: on the half that was used
+to choose; *held out*: on the other half, of whose facts the chosen sentences need say nothing. *Simulator
+predicts*: the same gains as predicted from recorded runs alone, before any retraining. *Of used facts*: the
+share of the chosen sentences that state a fact of the half that was used, 50 % by chance; a choice of 100
+could state all of them and nothing else.
 """
 
 
@@ -128,6 +130,12 @@ def measure() -> None:
             frame = pd.DataFrame([row | named("predicted", predicted)])
             file = DATA / f"{NAME}_{task}.csv"
             frame.to_csv(file, mode="a", header=not file.exists(), index=False, float_format="%.5g")
+
+
+def whole_sizes(task: str) -> list[int]:
+    """The sizes of which every cell is measured."""
+    there = measured(task)
+    return [size for size in SIZES if all(cell in there for cell in cells() if cell.size == size)]
 
 
 def named(name: str, values: np.ndarray) -> dict[str, float]:
@@ -199,17 +207,17 @@ def retrained(config: Any, curriculum: Curriculum) -> tuple[np.ndarray, np.ndarr
 
 
 class Gains(NamedTuple):
-    """Of one method and size: [test] each, against random choices; where a test example was held out, and
-    where it was used."""
+    """Of one method and size, against random choices, [test] each: of the loss and the accuracy after
+    training, and of the loss that the simulator predicts."""
 
-    held_out: np.ndarray
-    used: np.ndarray
+    loss: np.ndarray
     right: np.ndarray
     predicted: np.ndarray
 
 
-def gains(frame: pd.DataFrame, method: str, size: int) -> Gains:
-    """frame : the cells of a task."""
+def gains(frame: pd.DataFrame, method: str, size: int, *, used: bool) -> Gains:
+    """frame : the cells of a task. used : whether by the choices that a test example was used for; else by
+    those that it was held out of."""
     columns = {
         name: [column for column in frame if column.startswith(f"{name} ")]
         for name in ("loss", "right", "predicted")
@@ -220,15 +228,14 @@ def gains(frame: pd.DataFrame, method: str, size: int) -> Gains:
     chosen = of_size[of_size["method"] == method]
     half = halves(len(columns["loss"]))
 
-    def mean(name: str, used: bool) -> np.ndarray:
+    def mean(name: str) -> np.ndarray:
         values = np.array([chosen[chosen["half"] == one][columns[name]].to_numpy().mean(0) for one in (0, 1)])
         return values[half if used else 1 - half, np.arange(len(half))]
 
     return Gains(
-        chance["loss"] - mean("loss", False),
-        chance["loss"] - mean("loss", True),
-        mean("right", False) - chance["right"],
-        chance["predicted"] - mean("predicted", False),
+        chance["loss"] - mean("loss"),
+        mean("right") - chance["right"],
+        chance["predicted"] - mean("predicted"),
     )
 
 
@@ -238,18 +245,20 @@ def rows(task: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
     runs = RunSet.load(folder(task))
     groups = np.array(runs.train.frame["group"]), np.array(runs.test.frame["group"])
     found = []
-    for size in SIZES:
+    for size in whole_sizes(task):
         for method in METHODS:
-            gain = gains(frame, method, size)
+            used, held_out = (gains(frame, method, size, used=used) for used in (True, False))
             found.append(
                 {
                     "task": task,
                     "chosen": f"{size} of 200",
                     "by": method,
-                    "gain, held out": interval(gain.held_out, 3),
-                    "gain, used": interval(gain.used, 3),
-                    "gain in accuracy, held out": interval(gain.right, 3),
-                    "gain predicted by the simulator, held out": interval(gain.predicted, 3),
+                    "gain, used": interval(used.loss),
+                    "gain, held out": interval(held_out.loss),
+                    "gain in accuracy, used": interval(used.right),
+                    "gain in accuracy, held out": interval(held_out.right),
+                    "simulator predicts, used": interval(used.predicted),
+                    "simulator predicts, held out": interval(held_out.predicted),
                     "of used facts": stating(scores, method, size, *groups) if task == "facts" else "-",
                 }
             )
@@ -272,13 +281,14 @@ def references(task: str, frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Mean test losses of random choices and of all examples."""
     columns = [column for column in frame if column.startswith("loss ")]
     found = []
-    for method, size in (*(("random", size) for size in SIZES), ("all 200", 200)):
+    for method, size in (*(("random", size) for size in whole_sizes(task)), ("all 200", 200)):
         cell = frame[(frame["method"] == method) & (frame["size"] == size)]
         means = cell[columns].to_numpy().mean(1)
         right = cell[[c for c in frame if c.startswith("right ")]].to_numpy().mean()
         row = {"task": task, "trained on": method if size == 200 else f"{size} at random"}
         row |= {"retrainings": len(cell), "mean test loss": f"{means.mean():.3f}"}
-        found.append(row | {"sd over retrainings": f"{means.std(ddof=1):.3f}", "accuracy": f"{right:.2f}"})
+        spread = f"{means.std(ddof=1):.3f}" if len(means) > 1 else "one only"
+        found.append(row | {"sd over retrainings": spread, "accuracy": f"{right:.2f}"})
     return found
 
 
@@ -288,10 +298,10 @@ def draw(frames: dict[str, pd.DataFrame]) -> Figure:
         1, len(frames), figsize=(7.5 * len(frames), 4.2), layout="constrained", squeeze=False
     )
     for axes, (task, frame) in zip(panels[0], frames.items(), strict=True):
-        for number, size in enumerate(SIZES):
+        for number, size in enumerate(whole_sizes(task)):
             for used in (False, True):
-                values = [gains(frame, method, size) for method in METHODS]
-                means = np.array([interval(one.used if used else one.held_out)[:3] for one in values])
+                values = [gains(frame, method, size, used=used).loss for method in METHODS]
+                means = np.array([interval(one)[:3] for one in values])
                 at = np.arange(len(METHODS)) + 0.18 * (2 * number + used - 1.5)
                 axes.errorbar(
                     at,

@@ -223,7 +223,7 @@ def draw(measured: dict[str, dict[str, np.ndarray]], table: pd.DataFrame) -> Fig
             chance = (np.arange(len(middle)) + 1) / len(middle)
             axes.loglog(middle[middle > 1e-3], chance[middle > 1e-3], color=f"C{number}", label=task)
         axes.set_title(f"{method}: median over test examples", fontsize=10)
-        axes.set(xlabel="influence / mean positive influence", ylabel="share of examples at or above it")
+        axes.set(xlabel="influence / mean of the positive part", ylabel="share of examples at or above it")
         axes.set_xlim(1e-2, None)
     return figure
 

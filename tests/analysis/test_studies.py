@@ -68,7 +68,7 @@ def test_halves_are_halves_and_choices_follow_the_half_that_chose():
     assert sorted(choice(Cell("ekfac", 50, 0, 0), scores)) == list(range(100, 150))
 
 
-def test_gains_are_of_the_half_that_did_not_choose():
+def test_gains_tell_the_half_that_chose_from_the_other():
     import pandas as pd
     from selection import gains, halves
 
@@ -77,9 +77,9 @@ def test_gains_are_of_the_half_that_did_not_choose():
     for one in (0, 1):
         losses = np.where(half == one, 0.5, 1.5)  # trained for this half, which gains most
         rows.append({"method": "ekfac", "size": 50, "half": one, "number": 0, **_losses(losses)})
-    found = gains(pd.DataFrame(rows), "ekfac", 50)
-    np.testing.assert_allclose(found.held_out, 0.5)
-    np.testing.assert_allclose(found.used, 1.5)
+    frame = pd.DataFrame(rows)
+    np.testing.assert_allclose(gains(frame, "ekfac", 50, used=False).loss, 0.5)
+    np.testing.assert_allclose(gains(frame, "ekfac", 50, used=True).loss, 1.5)
 
 
 def _losses(values):
