@@ -62,7 +62,7 @@ def measure(folder: Path) -> None:
     queries = [query(fact) for fact in FACTS]
     factors = ekfac_factors(model, examples)
     whole = ekfac(model, examples, queries, factors=factors).scores
-    by_layer, by_token, without_tokens, classes = [], [], [], []
+    by_layer, by_token, classes = [], [], []
     for number, one in enumerate(queries):
         others = len(FACTS) + np.argsort(-np.abs(whole[len(FACTS) :, number]), kind="stable")[:TOP]
         taken = [examples[number], *(examples[other] for other in others)]
@@ -71,13 +71,12 @@ def measure(folder: Path) -> None:
         tokens = np.zeros(model.max_length)
         tokens[: apart.tokens.shape[-1]] = apart.tokens[:, 0, 0].sum(0)
         by_token.append(tokens)
-        without_tokens.append(apart.whole[:, 0, 0].sum())
+        assert not apart.whole.any()  # every block of a GPT works on tokens
         classes.append(classes_of(model.token_strings(examples[number]), FACTS[number]))
     save_file(
         {
             "by_block": np.array(by_layer, np.float32),
             "by_token": np.array(by_token, np.float32),
-            "without_tokens": np.array(without_tokens, np.float32),
             "classes": np.array([row + [-1] * (model.max_length - len(row)) for row in classes], np.int64),
             "scores": np.ascontiguousarray(whole, np.float32),
         },
@@ -179,13 +178,7 @@ def show() -> None:
     by_token["share of the tokens"] = [interval(column, 3) for column in counts.T]
     first = sum(rank == 1 for rank in ranks)
     middle = f"{np.median(ranks):g}"
-    lost = np.abs(tensors["without_tokens"]) / (
-        np.abs(tensors["without_tokens"]) + np.abs(tensors["by_token"]).sum(1)
-    )
     reached = f"The statement ranks first of 200 for {first} of {len(ranks)} queries (median rank {middle})."
-    reached += (
-        f" {lost.mean():.1%} of the statements' influence has no token: it is of parameters without tokens."
-    )
     save_tables(
         NAME,
         f"python analysis/paper/{NAME}.py --measure FOLDER",
