@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from simfluence.attribution import InfluenceScores, power_law_tail, share_of_top, sparsity
 
@@ -42,6 +43,15 @@ def test_a_known_exponent(alpha: float) -> None:
     assert mixed is not None
     assert mixed.alpha == pytest.approx(alpha, abs=0.15)  # the body below s_min is left out
     assert mixed.start >= 0.28
+
+
+@given(st.lists(st.floats(0.01, 1e3), min_size=12, max_size=60, unique=True))
+def test_the_distance_is_that_of_kolmogorov_and_smirnov(values: list[float]) -> None:
+    tail = power_law_tail(values)
+    assert tail is not None
+    above = np.sort(values)[-tail.size :]
+    law = stats.pareto(b=tail.alpha - 1, scale=tail.start)
+    assert tail.distance == pytest.approx(stats.kstest(above, law.cdf).statistic, abs=1e-12)
 
 
 def test_a_law_that_does_not_hold() -> None:
