@@ -94,6 +94,7 @@ def benchmark(config: DictConfig) -> None:
     from simfluence.evaluation.benchmark import benchmark as held_to_one_standard
     from simfluence.evaluation.benchmark import needs, score_methods, simulator_methods
     from simfluence.finetuning.score_files import make_scores, score_files
+    from simfluence.finetuning.subsets import banks_beside, retrain_recorded
 
     outputs.check_folder(config.output)
     runs = _load(config.path)
@@ -112,6 +113,10 @@ def benchmark(config: DictConfig) -> None:
     learners = needs(simulators, files, sizes, every, len(runs))
     costs = held_to_one_standard(runs, learners, **split)
     report.write_benchmark(found, costs, config.output, config.against, report.seconds_of_a_run(config.path))
+    if config.subsets:
+        retrain_recorded(config.path, runs, config.subsets, config.fraction, config.seeds, config.device)
+    for bank in banks_beside(config.path):
+        print(f"\n{report.write_lds(bank, files, config.output)}\n")
     print(f"tables (.md, .csv, .tex) and figures (.png, .pdf): {config.output}")
 
 

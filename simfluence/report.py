@@ -14,6 +14,7 @@ from simfluence import plots
 from simfluence.answer import WhatIf
 from simfluence.attribution import InfluenceScores, LayerTokenScores, sparsity
 from simfluence.evaluation import Benchmark, Evaluation, paired_differences, table, to_markdown
+from simfluence.evaluation.standards import SubsetBank, lds, mean_with_interval
 from simfluence.evaluation.tables import COLUMNS, NOTE, write_table
 from simfluence.runs import storage, strict_json
 
@@ -82,6 +83,24 @@ def needed(costs: Benchmark, seconds: float) -> pd.DataFrame:
     shown.insert(4, "to answer", cells["answer_seconds"].map("{:.2g}".format))
     shown.insert(5, "to train again", "–" if np.isnan(seconds) else f"{seconds:.3g}")
     return shown
+
+
+def write_lds(bank: Path, files: Sequence[str], folder: str | Path) -> str:
+    """lds-… (.md, .csv, .tex): how files of scores order the retrained subsets of one bank. The markdown.
+
+    Raises RunDataError if scores are of other examples than the bank.
+    """
+    truth = SubsetBank.load(bank).complete()
+    rows = {}
+    for file in files:
+        scores = InfluenceScores.load(file).mean()
+        scores.tables.check(truth.tables, f"the scores of {file}", "the subsets")
+        found = mean_with_interval(lds(scores.scores.astype(np.float64), truth.kept, truth.mean_losses()))
+        cell = f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+        rows[f"{scores.method} ({Path(file).name})"] = {"LDS": cell, "test examples": str(found.n)}
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("scores")
+    note = f"LDS [95% interval over test examples] on {truth.describe()}."
+    return write_table(frame, folder, bank.stem.replace("subsets", "lds"), note)
 
 
 def seconds_of_a_run(path: str | Path) -> float:

@@ -10,6 +10,7 @@ import pytest
 from families import synthetic_runs
 
 from simfluence.attribution import InfluenceScores
+from simfluence.evaluation.standards import SubsetBank, random_subsets
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,21 @@ def test_a_file_of_scores_is_a_method(simfluence, recorded: Path) -> None:
     assert "made_up, calibrated" in main.index
 
 
+def test_scores_are_measured_on_subsets_beside_the_set(simfluence, recorded: Path) -> None:
+    """Retrained losses that are the scores' own sums, negated, are ordered perfectly."""
+    folder = recorded / "runs" / "small"
+    scores = InfluenceScores.load(folder / "scores.safetensors").scores
+    kept = random_subsets(len(scores), 0.5, 12)
+    bank = SubsetBank.empty(kept, (0,), scores.shape[1], task="made up", optimizer="sgd", model="none")
+    bank.losses[:, 0] = -(kept @ scores)
+    bank.save(folder / "subsets-50.parquet")
+    result = simfluence(*COMMAND, "methods=[linear]", "output=lds", cwd=recorded)
+    (folder / "subsets-50.parquet").unlink()
+    assert result.returncode == 0, result.stderr
+    assert "1.00 [1.00, 1.00]" in result.stdout
+    assert "12 subsets of 50%, 1 seed each, sgd" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -68,6 +84,7 @@ def test_a_file_of_scores_is_a_method(simfluence, recorded: Path) -> None:
         (("methods=[linear]", "against=auto"), "against=auto is not among the simulators of methods"),
         (("methods=[linear,ekfac]",), "was not recorded by `simfluence record`: its model is not known"),
         (("methods=[linear]", "train=99", "test=10"), "leave none to fit to"),
+        (("methods=[linear]", "subsets=3"), "was not recorded by `simfluence record`"),
     ],
 )
 def test_what_is_wrong_is_said(simfluence, recorded: Path, options: tuple[str, ...], said: str) -> None:

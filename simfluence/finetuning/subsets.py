@@ -7,6 +7,8 @@ what was left out as little as can be.
 
 from __future__ import annotations
 
+import resource
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +21,12 @@ from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.evaluation.standards import SubsetBank
+from simfluence.evaluation.standards import SubsetBank, random_subsets
 from simfluence.finetuning.experiment import Config, Prepared, prepare
 from simfluence.finetuning.loop import train
 from simfluence.finetuning.optimizers import make_optimizer
-from simfluence.runs import ExampleTable
+from simfluence.finetuning.retrain import recorded_config
+from simfluence.runs import ExampleTable, RunSet
 from simfluence.runs.tables import TableFingerprints
 
 
@@ -155,6 +158,41 @@ def train_bank(
         bank.losses[subset, row], bank.right[subset, row] = found.losses, found.right
         bank.save(file)
     return bank
+
+
+def banks_beside(path: str | Path) -> list[Path]:
+    """The files of subset banks that lie beside a run set."""
+    return sorted(Path(path).glob("subsets-*.parquet"))
+
+
+def retrain_recorded(
+    path: str | Path, runs: RunSet, count: int, fraction: float, seeds: int, device: str | None = None
+) -> Path:
+    """A bank of random subsets of a recorded set's experiment, beside the set; returns its file.
+
+    Says beforehand, from one training, how long the others take and how much memory the process has. An
+    interrupted call goes on where it was.
+
+    count : of subsets. fraction : the share of the training examples that each keeps. seeds : of each.
+
+    Raises RunDataError for runs that `simfluence record` did not make.
+    """
+    if not runs[0].config:
+        raise RunDataError(f"{path} was not recorded by `simfluence record`: its model is not known")
+    config = recorded_config(runs[0])
+    kept = random_subsets(len(runs.train), fraction, count)
+    file = Path(path) / f"subsets-{fraction:.0%}.parquet".replace("%", "")
+    numbers = tuple(range(seeds))
+    start = time.perf_counter()
+    bank = train_bank(config, kept, numbers, file, device=device, progress=False, at_most=1)
+    seconds, left = time.perf_counter() - start, int((~bank.trained).sum())
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"{left} trainings are left, about {left * seconds / 60:.0f} minutes; memory: {memory:.1f} GB",
+        flush=True,
+    )
+    train_bank(config, kept, numbers, file, device=device)
+    return file
 
 
 def _same(found: SubsetBank, asked: SubsetBank, file: str | Path) -> SubsetBank:
