@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from methods import scores_of
-from protocol import RESULTS, ROOT, RUNS, SETS, TRAIN, VALIDATION
+from protocol import RESULTS, ROOT, RUNS, TRAIN, VALIDATION, recorded_and_scored
 
 from simfluence.evaluation import Evaluation, evaluate
 from simfluence.runs import RunSet
@@ -185,7 +185,7 @@ def skill_by_rate() -> pd.DataFrame:
     """One row a rate: skill of the linear simulator and of ours."""
     rows = []
     for folder in RATES.values():
-        if not folder.exists():
+        if folder.is_relative_to(RUNS) and not recorded_and_scored(folder.name):
             continue
         train, validation, test = split(folder)
         with warnings.catch_warnings():
@@ -232,11 +232,7 @@ def coefficients(name: str) -> Figure:
 
 def main() -> None:
     """Draw all of them, of the sets that are there."""
-    there = [
-        name
-        for name in ("copa-ia3", "rte-ia3", "winogrande-ia3")
-        if name in SETS and (RUNS / name / "scores" / "trak.safetensors").exists()
-    ]
+    there = [name for name in ("copa-ia3", "rte-ia3", "winogrande-ia3") if recorded_and_scored(name)]
     found = {name: evaluated(name) for name in there}
     save(error_by_step(found), "error_by_step")
     save(curves(found[there[0]], there[0]), "curves")

@@ -16,7 +16,7 @@ from figures import COLOURS, save
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from methods import NEEDED, what_they_need
-from protocol import CELLS, RESULTS, RUNS, SETS, TRAIN, VALIDATION
+from protocol import CELLS, RESULTS, RUNS, SETS, TRAIN, VALIDATION, recorded_and_scored
 from tables import recorded
 
 from simfluence.evaluation import Benchmark, benchmark, summary, write_table
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--measure", action="store_true")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
-    names = [name for name in SETS if (RUNS / name / "scores" / "trak.safetensors").exists()]
+    names = [name for name in SETS if recorded_and_scored(name)]
     if options.measure:
         measure(names)
     found = Parallel(n_jobs=options.processes)(delayed(cells_of)(name) for name in names)

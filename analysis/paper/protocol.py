@@ -69,3 +69,11 @@ def chosen_rate(task: str, tuning: str) -> float:
     share = swept["last over first"]
     enough = swept[share <= LEARNT]
     return float(enough["rate"].min() if len(enough) else swept["rate"][share.idxmin()])
+
+
+def recorded_and_scored(name: str) -> bool:
+    """Whether a set's runs and scores are all there."""
+    runs, scores = RUNS / name, RUNS / name / "scores"
+    return (runs / f"run-{RUN_COUNT - 1:03d}" / "steps.parquet").exists() and (
+        scores / "trak.safetensors"
+    ).exists()

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
 from methods import methods
-from protocol import CELLS, RESULTS, ROOT, RUNS, SETS, TRAIN, VALIDATION
+from protocol import CELLS, RESULTS, ROOT, RUNS, SETS, TRAIN, VALIDATION, recorded_and_scored
 
 from simfluence.evaluation import Benchmark, benchmark, paired_differences, summary, write_table
 from simfluence.evaluation.tables import COLUMNS, NOTE, WHY_OFF_SCALE, cell, off_scale
@@ -173,7 +173,7 @@ def main() -> None:
     parser.add_argument(
         "--sets",
         nargs="+",
-        default=[name for name in SETS if (RUNS / name / "scores" / "trak.safetensors").exists()],
+        default=[name for name in SETS if recorded_and_scored(name)],
     )
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
