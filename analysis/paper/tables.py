@@ -7,6 +7,7 @@ Writes into analysis/results/paper/, each as .md, .csv and .tex (booktabs):
     main-<set>      every method on one run set: errors, ranks, skill, cautions
     compared-<set>  paired differences from the linear simulator, Holm-adjusted
     fine_tuning     task × kind of fine-tuning × simulator, as the literature prints it, and as published
+    overview        skill of the main methods by task
     skill           skill of every method on every set
     beats           on how many sets one method is better than another, and significantly so
     accuracy        of the models before and after training
@@ -108,6 +109,44 @@ def skills(found: dict[str, Benchmark]) -> pd.DataFrame:
     return pd.DataFrame(columns).fillna("– (no units, or losses of 0)").rename_axis("method")
 
 
+SHOWN = {
+    "TracIn-CP, 10 checkpoints, as is": "TracIn-CP, 10 checkpoints, as it is",
+    "TracIn-CP, 10 checkpoints, calibrated": "TracIn-CP, 10 checkpoints, calibrated",
+    "EK-FAC influence, calibrated": "EK-FAC influence, calibrated",
+    "TRAK, calibrated": "TRAK, calibrated",
+    "representation, calibrated": "similarity of representations, calibrated",
+    "BM25, calibrated": "BM25, calibrated",
+    "TracIn, weights of the time, kernel": "TracIn as the kernel of training dynamics",
+    "additive": "additive (Simfluence)",
+    "multiplicative": "multiplicative (Simfluence)",
+    "linear": "linear (Simfluence)",
+    "ours, 1 run and scores": "ours, from 1 run and scores",
+    "ours, 8 runs": "ours, from 8 runs",
+    "ours, 20 runs": "ours, from 20 runs",
+    "ours, 20 runs and scores": "ours, from 20 runs and scores",
+}
+"""Rows of the overview → what they are called there."""
+LEAST = -9.99
+"""Skill below this is shown as this."""
+
+
+def overview(found: dict[str, Benchmark]) -> pd.DataFrame:
+    """Method × task: skill, median (lowest … highest) over kinds of fine-tuning; final-step and across-runs ρ,
+    median over all sets."""
+    frame = shipped(found).assign(task=lambda rows: rows["set"].str.split("-").str[0])
+    rows = {}
+    for method, called in SHOWN.items():
+        mine = frame[frame["method"] == method]
+        row = {}
+        for task in dict.fromkeys(frame["task"]):
+            skill = mine[(mine["task"] == task) & (mine["metric"] == "skill")]["mean"].clip(lower=LEAST)
+            row[f"{task}: skill"] = f"{skill.median():.2f} ({skill.min():.2f} … {skill.max():.2f})"
+        for metric in ("final_spearman", "across_runs_spearman"):
+            row[COLUMNS[metric]] = f"{mine[mine['metric'] == metric]['mean'].median():.2f}"
+        rows[called] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("method")
+
+
 PAIRS = (
     ("linear", "TracIn-CP, 10 checkpoints, as is"),
     ("linear", "TracIn-CP, 10 checkpoints, calibrated"),
@@ -183,15 +222,15 @@ def main() -> None:
         write_main(name, one)
     write_table(fine_tuning(found), RESULTS, "fine_tuning", NOTE)
     write_table(skills(found), RESULTS, "skill", NOTE)
-    write_table(
-        beats(found), RESULTS, "beats", "Surely: p < 0.05 after Holm's adjustment over a set's methods."
+    said = (
+        f"Skill: median (lowest … highest) over {len(options.sets)} sets of a task's kinds of fine-tuning;"
+        f" below {LEAST} it is shown as that. ρ: medians over all sets."
     )
-    write_table(
-        accuracies(options.sets),
-        RESULTS,
-        "accuracy",
-        f"Over {len(recorded(options.sets[0]).test)} test examples.",
-    )
+    write_table(overview(found), RESULTS, "overview", said)
+    said = "Surely: p < 0.05 after Holm's adjustment over a set's methods."
+    write_table(beats(found), RESULTS, "beats", said)
+    said = f"Over {len(recorded(options.sets[0]).test)} test examples."
+    write_table(accuracies(options.sets), RESULTS, "accuracy", said)
     shipped(found).to_csv(SHIPPED, index=False, float_format="%.6g", lineterminator="\n")
 
 
