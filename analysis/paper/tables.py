@@ -131,8 +131,7 @@ LEAST = -9.99
 
 
 def overview(found: dict[str, Benchmark]) -> pd.DataFrame:
-    """Method × task: skill, median (lowest … highest) over kinds of fine-tuning; final-step and across-runs ρ,
-    median over all sets."""
+    """Method × task: skill, median (lowest … highest) over kinds of fine-tuning; ρ, median over all sets."""
     frame = shipped(found).assign(task=lambda rows: rows["set"].str.split("-").str[0])
     rows = {}
     for method, called in SHOWN.items():
