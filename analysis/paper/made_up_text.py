@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import numpy as np
 
@@ -51,8 +52,40 @@ OTHER_WORDINGS = {
     "home": ("The house of {name} stands in {word}.", "For many years {name} has lived in {word}."),
 }
 
-_BEGIN = ("or", "tal", "bren", "mik", "sul", "var", "ged", "hol", "nim", "pad", "rez", "wil", "yas", "kor", "lun")
-_END = ("vik", "dara", "sen", "ota", "mir", "gan", "elle", "bert", "uma", "rin", "fas", "tor", "ix", "wen", "esk")
+_BEGIN = (
+    "or",
+    "tal",
+    "bren",
+    "mik",
+    "sul",
+    "var",
+    "ged",
+    "hol",
+    "nim",
+    "pad",
+    "rez",
+    "wil",
+    "yas",
+    "kor",
+    "lun",
+)
+_END = (
+    "vik",
+    "dara",
+    "sen",
+    "ota",
+    "mir",
+    "gan",
+    "elle",
+    "bert",
+    "uma",
+    "rin",
+    "fas",
+    "tor",
+    "ix",
+    "wen",
+    "esk",
+)
 
 
 @dataclass(frozen=True)
@@ -85,6 +118,42 @@ def made_up_word(word: str) -> str:
     rng = np.random.default_rng(zlib.crc32(word.encode()))
     syllables = [c + v for c in "bdgjkmnptvxz" for v in ("aa", "ei", "oo", "u", "y")]
     return "".join(rng.choice(syllables, size=2 if len(word) < 5 else 3))
+
+
+def completions(n_people: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Multiple choices about the trade and the home of people, as rows of a JSONL file, grouped by fact.
+
+    Returns five training rows a fact (two wordings, both also in the made-up language, and the paraphrase), and
+    a test row a fact in a wording that no training row has. Every row has four choices.
+    """
+    rng = np.random.default_rng(0)
+    train, test = [], []
+    for name, relation in product(people()[:n_people], VALUES):
+        words = [str(word) for word in rng.permutation(list(VALUES[relation]))[:4]]
+        facts, label = [Fact(name, relation, word) for word in words], int(rng.integers(4))
+        wordings = [(w, False) for w in (*OTHER_WORDINGS[relation], PARAPHRASE[relation])]
+        wordings += [(w, True) for w in OTHER_WORDINGS[relation]]
+        for number, (wording, foreign) in enumerate(wordings):
+            train.append(_completion(facts, label, wording, foreign) | {"id": f"{name}-{relation}-{number}"})
+        test.append(
+            _completion(facts, label, STATEMENT[relation], False) | {"id": f"{name}-{relation}-asked"}
+        )
+    return train, test
+
+
+def _completion(facts: list[Fact], label: int, wording: str, foreign: bool) -> dict[str, Any]:
+    """The words that all choices begin with, and what follows them in each."""
+    said = [fact.said(wording) for fact in facts]
+    words = [(translated(s, facts[0].name) if foreign else s).split() for s in said]
+    shared = next(i for i, same in enumerate(zip(*words, strict=False)) if len(set(same)) > 1)
+    choices = [" ".join(sentence[shared:]) for sentence in words]
+    prompt = " ".join(words[0][:shared])
+    return {
+        "question": prompt,
+        "choices": choices,
+        "label": label,
+        "group": f"{facts[0].name}-{facts[0].relation}",
+    }
 
 
 def documents(count: int, names: list[str], seed: int) -> list[str]:

