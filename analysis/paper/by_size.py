@@ -1,17 +1,17 @@
-"""Influence by model size: what the most influential sequences share with the query (after Grosse et al. 2023, 5.3).
+"""Influence by model size after Grosse et al. 2023, section 5.3: what influential sequences share.
 
     python analysis/paper/by_size.py --measure [--folder FOLDER]     (about five minutes on one core)
     python analysis/paper/by_size.py                                 (tables and figure of what was measured)
 
-FOLDER has the three sizes of analysis/paper/small_gpt.py. Each is fine-tuned on a pool of sequences; then every
-sequence gets an influence on every query, by EK-FAC over the feed-forward layers, as in the paper, and by dot
-products and cosines of the same layers' gradients. A query asks for the trade or home of a made-up person who
-was not in the pretraining text. The pool has what the query asks for in the query's wording, in a paraphrase that
-shares no content word but the name, and in the made-up language of made_up_text.py; the same of as many other
-people; and natural sentences that were held out from pretraining.
+FOLDER has the three sizes of small_gpt.py. Each is fine-tuned on a pool of sequences; then every sequence gets
+an influence on every query, by EK-FAC over the feed-forward layers, as in the paper, and by dot products and
+cosines of the same layers' gradients. A query asks for the trade or home of a made-up person who was not in
+the pretraining text. The pool has what the query asks for in the query's wording, in a paraphrase that shares
+no content word but the name, and in the made-up language of made_up_text.py; the same of as many other people;
+and natural sentences that were held out from pretraining.
 
-Raw results: data/by_size.csv, scores (mean over the fine-tuning seeds) and token overlap by query and sequence;
-data/by_size_models.csv, losses before and after fine-tuning. The natural sentences are named, not shown.
+Raw results: data/by_size.csv, scores (mean over the fine-tuning seeds) and token overlap by query and
+sequence; data/by_size_models.csv, losses before and after fine-tuning. Natural sentences have numbers only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -109,7 +110,7 @@ def measure(folder: Path) -> None:
     print(f"{len(SIZES) * len(SEEDS)} fine-tunings of {PASSES} passes over {len(sequences)} sequences,"
           " each scored by three methods: about five minutes on one core", file=sys.stderr)  # fmt: skip
     for size in (size for size in SIZES if f"ekfac {size}" not in scores):
-        totals = {method: 0.0 for method in METHODS}
+        totals: dict[str, Any] = dict.fromkeys(METHODS, 0.0)
         for seed in SEEDS:
             model = load_model(str(folder / size), task, dropout=0.0)
             row = {"size": size, "parameters": model.lm.num_parameters(), "seed": seed,
@@ -126,7 +127,7 @@ def measure(folder: Path) -> None:
         losses.to_csv(losses_file, index=False, float_format="%.5g")
 
 
-def fine_tuned(model, task: Task, rate: float, seed: int) -> tuple[dict[str, float], dict[str, float]]:
+def fine_tuned(model: Any, task: Task, rate: float, seed: int) -> tuple[dict[str, float], dict[str, float]]:
     """Train on the pool. Returns the mean losses of pool and queries before and after, nats a token."""
     before = mean_losses(model, task, "before")
     rng = np.random.default_rng(seed)
@@ -139,7 +140,7 @@ def fine_tuned(model, task: Task, rate: float, seed: int) -> tuple[dict[str, flo
 
 
 @torch.no_grad()
-def mean_losses(model, task: Task, when: str) -> dict[str, float]:
+def mean_losses(model: Any, task: Task, when: str) -> dict[str, float]:
     """The mean loss of the pool and of the queries."""
     model.eval()
     found = {"pool": task.train, "queries": task.test}
@@ -147,7 +148,7 @@ def mean_losses(model, task: Task, when: str) -> dict[str, float]:
 
 
 def influences(
-    model, sequences: Sequence[TextExample], asked: Sequence[TextExample]
+    model: Any, sequences: Sequence[TextExample], asked: Sequence[TextExample]
 ) -> dict[str, np.ndarray]:
     """Method → scores [sequence, query]; positive: the sequence lowers the query's loss."""
     return {
@@ -159,7 +160,7 @@ def influences(
     }  # fmt: skip
 
 
-def overlap(model, sequence: TextExample, query: TextExample) -> float:
+def overlap(model: Any, sequence: TextExample, query: TextExample) -> float:
     """The share of the sequence's different tokens that the query has too (prompt and answer)."""
     own, asked = set(model.token_strings(sequence)[1:]), set(model.token_strings(query))
     return len(own & asked) / len(own)
@@ -169,7 +170,7 @@ def overlap(model, sequence: TextExample, query: TextExample) -> float:
 
 
 def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """The mean over queries, and the ends of its 95 % bootstrap interval (10 000 draws of queries, seed 0)."""
+    """The mean over queries, and the ends of its 95 % bootstrap interval (10 000 draws, seed 0)."""
     draws = np.random.default_rng(0).integers(len(values), size=(10_000, len(values)))
     low, high = np.quantile(values[draws].mean(1), [0.025, 0.975])
     return float(values.mean()), float(low), float(high)
@@ -190,8 +191,8 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
 def quantities(scores: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
     """What is measured → its value for each query.
 
-    Overlaps are in % of a sequence's different tokens. A percentile is the share of the other sequences in the
-    pool that score less, in %.
+    Overlaps are in % of a sequence's different tokens. A percentile is the share of the other sequences in
+    the pool that score less, in %.
     """
     found: dict[str, list[float]] = {}
     for _, of_query in scores.groupby("query", sort=True):
@@ -221,7 +222,7 @@ def show() -> None:
 def report(found: pd.DataFrame, models: pd.DataFrame, pretrained: pd.DataFrame, scores: pd.DataFrame) -> str:
     """The page of tables."""
     cells = found.apply(lambda r: f"{r['mean']:.0f} ({r['low']:.0f} to {r['high']:.0f})", axis=1)
-    table = found.assign(cell=cells).pivot(index=["method", "what"], columns="size", values="cell")
+    table = found.assign(cell=cells).pivot_table("cell", ["method", "what"], "size", aggfunc="first")
     order = found[["method", "what"]].drop_duplicates()
     table = table.reindex(pd.MultiIndex.from_frame(order))[list(SIZES)].reset_index()
     counts = scores[scores["query"] == scores["query"].iloc[0]]["form"].value_counts()
@@ -229,16 +230,16 @@ def report(found: pd.DataFrame, models: pd.DataFrame, pretrained: pd.DataFrame, 
     losses = models.drop(columns="seed").reset_index()
     return "\n".join([
         "# Influence by model size", "",
-        f"Three sizes of a small GPT-2 (very small: see the last table), each pretrained on the same text by"
+        "Three sizes of a small GPT-2 (very small: see the last table), each pretrained on the same text by"
         f" `small_gpt.py` and fine-tuned on a pool of {counts.sum()} sequences ({PASSES} passes, batch {BATCH},"
-        f" AdamW at a constant {RATE_SHARE:.0%} of the highest pretraining rate, {len(SEEDS)} seeds whose scores"
-        f" are averaged). {scores['query'].nunique()} queries ask for the trade or home of a made-up person; of"
-        f" the pool, {counts['other person']} sequences are of other people and {counts['natural']} are natural"
-        f" sentences. Influence is of the feed-forward layers alone. Means over queries, with 95 % bootstrap"
-        f" intervals over queries.", "",
-        "Overlap: % of a sequence's different tokens that the query has. Percentile: % of the other sequences of"
-        " the pool with a lower score; 50 is chance. The paraphrase shares the name and no other content word"
-        " with the query; the made-up language shares the name alone.", "",
+        f" AdamW at a constant {RATE_SHARE:.0%} of the highest pretraining rate, {len(SEEDS)} seeds, over"
+        f" which scores are averaged). {scores['query'].nunique()} queries ask for the trade or home of a"
+        f" made-up person; of the pool, {counts['other person']} sequences are of other people and"
+        f" {counts['natural']} are natural sentences. Influence is of the feed-forward layers alone. Means"
+        " over queries, with 95 % bootstrap intervals over queries.", "",
+        "Overlap: % of a sequence's different tokens that the query has. Percentile: % of the other"
+        " sequences of the pool with a lower score; 50 is chance. The paraphrase shares the name and no other"
+        " content word with the query; the made-up language shares the name alone.", "",
         table.to_markdown(index=False), "",
         "Losses of pool and queries before and after fine-tuning, nats a token, mean over seeds:", "",
         losses.round(4).to_markdown(index=False), "",
@@ -251,15 +252,17 @@ def report(found: pd.DataFrame, models: pd.DataFrame, pretrained: pd.DataFrame, 
 def draw(found: pd.DataFrame, parameters: pd.Series) -> None:
     """Overlap on the left, percentiles of the three forms on the right."""
     matplotlib.use("Agg")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
+    of = found.set_index(["method", "what", "size"])
     x = [parameters[size] / 1e6 for size in SIZES]
-    top, random = f"overlap of the top {TOP}", "overlap of random sequences"
-    for method, style in (("EK-FAC", "-"), ("gradient cosine", "--")):
-        for suffix, colour, said in (("", "C0", "all"), (", the person's own left out", "C1", "of others")):
-            line(left, found, x, method, top + suffix, style, colour, f"top {TOP}, {said}, {method}")
+    for method, style in (("EK-FAC", "o-"), ("gradient cosine", "s--")):
+        for suffix, said in (("", "all"), (", the person's own left out", "of others")):
+            rows = of.loc[(method, f"overlap of the top {TOP}{suffix}")].loc[list(SIZES)]
+            line(left, x, rows, style, "C0" if not suffix else "C1", f"top {TOP}, {said}, {method}")
         for number, one in enumerate(FORMS):
-            line(right, found, x, method, f"percentile, {one}", style, f"C{number}", f"{one}, {method}")
-    line(left, found, x, "EK-FAC", random, ":", "0.5", "random sequences")
+            rows = of.loc[(method, f"percentile, {one}")].loc[list(SIZES)]
+            line(right, x, rows, style, f"C{number}", f"{one}, {method}")
+    line(left, x, of.loc[("EK-FAC", "overlap of random sequences")], ":", "0.5", "random sequences")
     right.axhline(50, color="0.5", linestyle=":", label="chance")
     left.set_ylabel("tokens shared with the query, %")
     left.set_title("Token overlap of the most influential sequences")
@@ -271,19 +274,15 @@ def draw(found: pd.DataFrame, parameters: pd.Series) -> None:
         axes.minorticks_off()
         axes.set_xlabel("model size, million parameters")
         axes.legend(fontsize=7)
-    for suffix in ("png", "pdf"):
-        metadata = {"CreationDate": None} if suffix == "pdf" else {"Software": None}
-        figure.savefig(RESULTS / f"by_size.{suffix}", dpi=150, metadata=metadata)
+    figure.savefig(RESULTS / "by_size.png", dpi=150, metadata={"Software": None})
+    figure.savefig(RESULTS / "by_size.pdf", metadata={"CreationDate": None})
     plt.close(figure)
 
 
-def line(axes, found, x, method: str, what: str, style: str, colour: str, label: str) -> None:
+def line(axes: Any, x: list[float], rows: pd.DataFrame, style: str, colour: str, label: str) -> None:
     """One quantity by size, with its intervals."""
-    rows = found[(found["method"] == method) & (found["what"] == what)]
     errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-    axes.errorbar(
-        x, rows["mean"], errors, fmt=f"o{style}", color=colour, markersize=3, capsize=2, label=label
-    )
+    axes.errorbar(x, rows["mean"], errors, fmt=style, color=colour, markersize=3, capsize=2, label=label)
 
 
 def main() -> None:

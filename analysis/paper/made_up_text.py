@@ -53,39 +53,11 @@ OTHER_WORDINGS = {
 }
 
 _BEGIN = (
-    "or",
-    "tal",
-    "bren",
-    "mik",
-    "sul",
-    "var",
-    "ged",
-    "hol",
-    "nim",
-    "pad",
-    "rez",
-    "wil",
-    "yas",
-    "kor",
-    "lun",
-)
+    "or", "tal", "bren", "mik", "sul", "var", "ged", "hol", "nim", "pad", "rez", "wil", "yas", "kor", "lun",
+)  # fmt: skip
 _END = (
-    "vik",
-    "dara",
-    "sen",
-    "ota",
-    "mir",
-    "gan",
-    "elle",
-    "bert",
-    "uma",
-    "rin",
-    "fas",
-    "tor",
-    "ix",
-    "wen",
-    "esk",
-)
+    "vik", "dara", "sen", "ota", "mir", "gan", "elle", "bert", "uma", "rin", "fas", "tor", "ix", "wen", "esk",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -123,8 +95,8 @@ def made_up_word(word: str) -> str:
 def completions(n_people: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Multiple choices about the trade and the home of people, as rows of a JSONL file, grouped by fact.
 
-    Returns five training rows a fact (two wordings, both also in the made-up language, and the paraphrase), and
-    a test row a fact in a wording that no training row has. Every row has four choices.
+    Returns five training rows a fact (two wordings, both also in the made-up language, and the paraphrase),
+    and a test row a fact in a wording that no training row has. Every row has four choices.
     """
     rng = np.random.default_rng(0)
     train, test = [], []
@@ -135,9 +107,7 @@ def completions(n_people: int) -> tuple[list[dict[str, Any]], list[dict[str, Any
         wordings += [(w, True) for w in OTHER_WORDINGS[relation]]
         for number, (wording, foreign) in enumerate(wordings):
             train.append(_completion(facts, label, wording, foreign) | {"id": f"{name}-{relation}-{number}"})
-        test.append(
-            _completion(facts, label, STATEMENT[relation], False) | {"id": f"{name}-{relation}-asked"}
-        )
+        test.append(_completion(facts, label, STATEMENT[relation], False) | {"id": f"{name}-{relation}-test"})
     return train, test
 
 

@@ -1,18 +1,17 @@
-"""Two more run sets: a language model that is fine-tuned on made-up facts, and one with many examples and steps.
+"""Two more run sets: a language model fine-tuned on made-up facts, and a set of many examples and steps.
 
     python analysis/paper/small_gpt.py                                   (the language models, once)
     python analysis/paper/more_sets.py --measure [--sets facts-gpt large]
 
-facts-gpt   the middle size of analysis/paper/small_gpt.py , all weights trained, on the made-up facts of task=facts:
-            16 + 4 runs by the published protocol (128 of 200, batches of 4, three passes, every step).
-            The learning rate follows the rule of rates.py.
+facts-gpt   the middle size of small_gpt.py, all weights trained, on the made-up facts of task=facts: 16 + 4
+            runs by the published protocol (128 of 200, batches of 4, three passes, every step).
 large       the small size, all weights trained, on completions of statements about 210 made-up people
             (made_up_text.py): 8 + 4 runs of 1344 of 2100 examples, the same share, in batches of 4, three
             passes: 1008 steps, and the loss of 20 test examples after every one.
 
+Learning rates follow the rule of rates.py; the sweep is kept in analysis/results/paper/data/more_sets.csv.
 Beside each set, scores.safetensors are those of gradient_step at the initial weights. Interrupted, the same
-command goes on. Rates are kept in analysis/results/paper/data/more_sets.csv. Without --measure, it shows what the
-sets are: analysis/results/paper/more_sets.csv and .md.
+command goes on. Without --measure, it shows what the sets are: analysis/results/paper/more_sets.csv and .md.
 """
 
 from __future__ import annotations

@@ -71,9 +71,7 @@ def main() -> None:
                 continue
             for rate in (rate for rate in GRID if rate >= FIRST[tuning]):
                 share = last_over_first(configuration(task, tuning, options.data, rate))
-                rows.append(
-                    {"task": task, "tuning": tuning, "rate": rate, "last over first": round(share, 3)}
-                )
+                rows.append({"task": task, "tuning": tuning, "rate": rate, "last over first": round(share, 3)})
                 print(rows[-1], file=sys.stderr, flush=True)
                 if share <= LEARNT:
                     break

