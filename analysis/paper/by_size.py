@@ -3,15 +3,16 @@
     python analysis/paper/by_size.py --measure [--folder FOLDER]     (about five minutes on one core)
     python analysis/paper/by_size.py                                 (tables and figure of what was measured)
 
-FOLDER has the three sizes of small_gpt.py. Each is fine-tuned on a pool of sequences; then every sequence gets
-an influence on every query, by EK-FAC over the feed-forward layers, as in the paper, and by dot products and
-cosines of the same layers' gradients. A query asks for the trade or home of a made-up person who was not in
-the pretraining text. The pool has what the query asks for in the query's wording, in a paraphrase that shares
-no content word but the name, and in the made-up language of made_up_text.py; the same of as many other people;
-and natural sentences that were held out from pretraining.
+FOLDER has the three sizes of small_gpt.py. Each is fine-tuned on a pool of sequences; then every sequence
+gets an influence on every query, by EK-FAC over the feed-forward layers, as in the paper, and by dot
+products and cosines of the same layers' gradients. A query asks for the trade or home of a made-up person
+who was not in the pretraining text. The pool has what the query asks for in the query's wording, in a
+paraphrase that shares no content word but the name, and in the made-up language of made_up_text.py; the
+same of as many other people; and natural sentences that were held out from pretraining.
 
 Raw results: data/by_size.csv, scores (mean over the fine-tuning seeds) and token overlap by query and
-sequence; data/by_size_models.csv, losses before and after fine-tuning. Natural sentences have numbers only.
+sequence; data/by_size_models.csv, losses before and after fine-tuning. Natural sentences have numbers
+only.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.tasks import Task, TextExample
 
 QUERIES, OTHERS, NATURAL = 24, 24, 96
-PASSES, BATCH, SEEDS = 10, 8, (0, 1, 2)
+PASSES, BATCH, SEEDS = 10, 8, (0, 1)
 RATE_SHARE = 0.3
 """The fine-tuning rate of AdamW, as a share of the size's highest rate in pretraining."""
 LAYERS = ["*mlp*"]
@@ -231,9 +232,9 @@ def report(found: pd.DataFrame, models: pd.DataFrame, pretrained: pd.DataFrame, 
     return "\n".join([
         "# Influence by model size", "",
         "Three sizes of a small GPT-2 (very small: see the last table), each pretrained on the same text by"
-        f" `small_gpt.py` and fine-tuned on a pool of {counts.sum()} sequences ({PASSES} passes, batch {BATCH},"
-        f" AdamW at a constant {RATE_SHARE:.0%} of the highest pretraining rate, {len(SEEDS)} seeds, over"
-        f" which scores are averaged). {scores['query'].nunique()} queries ask for the trade or home of a"
+        f" `small_gpt.py` and fine-tuned on a pool of {counts.sum()} sequences: {PASSES} passes, batch"
+        f" {BATCH}, AdamW at a constant {RATE_SHARE:.0%} of the highest pretraining rate; scores are means"
+        f" over {len(SEEDS)} seeds of it. {scores['query'].nunique()} queries ask for the trade or home of a"
         f" made-up person; of the pool, {counts['other person']} sequences are of other people and"
         f" {counts['natural']} are natural sentences. Influence is of the feed-forward layers alone. Means"
         " over queries, with 95 % bootstrap intervals over queries.", "",
