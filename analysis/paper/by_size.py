@@ -40,13 +40,14 @@ from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.tasks import Task, TextExample
 
 QUERIES, OTHERS, NATURAL = 24, 24, 96
-PASSES, BATCH, SEEDS = 10, 8, (0, 1)
+PASSES, BATCH, SEEDS = 10, 8, (0,)
 RATE_SHARE = 0.3
 """The fine-tuning rate of AdamW, as a share of the size's highest rate in pretraining."""
 LAYERS = ["*mlp*"]
 METHODS = {"ekfac": "EK-FAC", "dot": "gradient dot product", "cosine": "gradient cosine"}
 FORMS = ("same wording", "paraphrase", "made-up language")
 TOP = 10
+DIFFERENCE = "large − small"
 DATA = RESULTS / "data"
 MEASURED = ["query", "sequence", "form", "overlap"]
 
@@ -113,7 +114,7 @@ def measure(folder: Path) -> None:
     for size in (size for size in SIZES if f"ekfac {size}" not in scores):
         totals: dict[str, Any] = dict.fromkeys(METHODS, 0.0)
         for seed in SEEDS:
-            model = load_model(str(folder / size), task, dropout=0.0)
+            model: Any = load_model(str(folder / size), task, dropout=0.0)
             row = {"size": size, "parameters": model.lm.num_parameters(), "seed": seed,
                    "rate": SIZES[size][2] * RATE_SHARE}  # fmt: skip
             before, after = fine_tuned(model, task, row["rate"], seed)
@@ -178,35 +179,41 @@ def interval(values: np.ndarray) -> tuple[float, float, float]:
 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
-    """Every quantity by size and method, with its interval over queries."""
+    """Every quantity by method and size, and the outer sizes' difference, with intervals over queries."""
     rows = []
-    for size in SIZES:
-        for method, name in METHODS.items():
-            for what, values in quantities(scores, f"{method} {size}").items():
-                mean, low, high = interval(values)
-                rows.append({"size": size, "method": name, "what": what, "mean": mean, "low": low,
-                             "high": high, "queries": len(values)})  # fmt: skip
+    for method, name in METHODS.items():
+        found = {size: quantities(scores, f"{method} {size}") for size in SIZES}
+        smallest, *_, largest = found.values()
+        found[DIFFERENCE] = {what: largest[what] - smallest[what] for what in largest}
+        for what in largest:
+            for size, of_size in found.items():
+                mean, low, high = interval(of_size[what])
+                rows.append({"method": name, "what": what, "size": size, "mean": mean, "low": low,
+                             "high": high, "queries": len(of_size[what])})  # fmt: skip
     return pd.DataFrame(rows)
 
 
 def quantities(scores: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
-    """What is measured → its value for each query.
+    """What is measured → its value for each query, in %.
 
-    Overlaps are in % of a sequence's different tokens. A percentile is the share of the other sequences in
-    the pool that score less, in %.
+    Overlaps are of a sequence's different tokens. A percentile is the share of the other sequences that score
+    less: of all in the pool, or of those that say what is true of others in the same form.
     """
     found: dict[str, list[float]] = {}
     for _, of_query in scores.groupby("query", sort=True):
         ranked = of_query.sort_values(column, ascending=False, kind="stable")
         strangers = ranked[~ranked["form"].isin(FORMS)]
-        for whose, among in (("", ranked), (", the person's own left out", strangers)):
+        for whose, among in (("", ranked), (", of others", strangers)):
             shares = 100 * among["overlap"]
             found.setdefault(f"overlap of the top {TOP}{whose}", []).append(shares.head(TOP).mean())
             found.setdefault(f"overlap of random sequences{whose}", []).append(shares.mean())
-        percentile = pd.Series(100 * np.arange(len(ranked))[::-1] / (len(ranked) - 1), ranked["form"])
         for one in FORMS:
-            found.setdefault(f"percentile, {one}", []).append(percentile[one])
-    return {what: np.array(values) for what, values in found.items()}
+            own = of_query.loc[of_query["form"] == one, column].item()
+            same = of_query[of_query["sequence"].str.endswith(f": {one}")]
+            for within, others in (("", of_query), (" among its form", same)):
+                less = 100 * (others[column] < own).sum() / (len(others) - 1)
+                found.setdefault(f"percentile{within}, {one}", []).append(less)
+    return {what: np.array(values) for what, values in sorted(found.items())}
 
 
 def show() -> None:
@@ -222,27 +229,32 @@ def show() -> None:
 
 def report(found: pd.DataFrame, models: pd.DataFrame, pretrained: pd.DataFrame, scores: pd.DataFrame) -> str:
     """The page of tables."""
-    cells = found.apply(lambda r: f"{r['mean']:.0f} ({r['low']:.0f} to {r['high']:.0f})", axis=1)
-    table = found.assign(cell=cells).pivot_table("cell", ["method", "what"], "size", aggfunc="first")
-    order = found[["method", "what"]].drop_duplicates()
-    table = table.reindex(pd.MultiIndex.from_frame(order))[list(SIZES)].reset_index()
+    whole = found[["mean", "low", "high"]].round().astype(int)
+    cells = whole.apply(lambda r: f"{r['mean']} ({r['low']} to {r['high']})", axis=1)
+    table = found.assign(cell=cells).pivot_table(
+        "cell", ["method", "what"], "size", aggfunc="first", sort=False
+    )
+    table = table[[*SIZES, DIFFERENCE]].reset_index()
     counts = scores[scores["query"] == scores["query"].iloc[0]]["form"].value_counts()
     texts_said = pretrained[["size", "layers", "width", "parameters", "text", "perplexity", "bits per byte"]]
-    losses = models.drop(columns="seed").reset_index()
+    losses = models.drop(columns="seed").reset_index().astype({"parameters": int})
     return "\n".join([
         "# Influence by model size", "",
         "Three sizes of a small GPT-2 (very small: see the last table), each pretrained on the same text by"
         f" `small_gpt.py` and fine-tuned on a pool of {counts.sum()} sequences: {PASSES} passes, batch"
-        f" {BATCH}, AdamW at a constant {RATE_SHARE:.0%} of the highest pretraining rate; scores are means"
-        f" over {len(SEEDS)} seeds of it. {scores['query'].nunique()} queries ask for the trade or home of a"
+        f" {BATCH}, AdamW at a constant {RATE_SHARE:.0%} of the highest pretraining rate;"
+        f" fine-tuning seeds: {len(SEEDS)}, over which scores are averaged."
+        f" {scores['query'].nunique()} queries ask for the trade or home of a"
         f" made-up person; of the pool, {counts['other person']} sequences are of other people and"
         f" {counts['natural']} are natural sentences. Influence is of the feed-forward layers alone. Means"
-        " over queries, with 95 % bootstrap intervals over queries.", "",
+        " over queries, with 95 % bootstrap intervals over queries (not over fine-tunings).", "",
         "Overlap: % of a sequence's different tokens that the query has. Percentile: % of the other"
-        " sequences of the pool with a lower score; 50 is chance. The paraphrase shares the name and no other"
-        " content word with the query; the made-up language shares the name alone.", "",
+        " sequences of the pool with a lower score; among its form: of the sequences that say something of"
+        " other people in the same form; 50 is chance. The paraphrase shares the name and no other content"
+        " word with the query; the made-up language shares the name alone. Of others: without the sequences"
+        " about the query's person.", "",
         table.to_markdown(index=False), "",
-        "Losses of pool and queries before and after fine-tuning, nats a token, mean over seeds:", "",
+        "Losses of pool and queries before and after fine-tuning, nats a token:", "",
         losses.round(4).to_markdown(index=False), "",
         "The pretrained models on held-out text:", "",
         texts_said.to_markdown(index=False), "",
@@ -253,37 +265,40 @@ def report(found: pd.DataFrame, models: pd.DataFrame, pretrained: pd.DataFrame, 
 def draw(found: pd.DataFrame, parameters: pd.Series) -> None:
     """Overlap on the left, percentiles of the three forms on the right."""
     matplotlib.use("Agg")
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-    of = found.set_index(["method", "what", "size"])
-    x = [parameters[size] / 1e6 for size in SIZES]
-    for method, style in (("EK-FAC", "o-"), ("gradient cosine", "s--")):
-        for suffix, said in (("", "all"), (", the person's own left out", "of others")):
-            rows = of.loc[(method, f"overlap of the top {TOP}{suffix}")].loc[list(SIZES)]
-            line(left, x, rows, style, "C0" if not suffix else "C1", f"top {TOP}, {said}, {method}")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 5.5), layout="constrained")
+    of = found.set_index(["method", "what", "size"]).sort_index()
+    x = np.array([parameters[size] / 1e6 for size in SIZES])
+
+    def line(axes: Any, method: str, what: str, look: dict[str, Any], label: str, shift: float) -> None:
+        rows = of.loc[[(method, what, size) for size in SIZES]]
+        errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
+        axes.errorbar(x * shift, rows["mean"], errors, markersize=3, capsize=2, label=label, **look)
+
+    for method, style, shift in (("EK-FAC", "o-", 0.97), ("gradient cosine", "s--", 1.03)):
+        for colour, suffix in (("C0", ""), ("C1", ", of others")):
+            look = {"fmt": style, "color": colour}
+            line(
+                left, method, f"overlap of the top {TOP}{suffix}", look, f"top {TOP}{suffix}, {method}", shift
+            )
         for number, one in enumerate(FORMS):
-            rows = of.loc[(method, f"percentile, {one}")].loc[list(SIZES)]
-            line(right, x, rows, style, f"C{number}", f"{one}, {method}")
-    line(left, x, of.loc[("EK-FAC", "overlap of random sequences")], ":", "0.5", "random sequences")
+            look = {"fmt": style, "color": f"C{number}"}
+            spread = shift * (0.94 + 0.06 * number)
+            line(right, method, f"percentile among its form, {one}", look, f"{one}, {method}", spread)
+    line(left, "EK-FAC", "overlap of random sequences", {"fmt": ":", "color": "0.5"}, "random sequences", 1.0)
     right.axhline(50, color="0.5", linestyle=":", label="chance")
     left.set_ylabel("tokens shared with the query, %")
-    left.set_title("Token overlap of the most influential sequences")
-    right.set_ylabel("percentile of the stating sequence, %")
-    right.set_title("Influence of the fact, by how it is said")
+    left.set_title("Token overlap of the most influential sequences", fontsize=11)
+    right.set_ylabel("percentile among sequences of the same form, %")
+    right.set_title("Influence of the fact, by how it is said", fontsize=11)
     for axes in (left, right):
         axes.set_xscale("log")
         axes.set_xticks(x, [f"{size}\n{value:.1f}" for size, value in zip(SIZES, x, strict=True)])
         axes.minorticks_off()
         axes.set_xlabel("model size, million parameters")
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2)
     figure.savefig(RESULTS / "by_size.png", dpi=150, metadata={"Software": None})
     figure.savefig(RESULTS / "by_size.pdf", metadata={"CreationDate": None})
     plt.close(figure)
-
-
-def line(axes: Any, x: list[float], rows: pd.DataFrame, style: str, colour: str, label: str) -> None:
-    """One quantity by size, with its intervals."""
-    errors = [rows["mean"] - rows["low"], rows["high"] - rows["mean"]]
-    axes.errorbar(x, rows["mean"], errors, fmt=style, color=colour, markersize=3, capsize=2, label=label)
 
 
 def main() -> None:
