@@ -222,14 +222,13 @@ def show() -> None:
         " cost; retraining costs up to 384 an edit. Weights of a run that are needed on the way are taken as"
         " kept; a simulator's cost is that of recording its runs."
     )
-    sizes = frame.groupby(["set", "left out"], sort=False)[
-        ["edits", "rms change", "retraining passes"]
-    ].first()
-    sizes = sizes.reset_index()
+    columns = ["edits", "rms change", "retraining passes"]
+    sizes = frame.groupby(["set", "left out"], sort=False)[columns].first().reset_index()
+    caption = "The size of the true changes, and the passes of retraining for all edits of a kind:"
     write_table(
         RESULTS / "limit", frame, "The limit: derivatives through training, scores and simulators",
         "python analysis/paper/limit.py --measure DATA",
-        [about, readable(frame), "The size of the true changes, and the passes of retraining for all edits of a kind:", sizes],
+        [about, readable(frame), caption, sizes],
     )  # fmt: skip
     draw(frame)
 
