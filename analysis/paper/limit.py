@@ -220,7 +220,7 @@ def show() -> None:
         " backward passes of single examples, counted as they were made; a Hessian-vector product is"
         f" {HESSIAN_PRODUCT}, a forward pass alone a third. Scores and simulators answer all edits for this"
         " cost; retraining costs up to 384 an edit. Weights of a run that are needed on the way are taken as"
-        " kept; a simulator's cost is that of recording its runs. Simulators are asked with the examples removed"
+        " kept; a simulator's cost is that of recording its runs. Simulators are asked with examples removed"
         " from their batches, which to them are means over the rest. A method without rows for a set is not"
         " measured there (--measure does it)."
     )
