@@ -63,7 +63,8 @@ def rises(scores: InfluenceScores, run: Run) -> np.ndarray:
 
 
 def predictions(name: str) -> tuple[pd.DataFrame, np.ndarray, dict[str, tuple[np.ndarray, float]]]:
-    """The edits; the true changes of the final losses [edit, test]; and method → (predicted ones, passes)."""
+    """The edits, with the passes that retraining takes; the true changes of the final losses [edit, test];
+    and method → (predicted ones, passes)."""
     runs, run = base_run(name)
     truth = pd.read_csv(DATA / f"limit-{name}.csv", keep_default_na=False)
     losses = truth.filter(regex=r"^z\d+$").to_numpy()[:, :N_TEST]
@@ -71,6 +72,7 @@ def predictions(name: str) -> tuple[pd.DataFrame, np.ndarray, dict[str, tuple[np
     left = np.zeros((len(edits), run.curriculum.n_examples))
     for row, text in enumerate(edits["left out"].astype(str)):
         left[row, [int(number) for number in text.split()]] = 1
+    edits = edits.assign(passes=(1 - left) @ np.bincount(run.curriculum.examples, minlength=left.shape[1]))
     found = {}
     for method, shown in SCORES.items():
         if not (file := DATA / f"limit-{name}-{method}.safetensors").exists():
@@ -121,15 +123,21 @@ def skill(true: np.ndarray, predicted: np.ndarray) -> tuple[float, float, float]
     return float(1 - error.sum() / change.sum()), float(low), float(high)
 
 
+def measured() -> list[str]:
+    """The sets whose retraining and simulators are measured."""
+    return [name for name in SETS if (DATA / f"limit-{name}-simulators.csv").exists()]
+
+
 def table() -> pd.DataFrame:
     """A row for each set, kind of edit and method."""
     rows = []
-    for name in SETS:
+    for name in measured():
         edits, true, found = predictions(name)
         for kind in dict.fromkeys(edits["kind"]):
             here = (edits["kind"] == kind).to_numpy()
             for method, (predicted, passes) in found.items():
                 row = {"set": name, "left out": kind, "method": method, "edits": here.sum(), "passes": passes}
+                row["retraining passes"] = edits["passes"][here].sum()
                 for metric, of in (("Pearson", pearson), ("Spearman", spearman)):
                     values = bootstrap_mean(each(true[here], predicted[here], of))
                     row |= dict(zip((metric, f"{metric} low", f"{metric} high"), values, strict=True))
@@ -137,8 +145,9 @@ def table() -> pd.DataFrame:
                 row |= dict(zip(("skill", "skill low", "skill high"), values, strict=True))
                 rows.append(row | {"rms change": np.sqrt((true[here] ** 2).mean()), "test examples": N_TEST})
     frame = pd.DataFrame(rows)
-    frame["passes"] = frame["passes"].round().astype(int)
-    return frame.round({column: 4 if column == "rms change" else 3 for column in frame.columns[5:]})
+    costs = ["passes", "retraining passes"]
+    frame[costs] = frame[costs].round().astype(int)
+    return frame.round({column: 4 if column == "rms change" else 3 for column in frame.columns[6:]})
 
 
 # --------------------------------------------------------------------------------------- showing
@@ -159,25 +168,30 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
 def draw(frame: pd.DataFrame) -> None:
     """Correlation against cost, a row of panels a set, a panel a kind of edit."""
+    names = measured()
     kinds, methods = list(dict.fromkeys(frame["left out"])), list(dict.fromkeys(frame["method"]))
     figure, panels = plt.subplots(
-        len(SETS), len(kinds), figsize=(12, 7), sharex=True, sharey=True, layout="constrained", squeeze=False
+        len(names),
+        len(kinds),
+        figsize=(12, 1.5 + 3.2 * len(names)),
+        sharex=True,
+        sharey=True,
+        layout="constrained",
+        squeeze=False,
     )
-    for line, name in zip(panels, SETS, strict=True):
+    for line, name in zip(panels, names, strict=True):
         once = len(base_run(name)[1].curriculum.examples)
         for axes, kind in zip(line, kinds, strict=True):
             rows = frame[(frame["set"] == name) & (frame["left out"] == kind)].set_index("method")
-            for number, method in enumerate(methods):
-                row = rows.loc[method]
+            for method, row in rows.iterrows():
                 errors = [[row["Pearson"] - row["Pearson low"]], [row["Pearson high"] - row["Pearson"]]]
                 axes.errorbar(
-                    row["passes"], row["Pearson"], errors, label=method, markersize=6,
-                    fmt="so"[number < len(SCORES)], color=f"C{number}", elinewidth=1,
+                    row["passes"], row["Pearson"], errors, label=method, markersize=6, elinewidth=1,
+                    fmt="s" if method.startswith("simulator") else "o", color=f"C{methods.index(method)}",
                 )  # fmt: skip
             axes.axvline(once, color="grey", linestyle=":", label="one retraining")
-            axes.axvline(
-                once * rows["edits"].iloc[0], color="black", linestyle="--", label="retraining for every edit"
-            )
+            every = rows["retraining passes"].iloc[0]
+            axes.axvline(every, color="black", linestyle="--", label="retraining for each of the edits")
             axes.axhline(0, color="black", linewidth=0.5)
             axes.set_xscale("log")
             axes.set_title(f"{name}, left out: {kind} ({rows['edits'].iloc[0]} edits)", fontsize=10)
@@ -206,13 +220,17 @@ def show() -> None:
         " backward passes of single examples, counted as they were made; a Hessian-vector product is"
         f" {HESSIAN_PRODUCT}, a forward pass alone a third. Scores and simulators answer all edits for this"
         " cost; retraining costs up to 384 an edit. Weights of a run that are needed on the way are taken as"
-        " kept; a simulator's cost is that of recording its runs."
+        " kept; a simulator's cost is that of recording its runs. Simulators are asked with examples removed"
+        " from their batches, which to them are means over the rest. A method without rows for a set is not"
+        " measured there (--measure does it)."
     )
-    sizes = frame.groupby(["set", "left out"], sort=False)["rms change"].first().reset_index()
+    columns = ["edits", "rms change", "retraining passes"]
+    sizes = frame.groupby(["set", "left out"], sort=False)[columns].first().reset_index()
+    caption = "The size of the true changes, and the passes of retraining for all edits of a kind:"
     write_table(
         RESULTS / "limit", frame, "The limit: derivatives through training, scores and simulators",
         "python analysis/paper/limit.py --measure DATA",
-        [about, readable(frame), "Root mean square of the true changes:", sizes],
+        [about, readable(frame), caption, sizes],
     )  # fmt: skip
     draw(frame)
 

@@ -234,8 +234,8 @@ def measure(data: Path, sets: Sequence[str]) -> None:
     )
     for name in sets:
         score(name, data)
-        simulate(name)
         retrained(name, data)
+        simulate(name)
 
 
 def _say(words: str) -> None:
