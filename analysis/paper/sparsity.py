@@ -211,8 +211,8 @@ def draw(measured: dict[str, dict[str, np.ndarray]], table: pd.DataFrame) -> Fig
         name = f"{task} ({measured[task]['ekfac'].shape[0]} examples)"
         left.errorbar(at, 100 * means[:, 0], spread, fmt=marker, markersize=5, color=f"C{number}", label=name)
     left.set_xticks(range(len(METHODS)), METHODS, rotation=20)
-    left.set(ylabel="share of total positive influence, %", ylim=(0, 60))
-    left.set_title("held by the top 1 % of training examples (95 % over test examples)", fontsize=10)
+    left.set(ylabel="share of total positive influence, %", ylim=(0, 80))
+    left.set_title("Held by the top 1 % of training examples (95 % over test examples)", fontsize=10)
     left.legend(fontsize=8)
     for axes, method in zip(right, shown, strict=True):
         for number, task in enumerate(measured):
@@ -222,7 +222,7 @@ def draw(measured: dict[str, dict[str, np.ndarray]], table: pd.DataFrame) -> Fig
             middle = np.exp(np.median(np.log(np.maximum(ordered, 1e-9)), 0))
             chance = (np.arange(len(middle)) + 1) / len(middle)
             axes.loglog(middle[middle > 1e-3], chance[middle > 1e-3], color=f"C{number}", label=task)
-        axes.set_title(f"{method}: median over test examples", fontsize=10)
+        axes.set_title(f"Distribution of {method} scores, median over tests", fontsize=10)
         axes.set(xlabel="influence / mean of the positive part", ylabel="share of examples at or above it")
         axes.set_xlim(1e-2, None)
     return figure
