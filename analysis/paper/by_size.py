@@ -30,6 +30,7 @@ import pandas as pd
 import torch
 from made_up_text import PARAPHRASE, STATEMENT, VALUES, Fact, people, translated
 from protocol import RESULTS
+from shown import write_latex
 from small_gpt import FOLDER, PRETRAINED_PEOPLE, SIZES, split, texts
 
 from simfluence.attribution import ekfac, gradient_similarity
@@ -238,6 +239,7 @@ def report(found: pd.DataFrame, models: pd.DataFrame, pretrained: pd.DataFrame, 
     counts = scores[scores["query"] == scores["query"].iloc[0]]["form"].value_counts()
     texts_said = pretrained[["size", "layers", "width", "parameters", "text", "perplexity", "bits per byte"]]
     losses = models.drop(columns="seed").reset_index().astype({"parameters": int})
+    write_latex("by_size", [table, losses.round(4), texts_said])
     return "\n".join([
         "# Influence by model size", "",
         "Three sizes of a small GPT-2 (very small: see the last table), each pretrained on the same text by"

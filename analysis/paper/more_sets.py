@@ -33,6 +33,7 @@ from omegaconf import OmegaConf
 from protocol import RESULTS, ROOT, RUNS
 from rates import FIRST, LEARNT, last_over_first
 from rates import GRID as ALL_RATES
+from shown import write_latex
 
 from simfluence import RunSet, report
 from simfluence.attribution import attribute
@@ -146,6 +147,7 @@ def show() -> None:
         })  # fmt: skip
     table = pd.DataFrame(rows)
     table.to_csv(RESULTS / "more_sets.csv", index=False)
+    write_latex("more_sets", [table, rates])
     (RESULTS / "more_sets.md").write_text("\n".join([
         "# Two more run sets", "",
         "Losses, in nats a token of the answer, are means over test examples, ± the standard deviation over"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from shown import write_latex
 
 DRAWS = 2000
 
@@ -26,8 +27,9 @@ def bootstrap_mean(values: npt.ArrayLike) -> tuple[float, float, float]:
 def write_table(
     path: Path, frame: pd.DataFrame, title: str, command: str, parts: list[str | pd.DataFrame]
 ) -> None:
-    """PATH.csv, and PATH.md with a title, the command that measured it, and texts and tables in order."""
+    """PATH.csv, PATH.tex (the tables) and PATH.md: a title, texts and tables in order, and the command."""
     frame.to_csv(path.with_suffix(".csv"), index=False)
     shown = [part if isinstance(part, str) else part.to_markdown(index=False) for part in parts]
+    write_latex(path.stem, [part for part in parts if not isinstance(part, str)])
     text = "\n\n".join([f"# {title}", *shown, f"Measured by `{command}`, then `{command.split(' --')[0]}`."])
     path.with_suffix(".md").write_text(f"{text}\n")

@@ -14,6 +14,8 @@ from protocol import RESULTS
 mpl.use("Agg")
 from matplotlib.figure import Figure
 
+from simfluence.evaluation import to_latex
+
 DATA = RESULTS / "data"
 """What was measured; tables and figures are made of it."""
 
@@ -64,8 +66,8 @@ def save_tables(
     tables: Sequence[tuple[str, pd.DataFrame]],
     numbers: pd.DataFrame | None = None,
 ) -> None:
-    """NAME.md of all tables, each under its caption, after the text; NAME.csv of ``numbers`` (None: of the
-    first table), where an interval takes three columns."""
+    """NAME.md of all tables, each under its caption, after the text; NAME.tex of them; NAME.csv of
+    ``numbers`` (None: of the first table), where an interval takes three columns."""
     spread(tables[0][1] if numbers is None else numbers).to_csv(
         RESULTS / f"{name}.csv", index=False, float_format="%.5g"
     )
@@ -73,8 +75,15 @@ def save_tables(
     for caption, frame in tables:
         shown = frame.astype(object).map(str)
         parts.append(f"{caption}\n\n{shown.to_markdown(index=False, disable_numparse=True)}")
+    write_latex(name, [frame for _, frame in tables])
     head = f"Measured by `{command}`; made of the files in data/ by `python analysis/paper/{name}.py`."
     (RESULTS / f"{name}.md").write_text("\n\n".join([head, text.strip(), *parts]) + "\n", encoding="utf-8")
+
+
+def write_latex(name: str, frames: Sequence[pd.DataFrame]) -> None:
+    """NAME.tex: the same tables for LaTeX (of the package booktabs), their first column in front."""
+    texts = [to_latex(frame.astype(object).map(str).set_index(frame.columns[0])) for frame in frames]
+    (RESULTS / f"{name}.tex").write_text("\n".join(texts), encoding="utf-8")
 
 
 def spread(frame: pd.DataFrame) -> pd.DataFrame:

@@ -4,7 +4,7 @@
 
 Writes into analysis/results/paper/, each as .md, .csv and .tex (booktabs):
 
-    main-<set>      every method on one run set: errors, ranks, skill, cautions
+    main-<set>      every method on one run set: errors, ranks, skill, cautions (fewer on more_sets.py's)
     compared-<set>  paired differences from the linear simulator, Holm-adjusted
     fine_tuning     task × kind of fine-tuning × simulator, as the literature prints it, and as published
     overview        skill of the main methods by task
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,10 +28,21 @@ from joblib import Parallel, delayed
 from methods import methods
 from protocol import CELLS, RESULTS, ROOT, RUNS, SETS, TRAIN, VALIDATION, recorded_and_scored
 
-from simfluence.evaluation import Benchmark, benchmark, paired_differences, summary, write_table
+from simfluence.attribution import InfluenceScores
+from simfluence.evaluation import (
+    Benchmark,
+    Method,
+    benchmark,
+    paired_differences,
+    score_methods,
+    simulator_methods,
+    summary,
+    write_table,
+)
 from simfluence.evaluation.tables import COLUMNS, NOTE, WHY_OFF_SCALE, cell, off_scale
 from simfluence.report import COMPARISON_NOTE, compared
 from simfluence.runs import RunSet
+from simfluence.simulators import AutoSimulator
 
 AGAINST = "linear"
 OURS = "ours, 20 runs"
@@ -49,6 +61,26 @@ def cells_of(name: str) -> Benchmark:
     runs = recorded(name)
     rows = methods(RUNS / name, runs)
     return benchmark(runs, rows, train=TRAIN, validation=VALIDATION, progress=False, folder=CELLS)
+
+
+MORE = {"facts-gpt": 16, "large": 8}
+"""Sets recorded by more_sets.py → how many of their runs train; the others test."""
+
+
+def cells_of_more(name: str) -> Benchmark:
+    """Simulators alone and with the scores that lie beside the set."""
+    runs, train = recorded(name), MORE[name]
+    file = RUNS / name / "scores.safetensors"
+    named = {one: {"name": one} for one in MARKOV}
+    scores = InfluenceScores.load(file)
+    rows = [
+        *score_methods([file], runs),
+        *simulator_methods(named),
+        Method("ours, 1 run and scores", partial(AutoSimulator, scores), 1, key="ours, scores"),
+        Method(f"ours, {train} runs", AutoSimulator, key="ours"),
+        Method(f"ours, {train} runs and scores", partial(AutoSimulator, scores), key="ours, scores"),
+    ]
+    return benchmark(runs, rows, train=train, validation=0, progress=False, folder=CELLS)
 
 
 def write_main(name: str, found: Benchmark) -> None:
@@ -219,6 +251,10 @@ def main() -> None:
     found = dict(zip(options.sets, cells, strict=True))
     for name, one in found.items():
         write_main(name, one)
+    for name in MORE:
+        one = cells_of_more(name)
+        said = f"{name}: see more_sets.md; fitted to {MORE[name]} runs."
+        write_table(one.table(), RESULTS, f"main-{name}", NOTE, said)
     write_table(fine_tuning(found), RESULTS, "fine_tuning", NOTE)
     write_table(skills(found), RESULTS, "skill", NOTE)
     said = (
