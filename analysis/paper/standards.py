@@ -161,10 +161,11 @@ def figure(rows: pd.DataFrame) -> None:
     """LDS bars with intervals, and removal curves."""
     mpl.rcParams["svg.hashsalt"] = "standards"
     removed = rows[(rows["standard"] == "loss rise") & (rows["task"] == "facts")]
-    drawn, axes = plt.subplots(1, 2, figsize=(11, 4.6), width_ratios=(1.5, 1))
-    bars(axes[0], rows[rows["standard"] == "LDS"])
+    panels = 2 if len(removed) else 1
+    drawn, axes = plt.subplots(1, panels, figsize=(5.5 * panels + 1, 4.6), squeeze=False)
+    bars(axes[0, 0], rows[rows["standard"] == "LDS"])
     if len(removed):
-        curves(axes[1], removed)
+        curves(axes[0, 1], removed)
     drawn.tight_layout()
     drawn.savefig(RESULTS / "standards.png", dpi=150, metadata={"Software": None})
     drawn.savefig(RESULTS / "standards.pdf", metadata={"CreationDate": None})
