@@ -112,7 +112,7 @@ def wide(rows: pd.DataFrame, columns: dict[tuple[str, str], str]) -> str:
 
 
 def cell(row: object) -> str:
-    """mean [low, high]; of fewer than two values, how many there are."""
+    """mean [low, high]; of too few test examples for an interval, how many there are."""
     mean, low, high, n = (getattr(row, name) for name in ("mean", "low", "high", "n"))
     if n == 0:
         return "all alike"
@@ -204,13 +204,14 @@ def bars(axes: plt.Axes, rows: pd.DataFrame) -> None:
         some = some.loc[[method for method in methods if method in some.index and some.loc[method, "n"] > 0]]
         at = [methods.index(method) + (number - (len(kinds) - 1) / 2) * height for method in some.index]
         errors = [some["mean"] - some["low"], some["high"] - some["mean"]]
-        axes.barh(at, some["mean"], height, xerr=errors, label=f"{task}, {setting}", error_kw={"lw": 0.8})
+        label = f"{task}: {some['of'].iloc[0].split(': ', 1)[1]}"
+        axes.barh(at, some["mean"], height, xerr=errors, label=label, error_kw={"lw": 0.8})
     axes.set_yticks(range(len(methods)), [NAMES.get(method, method) for method in methods])
     axes.invert_yaxis()
     axes.axvline(0, color="black", lw=0.8)
     axes.set_xlabel("LDS: Spearman over subsets, mean over test examples (95 % interval)")
     axes.set_title("Do summed scores order retrained subsets?")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=7, loc="upper right", bbox_to_anchor=(1, -0.13))
 
 
 def curves(axes: plt.Axes, rows: pd.DataFrame) -> None:
@@ -221,11 +222,14 @@ def curves(axes: plt.Axes, rows: pd.DataFrame) -> None:
         some = rows[rows["method"] == method].sort_values("share")
         errors = [some["mean"] - some["low"], some["high"] - some["mean"]]
         name = f"{method}, over everything" if method == RANDOM_REMOVAL else NAMES[method]
+        name += f" (n = {some['n'].min()})"
         at = some["share"] + 0.12 * (number - len(present) / 2)
         axes.errorbar(at, some["mean"], errors, marker="o", ms=4, lw=1.2, capsize=2, label=name)
     axes.axhline(0, color="black", lw=0.8)
+    axes.set_xticks([100 * share for share in SHARES])
+    axes.set_xlim(0, 100 * max(SHARES) + 1)
     axes.set_xlabel("training examples removed (%)")
-    axes.set_ylabel("rise of the test example's loss (nats)")
+    axes.set_ylabel("mean rise of test examples' loss (nats)")
     axes.set_title("Facts: removing the top, over random removals")
     axes.legend(fontsize=8)
 
