@@ -231,6 +231,7 @@ def suspicions(
     )
     for method in methods:
         scores = scores_by(both, method).scores
-        found[method, "self-influence"] = np.diagonal(scores)
+        if method != "gradient_cosine":  # whose own similarity is 1
+            found[method, "self-influence"] = np.diagonal(scores)
         found[method, "minus the mean score on test examples"] = -scores[:, len(own) :].mean(1)
     return found
