@@ -22,10 +22,12 @@ from standards_tasks import (
     FACTS,
     METHODS,
     N_TRAIN,
+    OF_LABELS,
     RECORDED,
     SCORED_ORDER,
     SEEDS,
     SIMULATOR,
+    SUSPECTED_BY,
     Mask,
     Measured,
     bank_file,
@@ -50,12 +52,6 @@ from simfluence.finetuning.tail_patch import tail_patch
 from simfluence.runs.tables import TableFingerprints
 
 EVERYTHING = np.ones(N_TRAIN, bool)
-SUSPECTED_BY = ("bm25", "representation", "gradient_dot", "gradient_cosine", "gradient_step", "ekfac")
-"""The methods that planted examples are looked for with."""
-
-OF_LABELS = SUSPECTED_BY[2:]
-"""Those of them that see labels, and so may find wrong ones."""
-
 PATCHED = 5
 """The size of the batch of a tail-patch: as many as there are sentences that state a fact."""
 
@@ -66,7 +62,9 @@ def measure(data: Path) -> None:
     """All stages, the most important first."""
     torch.set_num_threads(1)
     DATA.mkdir(parents=True, exist_ok=True)
-    print(__doc__, "About 500 trainings of 5 to 10 s on one core, and 10 minutes of scores.", file=sys.stderr)
+    print(
+        __doc__, "About 900 trainings of 5 to 12 s on one core, and half an hour of scores.", file=sys.stderr
+    )
     retrain(FACTS, "halves", subsets("halves"), SEEDS, 100)
     score(FACTS)
     simulate()
@@ -78,6 +76,8 @@ def measure(data: Path) -> None:
     other = copa(data)
     retrain(other, "halves", subsets("halves"), SEEDS, 100)
     score(other)
+    retrain(FACTS, "halves", subsets("halves"), SEEDS)
+    retrain(FACTS, "5 % left out", subsets("5 % left out"), SEEDS)
 
 
 def retrain(task: Measured, which: str, kept: Mask, seeds: tuple[int, ...], count: int | None = None) -> None:
@@ -231,6 +231,7 @@ def suspicions(
     )
     for method in methods:
         scores = scores_by(both, method).scores
-        found[method, "self-influence"] = np.diagonal(scores)
+        if method != "gradient_cosine":  # whose own similarity is 1
+            found[method, "self-influence"] = np.diagonal(scores)
         found[method, "minus the mean score on test examples"] = -scores[:, len(own) :].mean(1)
     return found

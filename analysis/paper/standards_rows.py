@@ -9,18 +9,25 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from safetensors.numpy import load_file
+from standards_planting import PLANTINGS
 from standards_tasks import (
     DATA,
     DRAWS,
     FRACTIONS,
+    METHODS,
+    NAMES,
+    OF_LABELS,
     RECORDED,
     REMOVED_BY,
     REMOVED_FOR,
     SEEDS,
     SHARES,
+    SUSPECTED_BY,
     bank_file,
+    leave_one_out_sets,
     left_out,
     random_removals,
+    removal_sets,
     scores_of,
     simulated_file,
     subsets,
@@ -47,7 +54,15 @@ from simfluence.runs.storage import read_examples
 from simfluence.runs.tables import TableFingerprints
 
 Row = dict[str, Any]
+BANKS = (
+    *(("facts", "halves", len(SEEDS)), ("facts", "5 % left out", len(SEEDS)), ("facts", "removals", 1)),
+    *(("facts", "leave-one-out", len(SEEDS)), ("copa", "halves", 1)),
+)
+"""Task, which bank, and how many seeds there shall be."""
+
 SIMULATED = "auto, simulating each subset"
+OTHER_ORDERS = "auto, simulating in other orders"
+STATING = "the stating sentences, as known"
 CEILING = "ceiling: free of noise"
 BETWEEN_SEEDS = "one seed with another"
 RANDOM_REMOVAL = "random removal"
@@ -91,17 +106,41 @@ def lds_rows(task: str) -> Iterator[Row]:
         of, losses = bank.describe(), bank.mean_losses()
         for method, scores in scores_of(task).items():
             yield row(task, "LDS", fraction, method, lds(scores.scores, bank.kept, losses), of)
-        if simulated_file(task, fraction).exists():
-            predicted = load_file(simulated_file(task, fraction))["losses"]
-            place = {tuple(kept): number for number, kept in enumerate(subsets(fraction))}
-            rows = [place[tuple(kept)] for kept in bank.kept]
-            seeds = [SEEDS.index(seed) for seed in bank.seeds]
-            found = across_runs_spearman(losses, predicted[rows][:, seeds].mean(1).astype(np.float64))
-            yield row(task, "LDS", fraction, SIMULATED, found, of)
+        if task == "facts":
+            known = stating().astype(np.float64)
+            yield row(task, "LDS", fraction, STATING, lds(known, bank.kept, losses), of)
+        for method, found in simulated(task, fraction, bank).items():
+            yield row(task, "LDS", fraction, method, found, of)
         if len(bank.seeds) > 1:
             between = agreement(bank.losses)
             yield row(task, "LDS", fraction, BETWEEN_SEEDS, between, of)
             yield row(task, "LDS", fraction, CEILING, ceiling(between, len(bank.seeds)), of)
+
+
+def simulated(task: str, fraction: str, bank: SubsetBank) -> dict[str, npt.NDArray[np.float64]]:
+    """Correlation over subsets of retrained and simulated losses [test]: where the simulator is told the
+    order of the examples, and where it is told those of other seeds.
+    """
+    if not simulated_file(task, fraction).exists():
+        return {}
+    place = {tuple(kept): number for number, kept in enumerate(subsets(fraction))}
+    rows = [place[tuple(kept)] for kept in bank.kept]
+    predicted = load_file(simulated_file(task, fraction))["losses"][rows].astype(np.float64)
+    seeds = {
+        SIMULATED: [SEEDS.index(seed) for seed in bank.seeds],
+        OTHER_ORDERS: [place for place, seed in enumerate(SEEDS) if seed not in bank.seeds],
+    }
+    return {
+        method: across_runs_spearman(bank.mean_losses(), predicted[:, which].mean(1))
+        for method, which in seeds.items()
+        if which
+    }
+
+
+def stating() -> npt.NDArray[np.bool_]:
+    """bool [train, test]: which sentences state the fact that a test example asks for."""
+    train, test = read_examples(RECORDED)
+    return np.equal.outer(train.frame["group"].to_numpy(), test.frame["group"].to_numpy())
 
 
 # --------------------------------------------------------------------------------------------- removals
@@ -176,14 +215,13 @@ def retrieval_rows(task: str) -> Iterator[Row]:
     """Whether the sentences that state a fact are found; of the facts alone."""
     if task != "facts":
         return
-    train, test = read_examples(RECORDED)
-    stating = np.equal.outer(train.frame["group"].to_numpy(), test.frame["group"].to_numpy())
-    of = f"{stating.sum(0).max()} of {len(train)} sentences state the fact"
+    known, tables = stating(), TableFingerprints.of(*read_examples(RECORDED))
+    of = f"{known.sum(0).max()} of {len(known)} sentences state the fact"
     for method, scores in scores_of(task).items():
-        TableFingerprints.of(train, test).check(scores.tables, "the sentences", "the scores")
+        scores.tables.check(tables, "the scores", "the recorded runs")
         for k in (5, 10):
-            yield row(task, f"recall@{k}", "stating", method, recall_at_k(scores.scores, stating, k), of)
-        yield row(task, "MRR", "stating", method, reciprocal_rank(scores.scores, stating), of)
+            yield row(task, f"recall@{k}", "stating", method, recall_at_k(scores.scores, known, k), of)
+        yield row(task, "MRR", "stating", method, reciprocal_rank(scores.scores, known), of)
 
 
 def planted_rows(task: str) -> Iterator[Row]:
@@ -200,3 +238,35 @@ def planted_rows(task: str) -> Iterator[Row]:
         share, train = rows["right"].mean(), len(rows) // len(areas)
         of = f"{many} of {train} planted; {share:.0%} of test answers are {answers}"
         yield _row(task, f"AUC {kind}", by, method, found, of)
+
+
+def _planned(which: str) -> int:
+    """The number of subsets of a bank."""
+    if which == "removals":
+        return len(removal_sets(scores_of("facts")))
+    return len(leave_one_out_sets() if which == "leave-one-out" else subsets(which))
+
+
+def unmeasured() -> list[str]:
+    """What ``--measure`` would go on with: a line each."""
+    lines = []
+    for task, which, seeds in BANKS:
+        file = bank_file(task, which)
+        done = int(SubsetBank.load(file).trained.sum()) if file.exists() else 0
+        planned = _planned(which) * seeds
+        if done < planned:
+            lines.append(f"{task}, {which}: {done} of {planned} retrainings are done")
+    for task in ("facts", "copa"):
+        if absent := [NAMES[method] for method in METHODS if method not in scores_of(task)]:
+            lines.append(f"{task}: no scores yet by {'; '.join(absent)}")
+    if not (DATA / "facts-tail-patch.csv").exists():
+        lines.append("facts: no tail-patch yet")
+    file = DATA / "facts-planted.parquet"
+    done = (
+        len(pd.read_parquet(file, columns=["kind", "planting", "method"]).drop_duplicates())
+        if file.exists()
+        else 0
+    )
+    if done < (planned := PLANTINGS * (1 + len(OF_LABELS) + len(SUSPECTED_BY))):
+        lines.append(f"facts, planted examples: {done} of {planned} methods and plantings are done")
+    return lines

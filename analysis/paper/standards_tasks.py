@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from omegaconf import OmegaConf
-from protocol import RESULTS, ROOT
+from protocol import RESULTS, ROOT, chosen_rate
 
 from simfluence.attribution import InfluenceScores
 from simfluence.evaluation.standards import random_subsets, top_examples
@@ -56,6 +56,13 @@ REMOVED_FOR = 8
 """The top of these methods is removed, for the first so many test examples."""
 
 
+SUSPECTED_BY = ("bm25", "representation", "gradient_dot", "gradient_cosine", "gradient_step", "ekfac")
+"""The methods that planted examples are looked for with."""
+
+OF_LABELS = SUSPECTED_BY[2:]
+"""Those of them that see labels, and so may find wrong ones."""
+
+
 @dataclass(frozen=True)
 class Measured:
     """A task: its name, and its options of ``simfluence record``."""
@@ -80,7 +87,7 @@ def copa(data: Path) -> Measured:
     """COPA from the folder of copa.jsonl."""
     options = (
         *("task=jsonl", f"task.path={data / 'copa.jsonl'}", "task.name=copa", "task.n_test=20"),
-        "run.optimizer.lr=3e-5",
+        f"run.optimizer.lr={chosen_rate('copa', 'last_layers')}",
     )
     return Measured("copa", options)
 

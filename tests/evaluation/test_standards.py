@@ -115,7 +115,8 @@ def test_what_is_not_known_is_left_out_of_a_mean() -> None:
     found = mean_with_interval([1.0, np.nan, 3.0])
     assert (found.mean, found.n) == (2, 2)
     assert mean_with_interval([np.nan]).n == 0
-    assert np.isnan(mean_with_interval([2.0]).low)
+    assert np.isnan(mean_with_interval([2.0, 3.0]).low)  # too few for an interval
+    assert mean_with_interval([1.0, 2, 3, 4, 5]).low < 3
 
 
 # ------------------------------------------------------------------------------------ removing

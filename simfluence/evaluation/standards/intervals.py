@@ -11,6 +11,10 @@ from scipy import stats
 Array = npt.NDArray[np.float64]
 
 
+FEWEST = 5
+"""Of fewer values a bootstrap interval is far too narrow, and none is given."""
+
+
 class Estimate(NamedTuple):
     """A mean, the ends of its interval, and the number of values it is of."""
 
@@ -25,14 +29,15 @@ def mean_with_interval(
 ) -> Estimate:
     """The mean of values [test], with a bootstrap interval over test examples (percentiles).
 
-    NaN are left out. The ends are NaN where fewer than two values remain, the mean too where none does.
+    NaN are left out. The ends are NaN where fewer than :data:`FEWEST` values remain, the mean too where none
+    does.
     """
     known = np.asarray(values, np.float64).ravel()
     known = known[~np.isnan(known)]
     if len(known) == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    if len(known) == 1:
-        return Estimate(float(known[0]), np.nan, np.nan, 1)
+    if len(known) < FEWEST:
+        return Estimate(float(known.mean()), np.nan, np.nan, len(known))
     drawn = np.random.default_rng(seed).choice(known, (resamples, len(known)))
     low, high = np.quantile(drawn.mean(1), [(1 - level) / 2, (1 + level) / 2])
     return Estimate(float(known.mean()), float(low), float(high), len(known))
