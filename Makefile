@@ -2,7 +2,7 @@
 # from the committed recordings. All make what they need in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
-PAPER := tables needs figures
+PAPER := tables needs figures standards limit pbrf_or_retraining sparsity selection robustness layers_and_tokens by_size more_sets
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: demo tables test test-ray lint types clean

@@ -14,12 +14,12 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from methods import scores_of
-from protocol import RESULTS, ROOT, RUNS, TRAIN, VALIDATION, recorded_and_scored
+from protocol import ROOT, RUNS, TRAIN, VALIDATION, recorded_and_scored
+from shown import save_figure
 
 from simfluence.evaluation import Evaluation, evaluate
 from simfluence.runs import RunSet
@@ -32,19 +32,9 @@ from simfluence.simulators import (
     Simulator,
 )
 
-mpl.use("Agg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 LEVELS = (0.5, 0.7, 0.8, 0.9, 0.95)
 TRACIN = "TracIn-CP, 10 checkpoints"
-
-
-def save(figure: Figure, name: str) -> None:
-    """PNG and PDF, the same bytes every time."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    figure.savefig(RESULTS / f"{name}.png", dpi=120, metadata={"Software": None})
-    figure.savefig(
-        RESULTS / f"{name}.pdf", metadata={"CreationDate": None, "Creator": None, "Producer": None}
-    )
 
 
 def split(folder: Path) -> tuple[RunSet, RunSet, RunSet]:
@@ -234,11 +224,11 @@ def main() -> None:
     """Draw all of them, of the sets that are there."""
     there = [name for name in ("copa-ia3", "rte-ia3", "winogrande-ia3") if recorded_and_scored(name)]
     found = {name: evaluated(name) for name in there}
-    save(error_by_step(found), "error_by_step")
-    save(curves(found[there[0]], there[0]), "curves")
-    save(calibration({name: coverage(name) for name in there[:2]}), "calibration")
-    save(by_rate(skill_by_rate()), "rate")
-    save(coefficients(there[0]), "coefficients")
+    save_figure(error_by_step(found), "error_by_step")
+    save_figure(curves(found[there[0]], there[0]), "curves")
+    save_figure(calibration({name: coverage(name) for name in there[:2]}), "calibration")
+    save_figure(by_rate(skill_by_rate()), "rate")
+    save_figure(coefficients(there[0]), "coefficients")
 
 
 if __name__ == "__main__":

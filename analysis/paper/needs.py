@@ -12,11 +12,12 @@ import argparse
 
 import numpy as np
 import pandas as pd
-from figures import COLOURS, save
+from figures import COLOURS
 from joblib import Parallel, delayed
 from matplotlib.figure import Figure
 from methods import NEEDED, what_they_need
 from protocol import CELLS, RESULTS, RUNS, SETS, TRAIN, VALIDATION, recorded_and_scored
+from shown import save_figure
 from tables import recorded
 
 from simfluence.evaluation import Benchmark, benchmark, summary, write_table
@@ -140,8 +141,8 @@ def main() -> None:
         " on one core (`python analysis/paper/needs.py --measure` measures them again)."
     )
     write_table(table(skill, rank), RESULTS, "needs", said)
-    save(learning(skill), "learning")
-    save(cost(skill), "cost")
+    save_figure(learning(skill), "learning")
+    save_figure(cost(skill), "cost")
 
 
 if __name__ == "__main__":
