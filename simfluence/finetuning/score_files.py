@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from simfluence.attribution.methods import attribute
-from simfluence.attribution.registry import OF_TEXTS
+from simfluence.attribution.registry import OF_TEXTS, OF_WHOLE_RUN
 from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
 from simfluence.recording.weights import weight_steps
 from simfluence.runs import RunSet
@@ -25,8 +25,8 @@ def score_files(path: str | Path) -> list[Path]:
 def make_scores(
     path: str | Path, runs: RunSet, methods: Sequence[str], device: str | None = None
 ) -> list[Path]:
-    """The files of these methods' scores with the last weights of the set's first run that kept weights (else
-    of its first run, trained again); what is not there is computed.
+    """The files of these methods' scores, of the set's first run that kept weights (else of its first run,
+    trained again): with its last weights, or of the whole run. What is not there is computed.
 
     Raises what :func:`.attribution_context.recorded_context` raises.
     """
@@ -35,8 +35,11 @@ def make_scores(
     files = [Path(path) / FOLDER / f"{name}.safetensors" for name in methods]
     for name, file in zip(methods, files, strict=True):
         if not file.exists():
-            texts = name in OF_TEXTS
-            context = recorded_texts(path, run) if texts else recorded_context(path, run, [len(run)], device)
+            if name in OF_TEXTS:
+                context = recorded_texts(path, run)
+            else:
+                steps = [0] if name in OF_WHOLE_RUN else [len(run)]
+                context = recorded_context(path, run, steps, device)
             print(f"scores of {name}: {len(context.train)} training, {len(context.test)} test examples")
             found = attribute(context, name, progress=True)
             file.parent.mkdir(exist_ok=True)
