@@ -36,6 +36,16 @@ def test_ten_lines_of_python(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert re.search(r"verdict: \w+ \(skill 0\.9", capsys.readouterr().out)
 
 
+def test_a_method_of_ones_own_in_the_benchmark(runs, capsys: pytest.CaptureFixture[str]) -> None:
+    from simfluence import MeanTrajectory
+
+    class MySimulator(MeanTrajectory):
+        name = "mine"
+
+    exec(BLOCKS[1], {"runs": runs, "MySimulator": MySimulator})
+    assert re.search(r"\| mine +\|", capsys.readouterr().out)
+
+
 def test_recording_your_own_fine_tuning(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
@@ -58,8 +68,8 @@ def test_recording_your_own_fine_tuning(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return loss
 
     loader = [{"id": [0, 1], "examples": examples[:2]}, {"id": [3, 5], "examples": examples[3:6:2]}]
-    code = BLOCKS[1].replace("...  ", "loss = training_step(batch)  ")
-    assert code != BLOCKS[1]
+    code = BLOCKS[2].replace("...  ", "loss = training_step(batch)  ")
+    assert code != BLOCKS[2]
     names = {
         "train_examples": examples[:6],
         "test_examples": examples[6:],
@@ -195,7 +205,7 @@ def test_one_run_and_its_gradients(tmp_path: Path) -> None:
     model.load_state_dict(start)
     runs = RunSet.load(tmp_path)
     names["runs"] = runs[:1]
-    exec(BLOCKS[2], names)
+    exec(BLOCKS[3], names)
     predicted = names["simulator"].simulate(runs[1:].curricula, runs[1:].initial_loss)
     errors = [
         np.square(guess - runs[1:].loss).mean() for guess in (predicted, runs[0].loss)
