@@ -112,12 +112,13 @@ def simulator_methods(
 def score_methods(files: Sequence[str | Path], runs: RunSet) -> list[Method]:
     """Methods of files of attribution scores: calibrated, as they are, and as the kernel of training dynamics
     (:func:`.protocol.scores_as_simulators`)."""
-    found = []
+    found: dict[str, Method] = {}
     for file in map(str, files):
         digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         for name, simulator in scores_as_simulators([file], runs).items():
-            found.append(Method(name, partial(_same, simulator), key=f"{name} {digest}"))
-    return found
+            unique = f"{name} ({file})" if name in found else name
+            found[unique] = Method(unique, partial(_same, simulator), key=f"{name} {digest}")
+    return list(found.values())
 
 
 def needs(

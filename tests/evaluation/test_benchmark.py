@@ -108,6 +108,9 @@ def test_files_of_scores_and_what_simulators_need(runs: RunSet, tmp_path: Path) 
     InfluenceScores(np.random.default_rng(0).normal(size=shape), "made up", weighing="use").save(file)
     names = [method.name for method in score_methods([file], runs)]
     assert names[:2] == ["made up, calibrated", "made up, as is"]
+    copied = tmp_path / "copy.safetensors"
+    copied.write_bytes(file.read_bytes())
+    assert f"made up, as is ({copied})" in [method.name for method in score_methods([file, copied], runs)]
     asked = needs({**LINEAR, "auto": {"name": "auto", "scores": None}}, [file], [1, 4, 99], [2], len(runs))
     assert [method.name for method in asked] == [
         *("linear, 1 run", "linear, 4 runs", "linear", "auto, 1 run", "auto, 4 runs", "auto"),
