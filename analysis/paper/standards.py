@@ -16,6 +16,7 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 from protocol import RESULTS
+from shown import write_latex
 from standards_rows import (
     BETWEEN_SEEDS,
     CEILING,
@@ -47,6 +48,10 @@ REMOVED = {
     for standard, name in (("loss rise", "rise, nats"), ("flips", "flips"))
     for share in SHARES
 }
+TITLES = ("Subsets and single examples", "The sentences that state a fact", "Removing what scores highest")
+COLUMNS = (SUBSETS | SINGLE, FOUND, REMOVED)
+SMALL = 0.02
+"""Of what is smaller, four digits are shown."""
 REASONS = {
     SIMULATED: "it predicts losses of subsets, and has no scores",
     OTHER_ORDERS: "it predicts losses of subsets, and has no scores",
@@ -71,6 +76,10 @@ def main() -> None:
         sys.exit("nothing is measured yet: python analysis/paper/standards.py --measure DATA")
     rows.to_csv(RESULTS / "standards.csv", index=False, float_format="%.5g")
     (RESULTS / "standards.md").write_text(markdown(rows))
+    shown = [
+        wide(rows[rows["task"] == task], columns) for task in rows["task"].unique() for columns in COLUMNS
+    ]
+    write_latex("standards", [frame.reset_index() for frame in shown if frame.size])
     figure(rows)
 
 
@@ -82,14 +91,11 @@ def markdown(rows: pd.DataFrame) -> str:
     parts = ["# Attribution's standards", COMMAND, ABOUT]
     for task, of_task in rows.groupby("task", sort=False):
         parts.append(f"## {task}")
-        for title, columns in (
-            ("Subsets and single examples", SUBSETS | SINGLE),
-            ("The sentences that state a fact", FOUND),
-            ("Removing what scores highest", REMOVED),
-        ):
+        for title, columns in zip(TITLES, COLUMNS, strict=True):
             some = of_task[pd.MultiIndex.from_frame(of_task[["standard", "setting"]]).isin(list(columns))]
             if len(some):
-                parts += [f"### {title}", wide(some, columns), measured_on(some, columns)]
+                table = wide(some, columns).to_markdown(disable_numparse=True)
+                parts += [f"### {title}", table, measured_on(some, columns)]
         planted = of_task[of_task["standard"].str.startswith("AUC")]
         if len(planted):
             parts += ["### Planted examples: area under the curve", areas(planted)]
@@ -98,17 +104,16 @@ def markdown(rows: pd.DataFrame) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def wide(rows: pd.DataFrame, columns: dict[tuple[str, str], str]) -> str:
+def wide(rows: pd.DataFrame, columns: dict[tuple[str, str], str]) -> pd.DataFrame:
     """A row a method, a column a standard."""
     found = {(row.method, row.standard, row.setting): cell(row) for row in rows.itertuples()}
     present = [method for method in ORDER if method in set(rows["method"])]
     there = [key for key in columns if any((method, *key) in found for method in present)]
-    table = pd.DataFrame(
+    return pd.DataFrame(
         [[found.get((method, *key), "–") for key in there] for method in present],
         index=pd.Index([NAMES.get(method, method) for method in present], name="method"),
         columns=[columns[key] for key in there],
     )
-    return table.to_markdown(disable_numparse=True)
 
 
 def cell(row: object) -> str:
@@ -116,8 +121,9 @@ def cell(row: object) -> str:
     mean, low, high, n = (getattr(row, name) for name in ("mean", "low", "high", "n"))
     if n == 0:
         return "all alike"
-    interval = f"[{low:.2f}, {high:.2f}]" if low == low else f"(n = {n})"
-    return f"{mean:.2f} {interval}"
+    digits = 2 if low != low or max(-low, high) >= SMALL else 4
+    interval = f"[{low:.{digits}f}, {high:.{digits}f}]" if low == low else f"(n = {n})"
+    return f"{mean:.{digits}f} {interval}"
 
 
 def measured_on(rows: pd.DataFrame, columns: dict[tuple[str, str], str]) -> str:
