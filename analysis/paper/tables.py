@@ -27,6 +27,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from methods import methods
 from protocol import CELLS, RESULTS, ROOT, RUNS, SETS, TRAIN, VALIDATION, recorded_and_scored
+from statsmodels.stats.multitest import multipletests
 
 from simfluence.attribution import InfluenceScores
 from simfluence.evaluation import (
@@ -200,11 +201,12 @@ def beats(found: dict[str, Benchmark]) -> pd.DataFrame:
                 for one in found.values()
             ]
             sign = -1 if metric == "mse" else 1
-            better = sum(sign * one["difference"] > 0 for one in compared)
-            surely = sum(one["better"] == "yes" for one in compared)
-            worse = sum(one["better"] == "no" for one in compared)
-            row[f"{COLUMNS[metric]}: better"] = f"{better} of {len(compared)}"
-            row[f"{COLUMNS[metric]}: surely better, surely worse"] = f"{surely}, {worse}"
+            better = np.array([sign * one["difference"] > 0 for one in compared])
+            surely = multipletests([one["p"] for one in compared], alpha=0.05, method="holm")[0]
+            row[f"{COLUMNS[metric]}: better"] = f"{better.sum()} of {len(compared)}"
+            row[f"{COLUMNS[metric]}: surely better, surely worse"] = (
+                f"{(surely & better).sum()}, {(surely & ~better).sum()}"
+            )
         rows.append(row)
     return pd.DataFrame(rows).set_index("method")
 
@@ -262,7 +264,7 @@ def main() -> None:
         f" below {LEAST} it is shown as that. ρ: medians over all sets."
     )
     write_table(overview(found), RESULTS, "overview", said)
-    said = "Surely: p < 0.05 after Holm's adjustment over a set's methods."
+    said = "Surely: p < 0.05 of the paired difference, after Holm's adjustment over the sets of a row."
     write_table(beats(found), RESULTS, "beats", said)
     said = f"Over {len(recorded(options.sets[0]).test)} test examples."
     write_table(accuracies(options.sets), RESULTS, "accuracy", said)
