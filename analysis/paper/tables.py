@@ -47,6 +47,7 @@ from simfluence.simulators import AutoSimulator
 
 AGAINST = "linear"
 OURS = "ours, 20 runs"
+DASH = "–: what is predicted alike for all runs has no rank across runs."
 MARKOV = ("additive", "multiplicative", "linear")
 SHIPPED = ROOT / "simfluence" / "evaluation" / "results.csv"
 
@@ -86,7 +87,7 @@ def cells_of_more(name: str) -> Benchmark:
 
 def write_main(name: str, found: Benchmark) -> None:
     """The table of one set, and how each method differs from the linear simulator."""
-    notes = [NOTE, *([WHY_OFF_SCALE] if off_scale(found.of_runs) else []), protocol_of(name)]
+    notes = [NOTE, DASH, *([WHY_OFF_SCALE] if off_scale(found.of_runs) else []), protocol_of(name)]
     write_table(found.table(), RESULTS, f"main-{name}", *notes)
     write_table(compared(found, AGAINST), RESULTS, f"compared-{name}", f"Less {AGAINST}. {COMPARISON_NOTE}")
 
@@ -256,8 +257,10 @@ def main() -> None:
     for name in MORE:
         one = cells_of_more(name)
         said = f"{name}: see more_sets.md; fitted to {MORE[name]} runs."
-        write_table(one.table(), RESULTS, f"main-{name}", NOTE, said)
-    write_table(fine_tuning(found), RESULTS, "fine_tuning", NOTE)
+        write_table(one.table(), RESULTS, f"main-{name}", NOTE, DASH, said)
+    missing = [name for name in SETS if name not in options.sets]
+    said = f"Not recorded here, for want of processor time: {', '.join(missing)}." if missing else ""
+    write_table(fine_tuning(found), RESULTS, "fine_tuning", NOTE, *([said] if said else []))
     write_table(skills(found), RESULTS, "skill", NOTE)
     said = (
         f"Skill: median (lowest … highest) over {len(options.sets)} sets of a task's kinds of fine-tuning;"
