@@ -114,7 +114,7 @@ def cost(skill: pd.DataFrame) -> Figure:
     axis.axhline(0, color="#BBBBBB", lw=0.8)
     axis.set(
         xscale="log",
-        xlabel="seconds: recording the runs (on a busy machine) and fitting, without scores; median over sets",
+        xlabel="seconds to record the runs (busy machine) and to fit, without scores",
         ylabel="skill on held-out runs (median)",
     )
     axis.minorticks_off()
