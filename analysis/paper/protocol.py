@@ -75,5 +75,5 @@ def recorded_and_scored(name: str) -> bool:
     """Whether a set's runs and scores are all there."""
     runs, scores = RUNS / name, RUNS / name / "scores"
     return (runs / f"run-{RUN_COUNT - 1:03d}" / "steps.parquet").exists() and (
-        scores / "trak.safetensors"
+        scores / "influence.safetensors"
     ).exists()

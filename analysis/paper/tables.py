@@ -140,7 +140,7 @@ def skills(found: dict[str, Benchmark]) -> pd.DataFrame:
         cells = pd.Series({m: cell(row["mean"], row["spread"]) for m, row in frame.iterrows()})
         cells[off_scale(one.of_runs)] = "off scale"
         columns[name] = cells
-    return pd.DataFrame(columns).fillna("– (no units, or losses of 0)").rename_axis("method")
+    return pd.DataFrame(columns).fillna("– (not computed)").rename_axis("method")
 
 
 SHOWN = {
@@ -261,7 +261,11 @@ def main() -> None:
     missing = [name for name in SETS if name not in options.sets]
     said = f"Not recorded here, for want of processor time: {', '.join(missing)}." if missing else ""
     write_table(fine_tuning(found), RESULTS, "fine_tuning", NOTE, *([said] if said else []))
-    write_table(skills(found), RESULTS, "skill", NOTE)
+    said = (
+        "Not computed: TRAK where all parameters are trained, whose projection of every gradient of 22.7M"
+        " numbers takes too long on two cores."
+    )
+    write_table(skills(found), RESULTS, "skill", NOTE, said)
     said = (
         f"Skill: median (lowest … highest) over {len(options.sets)} sets of a task's kinds of fine-tuning;"
         f" below {LEAST} it is shown as that. ρ: medians over all sets."
