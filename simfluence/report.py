@@ -96,7 +96,8 @@ def write_lds(bank: Path, files: Sequence[str], folder: str | Path) -> str:
         scores = InfluenceScores.load(file).mean()
         scores.tables.check(truth.tables, f"the scores of {file}", "the subsets")
         found = mean_with_interval(lds(scores.scores.astype(np.float64), truth.kept, truth.mean_losses()))
-        cell = f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
+        interval = "" if np.isnan(found.low) else f" [{found.low:.2f}, {found.high:.2f}]"  # of too few
+        cell = f"{found.mean:.2f}{interval}"
         rows[f"{scores.method} ({Path(file).name})"] = {"LDS": cell, "test examples": str(found.n)}
     frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("scores")
     note = f"LDS [95% interval over test examples] on {truth.describe()}."
