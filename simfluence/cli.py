@@ -107,6 +107,8 @@ def benchmark(config: DictConfig) -> None:
     split = {key: config[key] for key in ("train", "validation", "test", "processes")}
     split |= {"folder": Path(config.output) / "cells"}
     methods = [*simulator_methods(simulators), *score_methods(files, runs)]
+    *_, notes = runs.split_to_test(config.train, config.validation, config.test)
+    _print_notes(notes)
     found = held_to_one_standard(runs, methods, **split)
     print(f"{config.path}\n\n{found}\n")
     sizes, every = [int(size) for size in config.sizes], [int(step) for step in config.every]

@@ -14,6 +14,7 @@ from simfluence import plots
 from simfluence.answer import WhatIf
 from simfluence.attribution import InfluenceScores, LayerTokenScores, sparsity
 from simfluence.evaluation import Benchmark, Evaluation, paired_differences, table, to_markdown
+from simfluence.evaluation.comparison import FEWEST_RUNS
 from simfluence.evaluation.standards import SubsetBank, lds, mean_with_interval
 from simfluence.evaluation.tables import COLUMNS, NOTE, write_table
 from simfluence.runs import storage, strict_json
@@ -39,14 +40,14 @@ def write_benchmark(
     found: Benchmark, costs: Benchmark, folder: str | Path, against: str, seconds: float
 ) -> None:
     """main (every method), comparison (with one of them) and needs (what simulators need), each as .md, .csv
-    and .tex; the figure cost.png and .pdf.
+    and .tex; the figure cost.png and .pdf. No comparison is made over fewer than three test runs.
 
     found, costs : the cells of the first two tables, and of the third. seconds : what training again takes.
     """
     write_table(found.table(), folder, "main", NOTE)
-    write_table(
-        compared(found, against), folder, "comparison", f"Each method less {against}. {COMPARISON_NOTE}"
-    )
+    if found.of_cells["test_runs"].min() >= FEWEST_RUNS:
+        note = f"Each method less {against}. {COMPARISON_NOTE}"
+        write_table(compared(found, against), folder, "comparison", note)
     write_table(needed(costs, seconds), folder, "needs")
     figure = plots.skill_and_cost(costs, seconds)
     for kind in ("png", "pdf"):

@@ -52,6 +52,14 @@ def test_tables_and_figures_of_ones_own_runs(simfluence, recorded: Path) -> None
     assert sorted((recorded / "first" / "cells").iterdir()) == cells
 
 
+def test_few_test_runs_are_said_and_not_compared(simfluence, recorded: Path) -> None:
+    result = simfluence(*COMMAND, "methods=[linear]", "test=2", "output=few", cwd=recorded)
+    assert result.returncode == 0, result.stderr
+    assert "tested on 2 runs" in result.stdout
+    assert (recorded / "few" / "needs.md").exists()
+    assert not (recorded / "few" / "comparison.md").exists()
+
+
 def test_a_file_of_scores_is_a_method(simfluence, recorded: Path) -> None:
     options = ("methods=[linear,elsewhere.safetensors]", "scores=false", "output=second")
     result = simfluence(*COMMAND, *options, cwd=recorded)

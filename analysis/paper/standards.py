@@ -163,8 +163,8 @@ training examples. Scores are of one run on all 200, in an order that no retrain
 TracIn at 10 checkpoints. “auto” is the default simulator, fitted to 20 recorded runs (the other methods see
 one): its scores are the simulated rises of final losses when an example is removed from a recorded run;
 “simulating each subset” are its predictions for the very curricula that were retrained, whose order scores
-are not told; “in other orders”, for the same subsets in orders of other seeds. “The stating sentences, as
-known” counts how many of the five sentences that state the fact are kept, which no method is told.
+do not know; “in other orders”, for the same subsets in orders of other seeds. “The stating sentences, as
+known” counts how many of the five sentences that state the fact are kept, which no method knows.
 
 Cells are means over test examples with 95 % bootstrap intervals over them; the intervals do not hold the
 noise of the seeds. Subsets with the same seed have the same order of examples, with those left out dropped.

@@ -118,8 +118,8 @@ def lds_rows(task: str) -> Iterator[Row]:
 
 
 def simulated(task: str, fraction: str, bank: SubsetBank) -> dict[str, npt.NDArray[np.float64]]:
-    """Correlation over subsets of retrained and simulated losses [test]: where the simulator is told the
-    order of the examples, and where it is told those of other seeds.
+    """Correlation over subsets of retrained and simulated losses [test]: where the simulator is given the
+    order of the examples, and where it is given those of other seeds.
     """
     if not simulated_file(task, fraction).exists():
         return {}

@@ -262,12 +262,11 @@ def _measured(method: Method, train: RunSet, validation: RunSet, test: RunSet) -
     final = metrics.final_loss(simulated, known=test.loss)
     grows = getattr(simulator, "diagnostics_", {}).get("unstable", 0.0)
     infinite = (~np.isfinite(simulated) & np.isfinite(test.loss)).any(axis=(0, 1)).mean()
-    constant = method.name in (MeanTrajectory.name,)
     about = {
         "fit_seconds": between - start,
         "answer_seconds": (end - between) / len(test),
         "unstable": max(float(grows), float(infinite)),
-        "ties": 0.0 if constant else float(np.mean([_has_ties(row) for row in final])),
+        "ties": float(np.mean([_has_ties(row) for row in final])),
         "training_runs": len(train),
         "test_runs": len(test),
     }

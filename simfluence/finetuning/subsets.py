@@ -65,7 +65,7 @@ def train_on_subset(
     """Train the prepared model, from its initial weights, on a subset. The model keeps the trained weights.
 
     options : the experiment's ``run``: its optimizer, and of its design the number of passes (``epochs``)
-        and the size of a batch. kept : bool [train]. run : what is told of every step, as
+        and the size of a batch. kept : bool [train]. run : what every step is reported to, as
         :func:`.loop.train` does.
 
     Returns
