@@ -101,6 +101,9 @@ def benchmark(config: DictConfig) -> None:
     simulators, scored, files = _kinds_of_methods(config.methods)
     if config.against not in (*simulators, "persistence", "mean_trajectory"):
         raise ValueError(f"against={config.against} is not among the simulators of methods")
+    for name, least in (("subsets", 0), ("seeds", 1)):
+        if config[name] < least:
+            raise ValueError(f"{name} must be at least {least}, got {config[name]}")
     there = score_files(config.path) if config.scores else []
     made = make_scores(config.path, runs, scored, config.device)
     files = list(dict.fromkeys([*files, *map(str, made), *map(str, there)]))

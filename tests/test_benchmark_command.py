@@ -93,6 +93,7 @@ def test_scores_are_measured_on_subsets_beside_the_set(simfluence, recorded: Pat
         (("methods=[linear]", "against=auto"), "against=auto is not among the simulators of methods"),
         (("methods=[linear,ekfac]",), "was not recorded by `simfluence record`: its model is not known"),
         (("methods=[linear]", "train=99", "test=10"), "leave none to fit to"),
+        (("methods=[linear]", "subsets=-1"), "subsets must be at least 0, got -1"),
         (("methods=[linear]", "subsets=3"), "was not recorded by `simfluence record`"),
     ],
 )

@@ -147,9 +147,11 @@ def needs(
             given = InfluenceScores.load(file)
             digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
             key = f"{name} {sorted(params.items())} {digest}"
+            stems = [Path(other).stem for other in scores]
+            called = file if stems.count(Path(file).stem) > 1 else Path(file).stem
             found += [
                 Method(
-                    f"{name}, scores of {Path(file).stem}" + ("" if size is None else f", {_runs(size)}"),
+                    f"{name}, scores of {called}" + ("" if size is None else f", {_runs(size)}"),
                     partial(make_simulator, **{**params, "scores": given}),
                     size,
                     key=key,

@@ -117,6 +117,13 @@ def test_files_of_scores_and_what_simulators_need(runs: RunSet, tmp_path: Path) 
         *("linear, losses every 2 steps", "auto, losses every 2 steps"),
         *("auto, scores of made_up, 1 run", "auto, scores of made_up"),
     ]
+    (tmp_path / "other").mkdir()
+    again = tmp_path / "other" / file.name
+    again.write_bytes(file.read_bytes())
+    both = [
+        method.name for method in needs({"auto": {"name": "auto", "scores": None}}, [file, again], [], [], 9)
+    ]
+    assert both == ["auto", f"auto, scores of {file}", f"auto, scores of {again}"]
 
 
 def test_bad_input(runs: RunSet) -> None:
