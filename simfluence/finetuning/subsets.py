@@ -7,7 +7,6 @@ what was left out as little as can be.
 
 from __future__ import annotations
 
-import resource
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -170,7 +169,8 @@ def retrain_recorded(
 ) -> Path:
     """A bank of random subsets of a recorded set's experiment, beside the set; returns its file.
 
-    Says beforehand, from one training, how long the others take and how much memory the process has. An
+    Says beforehand, from one training, how long the others take, and what memory weights, gradients and the
+    optimizer need. An
     interrupted call goes on where it was.
 
     count : of subsets. fraction : the share of the training examples that each keeps. seeds : of each.
@@ -186,11 +186,10 @@ def retrain_recorded(
     start = time.perf_counter()
     bank = train_bank(config, kept, numbers, file, device=device, progress=False, at_most=1)
     seconds, left = time.perf_counter() - start, int((~bank.trained).sum())
-    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(
-        f"{left} trainings are left, about {left * seconds / 60:.0f} minutes; memory: {memory:.1f} GB",
-        flush=True,
-    )
+    parameters = list(prepare(config, device).model.parameters())
+    held = sum(one.numel() * (4 if one.requires_grad else 1) for one in parameters)  # and Adam's averages
+    said = f"{left} trainings are left, about {left * seconds / 60:.0f} minutes"
+    print(f"{said}; {4e-9 * held:.1f} GB for weights, gradients and the optimizer's averages", flush=True)
     train_bank(config, kept, numbers, file, device=device)
     return file
 
