@@ -15,7 +15,7 @@ from families import synthetic_runs
 from omegaconf import OmegaConf
 
 from simfluence import ExampleTable, RunSet, __version__, load_simulator
-from simfluence.cli import COMMANDS
+from simfluence.commands import COMMANDS
 from simfluence.edit import Edit
 from simfluence.options import compose, leaves, options_of
 from simfluence.simulators import AdditiveSimulator
