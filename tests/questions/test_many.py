@@ -3,7 +3,7 @@ import pytest
 
 from simfluence import RunSet, fit, what_if
 from simfluence.curriculum import keep, remove
-from simfluence.questions.many import many_changes, chosen_tests, with_bands
+from simfluence.questions.many import chosen_tests, many_changes, with_bands
 from simfluence.runs.schedule import edited_rates, recorded_rates
 from simfluence.simulators import make_simulator
 
