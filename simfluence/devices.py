@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def chosen_device(name: str | None = None) -> torch.device:
@@ -10,6 +13,8 @@ def chosen_device(name: str | None = None) -> torch.device:
 
     Raises ValueError if there is no such device here that holds numbers.
     """
+    import torch  # takes a second, and is needed only where something is computed by it
+
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -42,11 +42,12 @@ def load(path: str) -> RunSet:
 
 def make_simulator(config: DictConfig) -> Simulator:
     """The simulator of a configuration, not yet fitted; its scores are read from their files."""
-    from simfluence.attribution import InfluenceScores
     from simfluence.simulators import make_simulator as by_name
 
     params = plain(config)
     if files := params.get("scores"):
+        from simfluence.attribution import InfluenceScores
+
         scores = [InfluenceScores.load(file) for file in files]
         params["scores"] = scores[0] if len(scores) == 1 else scores
     return by_name(**params)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
-from simfluence import outputs, report, verified
+from simfluence import outputs, verified
 from simfluence.commands.common import load, make_simulator, plain
 from simfluence.edit import Edit
-from simfluence.finetuning.retrain import retrain_as_recorded
 from simfluence.fitted import Fitted
 from simfluence.whatif import ask
 
 
 def run(config: DictConfig) -> None:
+    """Torch and matplotlib, which take long to import, only where something is retrained or drawn."""
     if config.output is not None:
         outputs.check_folder(config.output)
     runs, edit = load(config.path), Edit(**plain(config.edit))
@@ -21,6 +21,11 @@ def run(config: DictConfig) -> None:
     known = verified.Verified()
     if config.level is not None:
         known = verified.said(config.path, config.level, name)
+    retrain = None
+    if config.verify:
+        from simfluence.finetuning.retrain import retrain_as_recorded
+
+        retrain = retrain_as_recorded(config.path, str(edit), config.device)
     answer = ask(
         runs,
         simulator,
@@ -30,12 +35,14 @@ def run(config: DictConfig) -> None:
         validation=config.validation,
         level=config.level,
         widened=known.widened,
-        retrain=retrain_as_recorded(config.path, str(edit), config.device) if config.verify else None,
+        retrain=retrain,
     )
     run_id = config.run_id or runs.ids[-1]
     steps = f"{len(answer.original)} steps → {len(answer.edited)}"
     print(f"what if, in {run_id}: {edit} ({steps})\n\n{answer}")
     if config.output is not None:
+        from simfluence import report
+
         report.write_what_if(answer, config.output)
         print(f"\nevery test example: {config.output}/what_if.csv, what_if.png, what_if.md, what_if.json")
     if config.verify and answer.level is not None:

@@ -31,7 +31,6 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 
 import simfluence
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.evaluation import metrics
 from simfluence.evaluation.protocol import score, scores_as_simulators
 from simfluence.evaluation.tables import off_scale, table
@@ -133,6 +132,8 @@ def needs(
 
     runs : how many there are; larger sizes are left out.
     """
+    from simfluence.attribution.scores import InfluenceScores  # with torch
+
     fitting = [size for size in sizes if size < runs]
     found = simulator_methods(simulators, [*fitting, None])
     for step in every:

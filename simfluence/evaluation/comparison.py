@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from statsmodels.regression.linear_model import OLS
-from statsmodels.stats.multitest import multipletests
 
 LOWER_IS_BETTER = {"mse": True, "mae": True, "final_spearman": False}
 """The metrics that are measured in each run, and whether less of them is better."""
@@ -58,6 +56,8 @@ def paired_differences(
     known = frame["p"].notna()
     frame["p_holm"] = np.nan
     if known.any():
+        from statsmodels.stats.multitest import multipletests  # takes long to import
+
         frame.loc[known, "p_holm"] = multipletests(frame.loc[known, "p"], method="holm")[1]
     less = (frame["difference"] < 0) == LOWER_IS_BETTER[metric]
     tells = frame["p_holm"] < 1 - level
@@ -75,6 +75,8 @@ def _difference(difference: pd.Series, level: float) -> dict[str, float]:
     found |= {"difference": float(known.mean())}
     if np.ptp(known) == 0:  # no spread, no interval: equal everywhere, or a constant apart
         return found
+    from statsmodels.regression.linear_model import OLS  # takes long to import
+
     fit = OLS(known.to_numpy(), np.ones(len(known))).fit(
         cov_type="cluster", cov_kwds={"groups": pd.factorize(runs)[0]}, use_t=True
     )

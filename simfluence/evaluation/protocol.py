@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.evaluation import metrics
 from simfluence.evaluation.metrics import Array
 from simfluence.evaluation.tables import to_markdown
@@ -88,6 +87,8 @@ def scores_as_simulators(files: Sequence[str], runs: RunSet) -> dict[str, Simula
     Of each file: added up with one calibrated scalar; as they are, where they have units; and as the kernel
     of training dynamics, where all losses of the runs are above 0.
     """
+    from simfluence.attribution.scores import InfluenceScores  # with torch
+
     found: dict[str, Simulator] = {}
     for file in files:
         scores = InfluenceScores.load(file)

@@ -7,16 +7,21 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import torch
-
 SIMD_WIDTH = 16  # how many numbers compiled loops take at once (kernels/simd.py)
 
 Task = TypeVar("Task")
 
 
+def torch_threads() -> int:
+    """How many threads torch uses."""
+    import torch  # takes a second, and many never get here
+
+    return torch.get_num_threads()
+
+
 def in_threads(work: Callable[[Task], Any], tasks: Sequence[Task]) -> Iterator[Any]:
     """``work`` on every task; what it returns, in order."""
-    threads = min(torch.get_num_threads(), len(tasks))
+    threads = min(torch_threads(), len(tasks))
     if threads <= 1:
         yield from map(work, tasks)
     else:

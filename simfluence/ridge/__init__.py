@@ -7,14 +7,15 @@ factorization on the CPU or a GPU. ``leave_run_out`` is another problem: one den
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import torch
 
-from simfluence.ridge.cholesky import solve_cholesky, system_size
 from simfluence.ridge.iterative import solve_iterative
-from simfluence.ridge.problem import RidgeProblem, RidgeSolution
+from simfluence.ridge.problem import RidgeProblem, RidgeSolution, system_size
+
+if TYPE_CHECKING:
+    import torch  # which takes a second to import, and is needed by few
 
 Solver = Literal["auto", "iterative", "cholesky"]
 
@@ -45,6 +46,8 @@ def solve_ridge(
         solver = "cholesky" if small or min(penalties) == 0 else "iterative"
     if solver == "iterative":
         return solve_iterative(problem, penalties, tolerance)
+    from simfluence.ridge.cholesky import solve_cholesky  # with torch
+
     thetas, singular = solve_cholesky(problem, penalties, device)
     return RidgeSolution(thetas, "cholesky", np.any(singular, axis=0), np.zeros(singular.shape), 0)
 
@@ -59,6 +62,8 @@ def replace_unconverged(
     """Factorize what did not reach the tolerance in the solution for one penalty, if it is not too large."""
     missing = np.flatnonzero(solution.residual[0] > tolerance)
     if len(missing) and system_size(problem) <= _OWN_SIZE:
+        from simfluence.ridge.cholesky import solve_cholesky  # with torch
+
         thetas, singular = solve_cholesky(problem.tests(missing), [penalty], device)
         solution.coefficients[..., missing], solution.singular[missing] = thetas, singular[0]
         solution.residual[0, missing] = 0.0

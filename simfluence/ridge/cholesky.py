@@ -16,19 +16,9 @@ import torch
 from scipy import sparse
 
 from simfluence.kernels.threads import slices
-from simfluence.ridge.problem import Array, BoolArray, RidgeProblem
+from simfluence.ridge.problem import Array, BoolArray, RidgeProblem, system_size, uses_dual
 
 _BYTES = {"cpu": 2**23, "cuda": 2**30}  # of systems that are factorized at once
-
-
-def uses_dual(problem: RidgeProblem) -> bool:
-    """Whether the dual system is the smaller one, and equivalent under every positive penalty."""
-    return problem.counts.shape[0] < problem.columns and not problem.free
-
-
-def system_size(problem: RidgeProblem) -> int:
-    """Rows of the system to factorize."""
-    return problem.counts.shape[0] if uses_dual(problem) else problem.columns
 
 
 def solve_cholesky(

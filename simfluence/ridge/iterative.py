@@ -22,8 +22,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from simfluence.kernels.threads import SIMD_WIDTH, in_threads, slices
-from simfluence.ridge.cholesky import uses_dual
-from simfluence.ridge.problem import Array, RidgeProblem, RidgeSolution
+from simfluence.ridge.problem import Array, RidgeProblem, RidgeSolution, uses_dual
 
 MAX_ITERATIONS = 2000
 _SINGLE = 3e-6  # the residual's least relative size in single precision, before rounding shows

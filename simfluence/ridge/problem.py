@@ -77,6 +77,16 @@ class RidgeProblem:
         return np.stack([self.counts.T @ (scale * alpha) for scale in self.scales])
 
 
+def uses_dual(problem: RidgeProblem) -> bool:
+    """Whether the dual system is the smaller one, and equivalent under every positive penalty."""
+    return problem.counts.shape[0] < problem.columns and not problem.free
+
+
+def system_size(problem: RidgeProblem) -> int:
+    """Rows of the system to factorize."""
+    return problem.counts.shape[0] if uses_dual(problem) else problem.columns
+
+
 @dataclass(frozen=True)
 class RidgeSolution:
     """The coefficients for every penalty, and how they were found.

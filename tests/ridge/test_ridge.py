@@ -13,8 +13,8 @@ from sklearn.linear_model import Ridge
 
 from simfluence import ridge
 from simfluence.ridge import iterative
-from simfluence.ridge.cholesky import uses_dual
 from simfluence.ridge.iterative import solve_iterative
+from simfluence.ridge.problem import uses_dual
 
 CPU = torch.device("cpu")
 SOLVERS = ("iterative", "cholesky")

@@ -10,13 +10,16 @@ its neighbours are then compared on all test examples.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from simfluence.kernels.threads import SIMD_WIDTH, slices
 from simfluence.ridge import RidgeProblem, solve_ridge
 from simfluence.ridge.problem import Array, IntArray
+
+if TYPE_CHECKING:
+    import torch
 
 PENALTIES: tuple[float, ...] = tuple(float(value) for value in 10.0 ** np.arange(-4, 4.5, 0.5))
 """The grid that penalties are chosen from."""

@@ -8,11 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
-from simfluence.kernels.threads import SIMD_WIDTH, in_threads, slices
+from simfluence.kernels.threads import SIMD_WIDTH, in_threads, slices, torch_threads
 from simfluence.ridge.problem import Array
 
 _CHUNK_BYTES = 2**23  # of losses that a thread simulates at once
@@ -56,7 +55,7 @@ def simulate_linear(
         bounds, begins = (np.concatenate([[0], np.cumsum(counts)]) for counts in (sizes, lengths[runs]))
         roll_out_into(losses[runs], firsts, *tables, examples, bounds, begins, batch_size / sizes)
 
-    share = -(-len(curricula) // torch.get_num_threads())
+    share = -(-len(curricula) // torch_threads())
     parts = slices(len(curricula), min(share, _CHUNK_BYTES // losses[0].nbytes))
     done = in_threads(fill, parts)
     for _ in tqdm(done, "simulate", len(parts), delay=2, leave=False, disable=not progress):
