@@ -7,7 +7,7 @@ simulator alone from it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -107,6 +107,42 @@ def fit(
         assert bands.simulator_ is not None
         return Fitted(bands.simulator_, bands, seen, tuple(notes))
     return Fitted(simulator.fit(to_fit, to_choose), None, seen, tuple(notes))
+
+
+def fitted_for(
+    runs: RunSet,
+    run: Run,
+    simulator: Simulator | Fitted | str | Path,
+    *,
+    train: int = 20,
+    validation: int = 2,
+    level: float | None = 0.9,
+) -> Fitted:
+    """The fitted simulator to ask about one run of a set: fitted to other runs, or a fitted one as it is.
+
+    simulator : to be fitted to ``train`` and ``validation`` runs, of which the run is none, if there is
+        another (see :meth:`RunSet.split_to_fit`); or a fitted one, or its file, whose notes then say how it
+        differs from one that would be fitted for this run.
+
+    Raises RunDataError for a simulator of other examples.
+    """
+    if isinstance(simulator, Simulator):
+        return fit(runs, simulator, train=train, validation=validation, level=level, held_out=run.id)
+    fitted = simulator if isinstance(simulator, Fitted) else Fitted.load(simulator)
+    fitted.simulator.check_examples(runs)
+    return replace(fitted, notes=(str(fitted), *_differences(fitted, run, level)))
+
+
+def _differences(fitted: Fitted, run: Run, level: float | None) -> list[str]:
+    """Sentences on how a fitted simulator differs from one that would be fitted for this question."""
+    notes = []
+    if fitted.has_seen(run):
+        notes.append(f"it was fitted to {run.id} itself; choose a run that it has not seen")
+    if level is not None and fitted.bands is None:
+        notes.append("no bands, since it was fitted without")
+    elif level is not None and fitted.bands is not None and fitted.bands.level != level:
+        notes.append(f"its bands are of level {fitted.bands.level}, not {level}")
+    return notes
 
 
 class _Unchanged(Simulator):

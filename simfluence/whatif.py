@@ -20,7 +20,7 @@ from simfluence.answer import GIVEN, WhatIf
 from simfluence.curriculum import Curriculum
 from simfluence.edit import Edit
 from simfluence.evaluation.metrics import final_loss
-from simfluence.fitted import Fitted, fit
+from simfluence.fitted import Fitted, fitted_for
 from simfluence.residual import carried
 from simfluence.runs import ExampleTable, Run, RunSet
 from simfluence.runs.schedule import STRETCH, as_schedule, check_rule, edited_rates, recorded_rates
@@ -289,29 +289,10 @@ def ask(
     """
     run = runs[runs.position(run_id) if run_id is not None else -1]
     _curricula(run, edit, runs.train)  # raises before the work begins
-    if isinstance(simulator, Simulator):
-        options = {"train": train, "validation": validation}
-        fitted = fit(runs, simulator, **options, level=level, held_out=run.id)
-        notes = list(fitted.notes)
-    else:
-        fitted = simulator if isinstance(simulator, Fitted) else Fitted.load(simulator)
-        notes = [str(fitted), *_differences(fitted, run, level)]
-    fitted.simulator.check_examples(runs)
+    fitted = fitted_for(runs, run, simulator, train=train, validation=validation, level=level)
     asked: dict[str, Any] = {"schedule": schedule, "level": level, "widened": widened, "retrain": retrain}
     answer = what_if(fitted, run, edit, train=runs.train, test=runs.test, **asked)
-    return replace(answer, notes=[*answer.notes, *notes])
-
-
-def _differences(fitted: Fitted, run: Run, level: float | None) -> list[str]:
-    """Sentences on how a fitted simulator differs from one that would be fitted for this question."""
-    notes = []
-    if fitted.has_seen(run):
-        notes.append(f"it was fitted to {run.id} itself; choose a run that it has not seen")
-    if level is not None and fitted.bands is None:
-        notes.append("no bands, since it was fitted without")
-    elif level is not None and fitted.bands is not None and fitted.bands.level != level:
-        notes.append(f"its bands are of level {fitted.bands.level}, not {level}")
-    return notes
+    return replace(answer, notes=[*answer.notes, *fitted.notes])
 
 
 def verified(answer: WhatIf, original: Run, retrained: Run) -> pd.DataFrame:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from simfluence.runs import RunSet
+    from simfluence.fitted import Fitted
+    from simfluence.runs import Run, RunSet
     from simfluence.simulators import Simulator
 
 
@@ -51,3 +52,28 @@ def make_simulator(config: DictConfig) -> Simulator:
         scores = [InfluenceScores.load(file) for file in files]
         params["scores"] = scores[0] if len(scores) == 1 else scores
     return by_name(**params)
+
+
+def chosen_run(config: DictConfig, runs: RunSet) -> Run:
+    """The run that ``run_id`` names, or the last of the set; RunDataError for a name that is not there."""
+    return runs[runs.position(config.run_id) if config.run_id is not None else -1]
+
+
+def fitted_for(config: DictConfig, runs: RunSet, run: Run) -> Fitted:
+    """The simulator that a command asks about a run of a set, with bands of the option ``level``.
+
+    It is read from the file that the option ``fitted`` names; or, where that is null, the option
+    ``simulator`` is fitted to ``train`` and ``validation`` other runs of the set. Its notes are printed.
+    """
+    from simfluence.fitted import fitted_for as fitted_for_run
+
+    fitted = fitted_for_run(
+        runs,
+        run,
+        make_simulator(config.simulator) if config.fitted is None else config.fitted,
+        train=config.train,
+        validation=config.validation,
+        level=config.level,
+    )
+    print_notes([*fitted.notes, *fitted.simulator.notes])
+    return fitted
