@@ -16,7 +16,7 @@ import numpy as np
 import simfluence
 from simfluence.errors import RunDataError
 from simfluence.fitted import Fitted, fit
-from simfluence.runs import RunSet
+from simfluence.runs import Run, RunSet
 from simfluence.simulators import Simulator
 from simfluence.simulators import state as states
 
@@ -44,8 +44,9 @@ def fit_once(
     """
     options = {"train": train, "validation": validation, "level": level, "held_out": held_out}
     parts = runs.split_to_fit(train, validation, held_out=held_out)
-    seen = [[run.fingerprint for run in part] for part in parts[:2]]
-    file = Path(folder) / FOLDER / f"{_key(simulator, seen, level)}.safetensors"
+    seen = [[_of_run(run) for run in part] for part in parts[:2]]
+    tables = [table.fingerprint for table in (runs.train, runs.test)]
+    file = Path(folder) / FOLDER / f"{_key(simulator, [[tables], *seen], level)}.safetensors"
     if file.exists():
         try:
             found = Fitted.load(file)
@@ -65,11 +66,22 @@ def fit_once(
     return fitted, f"kept for the next time: {file}"
 
 
-def _key(simulator: Simulator, seen: list[list[str]], level: float | None) -> str:
+def _of_run(run: Run) -> list[str]:
+    """What a fit reads of a run: curriculum, losses, learning rates, optimizer, weights at the start."""
+    rates = np.ascontiguousarray(run.learning_rate, "<f8").tobytes()
+    return [
+        run.fingerprint,
+        hashlib.sha256(rates).hexdigest(),
+        json.dumps(run.optimizer, sort_keys=True, default=str),
+        str(run.initial_weights),
+    ]
+
+
+def _key(simulator: Simulator, seen: list[list[list[str]]], level: float | None) -> str:
     """What a fit depends on, as one name."""
     arrays = states.Arrays()
     params = states.encode({"name": simulator.name, "params": simulator._portable_params()}, arrays)
-    said = {"runs": seen, "simulator": params, "level": level, "code": _code(), "format": states.FORMAT}
+    said = {"runs": seen, "simulator": params, "level": level, "code": _code()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, array in arrays.by_name.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())

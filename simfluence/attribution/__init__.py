@@ -27,12 +27,12 @@ from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.pbrf import proximal_bregman_response
 from simfluence.attribution.registry import METHODS, AttributionContext, method
 from simfluence.attribution.representations import representation_similarity
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.sparsity import power_law_tail, share_of_top, sparsity
 from simfluence.attribution.text_similarity import bm25, candidates, filtered, tfidf
 from simfluence.attribution.tracin import tracin
 from simfluence.attribution.trak import trak
 from simfluence.attribution.unrolled import unrolled
+from simfluence.scores import InfluenceScores
 
 __all__ = [
     "METHODS",

@@ -25,9 +25,9 @@ from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.products import Queries, scores
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Tracer, tracer
 from simfluence.recording.wrappers import plain_name
+from simfluence.scores import InfluenceScores
 
 _NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
 

@@ -23,12 +23,12 @@ from simfluence.attribution.methods import attribute
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, AttributionContext
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.curriculum import usual_batch_size
 from simfluence.errors import RunDataError
 from simfluence.recording.weights import weight_steps
 from simfluence.runs import ExampleTable, RunSet
 from simfluence.runs.tables import TableFingerprints, difference
+from simfluence.scores import InfluenceScores
 
 
 def along_run(
@@ -142,8 +142,8 @@ def expected_cost(context: AttributionContext, name: str, **options: Any) -> str
         each = (time.perf_counter() - start) / (passes * len(some.train) + len(some.test))
         seconds = gradients * each
     return (
-        f"scores after {steps} steps: {steps} × ({twice}{train} training + {test} test examples) ="
-        f" {gradients} gradients, about {seconds:.0f} s"
+        f"scores after {steps} step{'s' * (steps > 1)}: {steps} × ({twice}{train} training + {test} test"
+        f" examples) = {gradients} gradients, about {seconds:.0f} s"
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from simfluence.attribution.groups import ADAM, adam_eps, optimizers_of
 from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.registry import METHODS, AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
+from simfluence.scores import InfluenceScores
 
 
 @method("gradient_step")

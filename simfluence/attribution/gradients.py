@@ -21,9 +21,9 @@ from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.products import Queries, held, scores, self_products
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Traced, Tracer, tracer
 from simfluence.recording.wrappers import plain_name
+from simfluence.scores import InfluenceScores
 
 
 def example_gradients(

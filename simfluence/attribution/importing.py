@@ -26,8 +26,8 @@ from numpy.lib import recfunctions
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from simfluence.attribution.scores import InfluenceScores, Weighing
 from simfluence.errors import RunDataError
+from simfluence.scores import InfluenceScores, Weighing
 
 Orientation = Literal["train,test", "test,train"]
 Sign = Literal["lowers", "raises"]

@@ -26,8 +26,8 @@ from simfluence.attribution.inverse import SOLVERS, Solver
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import tracer
+from simfluence.scores import InfluenceScores
 
 
 def influence(

@@ -33,11 +33,11 @@ import torch
 
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.training import Training
 from simfluence.attribution.update_rules import State, update_rule
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
+from simfluence.scores import InfluenceScores
 
 
 def metagradients(

@@ -13,8 +13,8 @@ from dataclasses import replace
 from typing import Any
 
 from simfluence.attribution.registry import METHODS, OF_ALL_EXAMPLES, AttributionContext
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.text_similarity import bm25, candidates, filtered
+from simfluence.scores import InfluenceScores
 
 
 def attribute(

@@ -16,8 +16,8 @@ import numpy as np
 from scipy import sparse
 
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.text_similarity import words
+from simfluence.scores import InfluenceScores
 
 
 def ngram_similarity(

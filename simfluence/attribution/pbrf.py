@@ -36,8 +36,8 @@ from simfluence.attribution.parameters import (
     selected_parameters,
     share_of_trained,
 )
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.recording.evaluator import undisturbed
+from simfluence.scores import InfluenceScores
 
 Floats = npt.NDArray[np.float64]
 

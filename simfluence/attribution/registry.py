@@ -15,9 +15,9 @@ from typing import Any
 
 from simfluence.attribution.checkpoints import Checkpoint
 from simfluence.attribution.objective import Objective
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.runs import Run
 from simfluence.runs.tables import TableFingerprints
+from simfluence.scores import InfluenceScores
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from simfluence.attribution.checkpoints import weights_fingerprint
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.recording.evaluator import undisturbed
+from simfluence.scores import InfluenceScores
 
 Similarity = Literal["dot", "cosine", "l2"]
 _UNITS = {"dot": "representation²", "cosine": "", "l2": "representation"}

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from simfluence.attribution.scores import InfluenceScores
+from simfluence.scores import InfluenceScores
 
 Array = npt.NDArray[np.float64]
 

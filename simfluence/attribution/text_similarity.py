@@ -24,7 +24,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
+from simfluence.scores import InfluenceScores
 
 Example = TypeVar("Example")
 

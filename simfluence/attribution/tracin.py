@@ -28,9 +28,9 @@ from simfluence.attribution.groups import ADAM, adam_eps, optimizers_of
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import selected_parameters, share_of_trained
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.curriculum import Curriculum, check_counted
 from simfluence.errors import RunDataError
+from simfluence.scores import InfluenceScores
 
 
 def tracin(

@@ -32,9 +32,9 @@ from simfluence.attribution.objective import LossesOnly, Objective, losses_of
 from simfluence.attribution.parameters import selected_parameters, share_of_trained
 from simfluence.attribution.projection import Projection
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Tracer, tracer
 from simfluence.recording.evaluator import undisturbed
+from simfluence.scores import InfluenceScores
 
 Output = Literal["margin", "loss"]
 

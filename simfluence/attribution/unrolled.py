@@ -31,11 +31,11 @@ from simfluence.attribution.gradients import flat
 from simfluence.attribution.metagradients import of_recorded_run
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import tracer
 from simfluence.attribution.training import Training
 from simfluence.attribution.update_rules import Adam, update_rule
 from simfluence.curriculum import Curriculum
+from simfluence.scores import InfluenceScores
 
 
 def unrolled(

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from omegaconf import DictConfig, OmegaConf
@@ -41,14 +43,22 @@ def load(path: str) -> RunSet:
     return RunSet.load(path)
 
 
-def make_simulator(config: DictConfig) -> Simulator:
-    """The simulator of a configuration, not yet fitted; its scores are read from their files."""
+def make_simulator(config: DictConfig, path: str | None = None) -> Simulator:
+    """The simulator of a configuration, not yet fitted; its scores are read from their files.
+
+    path : the folder of a run set. ``auto`` takes the scores that ``simfluence record`` left beside it, where
+        the option ``scores`` is null; [] is none.
+    """
+    from simfluence.scores import INITIAL_SCORES, InfluenceScores
     from simfluence.simulators import make_simulator as by_name
 
     params = plain(config)
-    if files := params.get("scores"):
-        from simfluence.attribution import InfluenceScores
-
+    if path is not None and params["name"] == "auto" and params["scores"] is None:
+        params["scores"] = [file for file in [Path(path) / INITIAL_SCORES] if file.exists()]
+    files = params.get("scores")
+    if files == []:
+        params["scores"] = None
+    elif files:
         scores = [InfluenceScores.load(file) for file in files]
         params["scores"] = scores[0] if len(scores) == 1 else scores
     return by_name(**params)
@@ -65,15 +75,30 @@ def fitted_for(config: DictConfig, runs: RunSet, run: Run) -> Fitted:
     It is read from the file that the option ``fitted`` names; or, where that is null, the option
     ``simulator`` is fitted to ``train`` and ``validation`` other runs of the set. Its notes are printed.
     """
-    from simfluence.fitted import fitted_for as fitted_for_run
-
-    fitted = fitted_for_run(
-        runs,
-        run,
-        make_simulator(config.simulator) if config.fitted is None else config.fitted,
-        train=config.train,
-        validation=config.validation,
-        level=config.level,
-    )
+    fitted = fit_or_read(config, runs, run)
     print_notes([*fitted.notes, *fitted.simulator.notes])
     return fitted
+
+
+def fit_or_read(config: DictConfig, runs: RunSet, run: Run) -> Fitted:
+    """As :func:`fitted_for`, without printing; a fit is kept beside the set, and read the next time."""
+    from simfluence.fit_cache import fit_once
+    from simfluence.fitted import fitted_for as fitted_for_run
+
+    if config.fitted is not None:
+        return fitted_for_run(runs, run, config.fitted, level=config.level)
+    simulator = make_simulator(config.simulator, config.path)
+    split = {"train": config.train, "validation": config.validation}
+    fitted, kept = fit_once(config.path, runs, simulator, **split, level=config.level, held_out=run.id)
+    notes = [*fitted.notes, *used_scores(config.path, config.simulator, simulator), *([kept] if kept else [])]
+    return replace(fitted, notes=tuple(notes))
+
+
+def used_scores(path: str, options: DictConfig, simulator: Simulator) -> list[str]:
+    """A sentence on scores that lay beside the set and were taken without being asked for."""
+    from simfluence.scores import INITIAL_SCORES
+
+    given = options.get("scores")
+    if given is not None or getattr(simulator, "scores", None) is None:
+        return []
+    return [f"with the scores in {Path(path) / INITIAL_SCORES} (scores=[] of the simulator goes without)"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from simfluence import outputs, report
-from simfluence.commands.common import load, make_simulator, plain, print_notes
+from simfluence.commands.common import load, make_simulator, plain, print_notes, used_scores
 from simfluence.evaluation import evaluate, scores_as_simulators
 from simfluence.fitted import Fitted
 
@@ -20,10 +20,12 @@ def run(config: DictConfig) -> None:
     chosen = config.only if config.only is not None else list(config.simulators)
     if unknown := [name for name in chosen if name not in config.simulators]:
         raise ValueError(f"only={unknown[0]} is not among the simulators {', '.join(config.simulators)}")
-    simulators = {name: make_simulator(config.simulators[name]) for name in chosen}
+    simulators = {name: make_simulator(config.simulators[name], config.path) for name in chosen}
     if config.only is None and any(curriculum.amounts is not None for curriculum in runs.curricula):
         simulators = {name: one for name, one in simulators.items() if one.takes_shares}
         notes.append("the runs consume shares of groups: without simulators of counted examples")
+    if "auto" in simulators:
+        notes += used_scores(config.path, config.simulators.auto, simulators["auto"])
     simulators |= scores_as_simulators(plain(config.scores), train)
     fitted = {file: Fitted.load(file) for file in config.fitted}
     simulators |= {f"{one.simulator.name} ({file})": one.unchanged(test) for file, one in fitted.items()}

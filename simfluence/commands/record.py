@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 
 from simfluence.commands.common import plain
 from simfluence.finetuning.experiment import record_runs
+from simfluence.finetuning.score_files import keep_initial_scores
 
 
 def run(config: DictConfig) -> None:
@@ -25,3 +26,7 @@ def run(config: DictConfig) -> None:
         f"{what} complete in {config.path}; "
         + (f"{len(recorded)} recorded now" if recorded else "nothing to do")
     )
+    if config.scores and config.number in (None, 0):  # of many machines, one makes them
+        said = keep_initial_scores(config.path, config.device)
+        if said:
+            print(said)

@@ -21,7 +21,7 @@ def run(config: DictConfig) -> None:
             plots.recorded_losses(summary.run).savefig(config.plot, dpi=120)
             print(f"loss curves: {config.plot}")
     elif config.more:
-        print(more_runs(load(config.path), make_simulator(config.simulator)))
+        print(more_runs(load(config.path), make_simulator(config.simulator, config.path)))
     elif config.verify:
         problems = manage.verify(config.path)
         if len(problems):

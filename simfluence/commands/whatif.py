@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from omegaconf import DictConfig
 
 from simfluence import outputs, verified
-from simfluence.commands.common import load, make_simulator, plain
+from simfluence.commands.common import chosen_run, fit_or_read, load, plain
 from simfluence.edit import Edit
-from simfluence.fitted import Fitted
-from simfluence.whatif import ask
+from simfluence.whatif import what_if
 
 
 def run(config: DictConfig) -> None:
@@ -16,8 +17,10 @@ def run(config: DictConfig) -> None:
     if config.output is not None:
         outputs.check_folder(config.output)
     runs, edit = load(config.path), Edit(**plain(config.edit))
-    simulator = make_simulator(config.simulator) if config.fitted is None else Fitted.load(config.fitted)
-    name = simulator.simulator.name if isinstance(simulator, Fitted) else simulator.name
+    run = chosen_run(config, runs)
+    edit.apply(run, runs.train)  # raises before the work begins
+    fitted = fit_or_read(config, runs, run)
+    name = fitted.simulator.name
     known = verified.Verified()
     if config.level is not None:
         known = verified.said(config.path, config.level, name)
@@ -26,24 +29,15 @@ def run(config: DictConfig) -> None:
         from simfluence.finetuning.retrain import retrain_as_recorded
 
         retrain = retrain_as_recorded(config.path, str(edit), config.device)
-    answer = ask(
-        runs,
-        simulator,
-        edit,
-        run_id=config.run_id,
-        train=config.train,
-        validation=config.validation,
-        level=config.level,
-        widened=known.widened,
-        retrain=retrain,
-    )
-    run_id = config.run_id or runs.ids[-1]
+    about = {"train": runs.train, "test": runs.test, "level": config.level}
+    answer = what_if(fitted, run, edit, **about, widened=known.widened, retrain=retrain)
+    answer = replace(answer, notes=[*answer.notes, *fitted.notes])
     steps = f"{len(answer.original)} steps → {len(answer.edited)}"
-    print(f"what if, in {run_id}: {edit} ({steps})\n\n{answer}")
+    print(f"what if, in {run.id}: {edit} ({steps})\n\n{answer}")
     if config.output is not None:
         from simfluence import report
 
         report.write_what_if(answer, config.output)
         print(f"\nevery test example: {config.output}/what_if.csv, what_if.png, what_if.md, what_if.json")
     if config.verify and answer.level is not None:
-        verified.keep(config.path, run_id, str(edit), name, answer)
+        verified.keep(config.path, run.id, str(edit), name, answer)

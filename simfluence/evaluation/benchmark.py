@@ -132,7 +132,7 @@ def needs(
 
     runs : how many there are; larger sizes are left out.
     """
-    from simfluence.attribution.scores import InfluenceScores  # with torch
+    from simfluence.scores import InfluenceScores
 
     fitting = [size for size in sizes if size < runs]
     found = simulator_methods(simulators, [*fitting, None])

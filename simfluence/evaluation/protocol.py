@@ -87,7 +87,7 @@ def scores_as_simulators(files: Sequence[str], runs: RunSet) -> dict[str, Simula
     Of each file: added up with one calibrated scalar; as they are, where they have units; and as the kernel
     of training dynamics, where all losses of the runs are above 0.
     """
-    from simfluence.attribution.scores import InfluenceScores  # with torch
+    from simfluence.scores import InfluenceScores
 
     found: dict[str, Simulator] = {}
     for file in files:

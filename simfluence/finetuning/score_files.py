@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
+from simfluence.attribution.along_run import expected_cost
+from simfluence.attribution.initial import save_scores
 from simfluence.attribution.methods import attribute
 from simfluence.attribution.registry import OF_TEXTS, OF_WHOLE_RUN
+from simfluence.errors import RecordingError
 from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
 from simfluence.recording.weights import weight_steps
 from simfluence.runs import RunSet
+from simfluence.scores import INITIAL_SCORES
 
 FOLDER = "scores"
 
@@ -42,6 +43,24 @@ def make_scores(
                 context = recorded_context(path, run, steps, device)
             print(f"scores of {name}: {len(context.train)} training, {len(context.test)} test examples")
             found = attribute(context, name, progress=True)
-            file.parent.mkdir(exist_ok=True)
-            replace(found, scores=found.scores.astype(np.float32)).save(file)
+            save_scores(found, file)
     return files
+
+
+def keep_initial_scores(path: str | Path, device: str | None = None) -> str:
+    """Scores of the weights before training by the run's own optimizer (``gradient_step``), kept beside the
+    set in ``scores/initial.safetensors``, of its first run; what they cost is printed first. Where they are
+    there, or cannot be had, nothing is done.
+
+    Returns a sentence on what was done; "" where they were there.
+    """
+    file = Path(path) / INITIAL_SCORES
+    if file.exists():
+        return ""
+    try:
+        context = recorded_context(path, RunSet.load(path, unreadable="skip")[0], "initial", device)
+        print(f"to keep: {expected_cost(context, 'gradient_step')}", flush=True)
+        save_scores(attribute(context, "gradient_step", progress=True), file)
+    except (ValueError, RecordingError) as error:
+        return f"no scores are kept beside the set: {error}"
+    return f"scores before training: {file} (simulators use them; scores=false leaves them out)"

@@ -414,5 +414,10 @@ class ActiveRun:
             "initial_weights": weights_fingerprint(self._model, self._processes) if self._recording else None,
         }
 
+    @property
+    def optimizer(self) -> dict[str, Any]:
+        """The optimizer as it is recorded (``Run.optimizer``)."""
+        return self._described_optimizer()
+
     def _described_optimizer(self) -> dict[str, Any]:
         return describe_optimizers(self._watch, self._rates_differ)

@@ -76,8 +76,8 @@ class RunRecorder:
                 raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
         self.path = Path(path)
         self.train = ExampleTable.of(train)
-        self._test_examples = _listed(test)
-        self.test = ExampleTable.of(self._test_examples)
+        self.test_examples = _listed(test)
+        self.test = ExampleTable.of(self.test_examples)
         self.nonfinite, self.on_error = nonfinite, on_error
         self._batching = {"batch_size": batch_size, "length": length, "autocast": autocast}
         self._recording = True
@@ -176,7 +176,7 @@ class RunRecorder:
             self.path / run_id,
             self.train,
             self.test,
-            Evaluator(self._test_examples, loss, **self._batching),  # type: ignore[arg-type]
+            Evaluator(self.test_examples, loss, **self._batching),  # type: ignore[arg-type]
             model=model,
             optimizers=[innermost(one) for one in optimizers],
             total_steps=total_steps,

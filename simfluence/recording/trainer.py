@@ -26,12 +26,17 @@ from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import LossFunction
 from simfluence.recording.losses import model_loss
 from simfluence.recording.recorder import RunRecorder
+from simfluence.runs.tables import TableFingerprints
 
 _ROW = "simfluence_row"
 
 
 class RowOrderWarning(UserWarning):
     """Training rows without ids were taken to be the recorder's training examples, in their order."""
+
+
+class NoScoresWarning(UserWarning):
+    """Scores were asked for, and cannot be had of this model, optimizer or data."""
 
 
 def record_trainer(
@@ -41,6 +46,7 @@ def record_trainer(
     *,
     loss: LossFunction | None = None,
     example_ids: str | Sequence[Any] = "id",
+    scores: bool = False,
     **options: Any,
 ) -> None:
     """Record what ``trainer.train()`` does as a run.
@@ -53,6 +59,9 @@ def record_trainer(
     example_ids : the ids of the training data set's rows, or the column that has them. Without such a
         column, rows are taken in the order of the recorder's training table, if there are as many; a
         RowOrderWarning says so, for it is wrong if the data set was shuffled.
+    scores : keep gradient scores of the weights before training beside the set
+        (:mod:`simfluence.attribution.initial`), with which simulators need a single run. What they cost is
+        printed first; where they cannot be had, a warning says why.
     options : of :meth:`RunRecorder.run` (``evaluate_every``, ``keep_weights``, ``config``, …);
         ``total_steps`` is the trainer's own. With ``trainer.train(resume_from_checkpoint=…)`` the run is
         cut back to the checkpoint's step and goes on from there.
@@ -76,7 +85,7 @@ def record_trainer(
     rows = _rows_in_table(trainer.train_dataset, recorder, example_ids)
     if loss is None:
         loss = model_loss(trainer.data_collator)
-    recording = _TrainerRecording(trainer, recorder, run_id, rows, {"loss": loss, **options})
+    recording = _TrainerRecording(trainer, recorder, run_id, rows, {"loss": loss, **options}, scores)
     trainer.add_callback(recording)
     trainer.get_train_dataloader = recording.numbering(trainer.get_train_dataloader)
     trainer.training_step = recording.noting(trainer.training_step)
@@ -93,8 +102,10 @@ class _TrainerRecording(TrainerCallback):
         run_id: str,
         rows: np.ndarray,
         options: Mapping[str, Any],
+        scores: bool,
     ) -> None:
         self._trainer, self._recorder, self.run_id = trainer, recorder, run_id
+        self._rows, self._scores = rows, scores
         self._ids = [recorder.train.ids[row] for row in rows]
         self._options = dict(options)
         self._run: ActiveRun | None = None
@@ -156,6 +167,33 @@ class _TrainerRecording(TrainerCallback):
             self.run_id, model=self._trainer.model, optimizer=kwargs.get("optimizer"), **options
         )
         self._run = run.__enter__()
+        if self._scores and not state.global_step:
+            self._keep_scores(args)
+
+    def _keep_scores(self, args: Any) -> None:
+        """Scores of the weights before training, beside the set."""
+        from simfluence.attribution.initial import keep_initial_scores  # all methods of attribution
+
+        assert self._run is not None
+        place = {int(row): number for number, row in enumerate(self._rows)}
+        try:
+            if args.world_size > 1:
+                raise ValueError(f"they are computed by one process, not by {args.world_size}")
+            if missing := len(self._recorder.train) - len(place):
+                raise ValueError(f"{missing} of the recorder's training examples are not the trainer's")
+            examples = [self._trainer.train_dataset[place[row]] for row in range(len(place))]
+            keep_initial_scores(
+                self._recorder.path,
+                self._trainer.model,
+                self._options["loss"],
+                examples,
+                self._recorder.test_examples,
+                optimizer=self._run.optimizer,
+                batch=args.train_batch_size * args.gradient_accumulation_steps,
+                tables=TableFingerprints.of(self._recorder.train, self._recorder.test),
+            )
+        except (ValueError, RuntimeError) as error:
+            warnings.warn(f"no scores are kept beside the set: {error}", NoScoresWarning, stacklevel=2)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._run is not None:

@@ -25,12 +25,15 @@ from transformers import (  # noqa: E402
     TrainingArguments,
 )
 
+from simfluence.attribution import LossesOnly, adam_similarity  # noqa: E402
 from simfluence.errors import RecordingError, RunDataError, RunExistsError  # noqa: E402
 from simfluence.recording import RunRecorder, UntrainedStepWarning, weight_steps  # noqa: E402
 from simfluence.recording.fingerprint import weights_fingerprint  # noqa: E402
 from simfluence.recording.losses import model_loss, token_metrics  # noqa: E402
-from simfluence.recording.trainer import RowOrderWarning, record_trainer  # noqa: E402
+from simfluence.recording.trainer import NoScoresWarning, RowOrderWarning, record_trainer  # noqa: E402
 from simfluence.runs import RunSet, storage  # noqa: E402
+from simfluence.scores import INITIAL_SCORES, InfluenceScores  # noqa: E402
+from simfluence.simulators import AutoSimulator  # noqa: E402
 
 VOCABULARY = 30
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
@@ -317,3 +320,33 @@ def test_metrics_beside_the_loss_against_a_naive_loop(tmp_path):
     metrics = RunSet.load(tmp_path / "set")[0].metrics
     assert sorted(metrics) == ["accuracy", "loss", "margin"]
     np.testing.assert_array_equal(metrics["accuracy"], metrics["margin"] > 0)
+
+
+@pytest.mark.parametrize("kind", ["bert", "gpt2"])
+def test_scores_before_training_are_kept_and_training_stays_the_same_bits(tmp_path, kind):
+    bare = new_trainer(tmp_path, kind, gradient_accumulation_steps=2)
+    bare.train()
+    trainer = new_trainer(tmp_path, kind, gradient_accumulation_steps=2)
+    record_trainer(trainer, new_recorder(tmp_path, kind), "seed-0", scores=True)
+    trainer.train()
+    assert weights(trainer) == weights(bare)
+
+    scores = InfluenceScores.load(tmp_path / "set" / INITIAL_SCORES)
+    loss, model = model_loss(collate), new_model(kind).eval()
+    objective = LossesOnly(model, lambda examples: loss(model, list(examples))["loss"])
+    expected = adam_similarity(objective, features(12, 0, kind), features(5, 1, kind), batch=8)
+    assert scores.method == "gradient_step"
+    np.testing.assert_allclose(
+        scores.scores, expected.scores, rtol=1e-3, atol=1e-5 * abs(expected.scores).max()
+    )
+    runs = RunSet.load(tmp_path / "set")
+    AutoSimulator(scores).fit(runs)  # whose tables it checks
+
+
+def test_scores_that_cannot_be_had_are_said_and_training_goes_on(tmp_path):
+    trainer = new_trainer(tmp_path, optim="adafactor")
+    record_trainer(trainer, new_recorder(tmp_path), "seed-0", scores=True)
+    with pytest.warns(NoScoresWarning, match="Adafactor"):
+        trainer.train()
+    assert RunSet.load(tmp_path / "set")[0].status == "complete"
+    assert not (tmp_path / "set" / INITIAL_SCORES).exists()

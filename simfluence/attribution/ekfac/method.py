@@ -13,8 +13,8 @@ from simfluence.attribution.ekfac.scores import LayerTokenScores, ekfac, ekfac_b
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import selected_parameters
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.errors import RunDataError
+from simfluence.scores import InfluenceScores
 
 
 @method("ekfac")

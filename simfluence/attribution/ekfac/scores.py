@@ -25,8 +25,8 @@ from simfluence.attribution.ekfac.queries import Held, Preconditioner, QueryBuil
 from simfluence.attribution.gradients import followed, gradient_similarity
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import share_of_trained
-from simfluence.attribution.scores import InfluenceScores
 from simfluence.attribution.tracing import Tracer, tracer
+from simfluence.scores import InfluenceScores
 
 UNITS = "loss per weight of an example in the training mean"
 

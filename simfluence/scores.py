@@ -22,6 +22,10 @@ from simfluence.runs.tables import TableFingerprints
 
 _FORMAT = "simfluence scores 1"
 
+INITIAL_SCORES = Path("scores", "initial.safetensors")
+"""Where, in the folder of a run set, recording leaves the scores of the weights before training: what a step
+of the run's own optimizer does (``gradient_step``). Commands take them where nothing else is asked for."""
+
 Weighing = Literal["rate", "use", "run", ""]
 """What the scores S predict of a training run as they are: that each use of i in a step of b examples lowers
 the loss of z by scale · w · S/b. The weight w is
