@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-import simfluence
+from simfluence.code_fingerprint import code_fingerprint
 from simfluence.errors import RunDataError
 from simfluence.fitted import Fitted, fit
 from simfluence.runs import Run, RunSet
@@ -23,8 +22,6 @@ from simfluence.simulators import state as states
 FOLDER = "fitted"
 KEPT = 8
 """So many files are kept beside a set; the one that was used longest ago makes room."""
-
-_CODE = ("curriculum", "kernels", "ridge", "runs", "simulators", "fitted.py", "links.py")
 
 
 def fit_once(
@@ -81,19 +78,9 @@ def _key(simulator: Simulator, seen: list[list[list[str]]], level: float | None)
     """What a fit depends on, as one name."""
     arrays = states.Arrays()
     params = states.encode({"name": simulator.name, "params": simulator._portable_params()}, arrays)
-    said = {"runs": seen, "simulator": params, "level": level, "code": _code()}
+    said = {"runs": seen, "simulator": params, "level": level, "code": code_fingerprint()}
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for name, array in arrays.by_name.items():
         digest.update(f"{name} {array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:24]
-
-
-@lru_cache(maxsize=1)
-def _code() -> str:
-    """The version, and the contents of the files that make a fit."""
-    digest, home = hashlib.sha256(simfluence.__version__.encode()), Path(simfluence.__file__).parent
-    for name in _CODE:
-        for file in sorted((home / name).rglob("*.py")) or [home / name]:
-            digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -30,7 +30,7 @@ import pandas as pd
 from joblib import Parallel, delayed
 from tqdm import tqdm
 
-import simfluence
+from simfluence.code_fingerprint import code_fingerprint
 from simfluence.evaluation import metrics
 from simfluence.evaluation.protocol import score, scores_as_simulators
 from simfluence.evaluation.tables import off_scale, table
@@ -298,7 +298,7 @@ def _thinned(runs: RunSet, every: int) -> RunSet:
 
 
 def _file(folder: str | Path, method: Method, parts: Sequence[RunSet]) -> Path:
-    said = [simfluence.__version__, method.name, str(method.key), str(method.runs), str(method.every)]
+    said = [code_fingerprint(), method.name, str(method.key), str(method.runs), str(method.every)]
     said += ["|".join(run.fingerprint for run in part) for part in parts]
     return Path(folder) / f"{hashlib.sha256(chr(0).join(said).encode()).hexdigest()[:24]}.parquet"
 
