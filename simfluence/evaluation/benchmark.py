@@ -2,7 +2,7 @@
 
 A method is a simulator, attribution scores made into one, or any object that predicts losses. A cell is one
 method, fitted to so many of the training runs, on the test runs. Cells that are kept in a folder are not
-computed again while the runs, the method and this package's version are the same.
+computed again while the runs, the method and the code are the same.
 
     methods = simulator_methods({"linear": {"name": "linear"}}, sizes=[8, None])
     methods += score_methods(["ekfac.safetensors"], runs)
