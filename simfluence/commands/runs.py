@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from simfluence import outputs, plots, renamed
 from simfluence.commands.common import fail, load, make_simulator
 from simfluence.evaluation.more_runs import more_runs
-from simfluence.runs import manage
+from simfluence.runs import example, manage
 from simfluence.runs.start import in_words
 
 
@@ -52,5 +52,7 @@ def _check_runs(config: DictConfig) -> None:
     for option, of in (("plot", "run_id"), ("delete", "prune")):
         if config[option] not in (None, False) and of not in given:
             raise ValueError(f"{option} goes with {of}=")
+    if config.delete:
+        example.check_writable(config.path, "delete=true")
     if config.plot is not None:
         outputs.check_file(config.plot, Figure().canvas.get_supported_filetypes())

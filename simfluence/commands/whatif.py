@@ -9,12 +9,15 @@ from simfluence.commands.common import load, make_simulator, plain
 from simfluence.edit import Edit
 from simfluence.finetuning.retrain import retrain_as_recorded
 from simfluence.fitted import Fitted
+from simfluence.runs import example
 from simfluence.whatif import ask
 
 
 def run(config: DictConfig) -> None:
     if config.output is not None:
         outputs.check_folder(config.output)
+    if config.verify:
+        example.check_writable(config.path, "verify=true")
     runs, edit = load(config.path), Edit(**plain(config.edit))
     simulator = make_simulator(config.simulator) if config.fitted is None else Fitted.load(config.fitted)
     name = simulator.simulator.name if isinstance(simulator, Fitted) else simulator.name
