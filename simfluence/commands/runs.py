@@ -18,7 +18,8 @@ def run(config: DictConfig) -> None:
         summary = manage.show(config.path, config.run_id)
         print(summary)
         if config.plot is not None:
-            plots.recorded_losses(summary.run).savefig(config.plot, dpi=120)
+            groups = manage.test_groups(config.path)
+            plots.recorded_losses(summary.run, groups).savefig(config.plot, dpi=120)
             print(f"loss curves: {config.plot}")
     elif config.more:
         print(more_runs(load(config.path), make_simulator(config.simulator)))

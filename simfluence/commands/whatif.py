@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from simfluence import outputs, report, verified
@@ -9,6 +11,7 @@ from simfluence.commands.common import load, make_simulator, plain
 from simfluence.edit import Edit
 from simfluence.finetuning.retrain import retrain_as_recorded
 from simfluence.fitted import Fitted
+from simfluence.html_report import About, made_by
 from simfluence.runs import example
 from simfluence.whatif import ask
 
@@ -39,7 +42,11 @@ def run(config: DictConfig) -> None:
     steps = f"{len(answer.original)} steps → {len(answer.edited)}"
     print(f"what if, in {run_id}: {edit} ({steps})\n\n{answer}")
     if config.output is not None:
-        report.write_what_if(answer, config.output)
-        print(f"\nevery test example: {config.output}/what_if.csv, what_if.png, what_if.md, what_if.json")
+        made = made_by(runs, runs[runs.position(run_id)])
+        settings = {"run set": Path(config.path).name, "run": run_id, "simulator": name}
+        settings |= {"steps": f"{len(answer.original)} → {len(answer.edited)}", "schedule": answer.schedule}
+        question = f"What would {run_id} have learnt with this edit: {edit}?"
+        report.write_what_if(answer, config.output, About(question, settings, made))
+        print(f"\nreport.html, every test example (what_if.csv) and figures: {config.output}")
     if config.verify and answer.level is not None:
         verified.keep(config.path, run_id, str(edit), name, answer)
