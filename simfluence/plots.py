@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -194,7 +195,7 @@ def what_if_curves(answer: WhatIf) -> Figure:
             axis.plot(means, color=hue, ls=style, lw=1.4, label=label)
         if answer.means is not None and group in answer.means.index:
             end = float(answer.changes["original"].to_numpy()[of].mean())
-            low, high = answer.means.loc[group, ["low", "high"]]
+            low, high = (float(answer.means[edge][group]) for edge in ("low", "high"))
             last = len(answer.edited)
             axis.vlines(last, end + low, end + high, color=hue, lw=4, alpha=0.35, label="band of the end")
         axis.set_title(f"{group} ({of.sum()})", fontsize=9)
@@ -231,8 +232,9 @@ def predicted_changes(changes: pd.DataFrame, level: float | None = None) -> Figu
     for group, hue in colour.items():
         rows = changes[changes["group"] == group]
         reach = _reach(rows) if named else None
-        options = {"fmt": "o", "markersize": 4 if named else 2, "elinewidth": 2.2, "color": hue}
-        bars = axis.errorbar(rows["change"], rows.index, xerr=reach, label=group, **options)
+        options: dict[str, Any] = {"fmt": "o", "elinewidth": 2.2, "color": hue, "label": group}
+        size = 4 if named else 2
+        bars = axis.errorbar(rows["change"], rows.index, xerr=reach, markersize=size, **options)
         for line in bars[2]:
             line.set_alpha(0.45)
     if named:
@@ -255,7 +257,7 @@ def _against_retraining(changes: pd.DataFrame, colour: dict[str, str], level: fl
     axis.axline((0, 0), slope=1, color="#999999", lw=1, label="as predicted")
     for group, hue in colour.items():
         rows = changes[changes["group"] == group]
-        options = {"fmt": "o", "markersize": 4, "elinewidth": 0.6, "color": hue}
+        options: dict[str, Any] = {"fmt": "o", "markersize": 4, "elinewidth": 0.6, "color": hue}
         axis.errorbar(rows["change"], rows["true_change"], xerr=_reach(rows), label=group, **options)
     axis.set_xlabel(f"predicted change of the final loss{_of_level(changes, level)}")
     axis.set_ylabel("change after retraining")

@@ -59,7 +59,7 @@ def test_predicted_changes_have_names_and_bands() -> None:
     for group, bars in zip(("a", "b"), sorted(axis.containers, key=lambda bar: bar.get_label()), strict=True):
         rows = ordered[ordered["group"] == group]
         assert bars.get_label() == group
-        np.testing.assert_allclose(bars[0].get_xdata(), rows["change"])
+        np.testing.assert_allclose(np.array(bars[0].get_xdata(), float), rows["change"])
         edges = np.array([segment[:, 0] for segment in bars[2][0].get_segments()])
         np.testing.assert_allclose(edges, rows[["low", "high"]])
 
