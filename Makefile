@@ -53,7 +53,7 @@ test-ray: .venv-ray/ready
 # What tests/reference compares with is installed without its dependencies: some of these libraries ask for
 # torchvision, which breaks transformers beside a CPU torch, and what they import is here already.
 .venv/dev: .venv/text
-	$(PIP) --editable ".[text,gguf,hub,lightning,sweep,dev]"
+	$(PIP) --editable ".[text,gguf,hub,lightning,sweep,tensorboard,dev]"
 	$(PIP) --no-deps captum dattri traker kronfluence einconv einops opt-einsum
 	@touch $@
 

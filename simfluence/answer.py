@@ -61,7 +61,14 @@ class WhatIf:
         lines = [self.groups.to_markdown(floatfmt=".4f"), ""]
         if self.level is not None:
             lines.append(f"low, high: the {self.level:.0%} band of the change")
-        lines += [f"verdict: {self.trust}", f"learning rate: {self._schedule}"]
+        lines += [f"verdict: {self.trust}", *self.explained()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+    def explained(self) -> list[str]:
+        """How the answer is to be read, beside its verdict: learning rates, what is kept of the recorded run,
+        and how retraining agrees; a line each.
+        """
+        lines = [f"learning rate: {self._schedule}"]
         if self.kept is not None:
             lines.append(f"original: as recorded; {self.kept:.0%} of what its simulation misses is kept")
         if "true_change" in self.changes:
@@ -73,7 +80,7 @@ class WhatIf:
             if "in_band" in found and self.level is not None:
                 said += f", {found['in_band']:.0%} within the {self.level:.0%} band"
             lines.append(said)
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+        return lines
 
     @property
     def groups(self) -> pd.DataFrame:

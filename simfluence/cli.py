@@ -19,7 +19,7 @@ from simfluence import __version__, options
 from simfluence.cli_help import of_command, overview
 from simfluence.commands import COMMANDS, Command
 from simfluence.commands import command as find_command
-from simfluence.commands.common import fail, plain
+from simfluence.commands.common import fail, plain, with_folder
 from simfluence.errors import RecordingError
 from simfluence.options import conf_folder
 
@@ -86,7 +86,7 @@ def _reported_plainly(command: str) -> Command:
     @wraps(function)
     def reported(config: DictConfig) -> None:
         try:
-            function(options.typed(command, config))
+            function(with_folder(command, options.typed(command, config)))
         except MissingMandatoryValue as error:
             fail(f"{error.full_key} has no value: give one by {error.full_key}=…")
         except OmegaConfBaseException as error:

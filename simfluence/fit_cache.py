@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from simfluence.code_fingerprint import code_fingerprint
 from simfluence.errors import RunDataError
 from simfluence.fitted import Fitted, fit
 from simfluence.runs import Run, RunSet
+from simfluence.runs.example import is_read_only
 from simfluence.simulators import Simulator
 from simfluence.simulators import state as states
 
@@ -43,7 +45,7 @@ def fit_once(
     parts = runs.split_to_fit(train, validation, held_out=held_out)
     seen = [[_of_run(run) for run in part] for part in parts[:2]]
     tables = [table.fingerprint for table in (runs.train, runs.test)]
-    file = Path(folder) / FOLDER / f"{_key(simulator, [[tables], *seen], level)}.safetensors"
+    file = _place(folder) / f"{_key(simulator, [[tables], *seen], level)}.safetensors"
     if file.exists():
         try:
             found = Fitted.load(file)
@@ -54,13 +56,20 @@ def fit_once(
             pass
     fitted = fit(runs, simulator, **options)  # type: ignore[arg-type]
     try:
-        file.parent.mkdir(exist_ok=True)
+        file.parent.mkdir(parents=is_read_only(folder), exist_ok=True)
         fitted.save(file)
         for old in sorted(file.parent.glob("*.safetensors"), key=lambda one: -one.stat().st_mtime)[KEPT:]:
             old.unlink(missing_ok=True)
     except OSError:  # a folder that cannot be written, or a full disk: the answer does not need the file
         return fitted, ""
     return fitted, f"kept for the next time: {file}"
+
+
+def _place(folder: str | Path) -> Path:
+    """Beside the set; of the set that is installed with the package, in the user's cache."""
+    if is_read_only(folder):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "simfluence" / FOLDER
+    return Path(folder) / FOLDER
 
 
 def _of_run(run: Run) -> list[str]:

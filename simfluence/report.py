@@ -1,8 +1,7 @@
-"""Folders a person opens: tables as markdown and CSV, figures as PNG."""
+"""Folders a person opens: a report in HTML, tables as Markdown, CSV and LaTeX, figures as PNG and PDF."""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,26 +12,37 @@ import pandas as pd
 from simfluence import plots
 from simfluence.answer import WhatIf
 from simfluence.attribution import InfluenceScores, LayerTokenScores, sparsity
-from simfluence.evaluation import Benchmark, Evaluation, paired_differences, table, to_markdown
+from simfluence.evaluation import Benchmark, Evaluation, paired_differences, table
 from simfluence.evaluation.comparison import FEWEST_RUNS
 from simfluence.evaluation.standards import SubsetBank, lds, mean_with_interval
-from simfluence.evaluation.tables import COLUMNS, NOTE, write_table
+from simfluence.evaluation.tables import COLUMNS, NOTE, WHY_OFF_SCALE, off_scale, write_table
+from simfluence.html_report import About, Section, write_report
 from simfluence.runs import storage, strict_json
 
+MOST_ROWS = 40
+"""Of a report's tables of examples; the files beside it have them all."""
 
-def write_evaluation(evaluation: Evaluation, folder: str | Path) -> str:
-    """table.md, table.csv, scores.csv (every score), loss_curves.png, error_by_step.png.
+
+def write_evaluation(evaluation: Evaluation, folder: str | Path, about: About | None = None) -> str:
+    """report.html; table (.md, .csv, .tex); scores.csv (every score); the figures loss_curves and
+    error_by_step (.png, .pdf).
 
     Returns the table as markdown.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    markdown = to_markdown(evaluation.scores)
-    (folder / "table.md").write_text(markdown, encoding="utf-8")
-    table(evaluation.scores).to_csv(folder / "table.csv")
-    evaluation.scores.to_csv(folder / "scores.csv", index=False)
-    plots.loss_curves(evaluation).savefig(folder / "loss_curves.png", dpi=120)
-    plots.error_by_step(evaluation).savefig(folder / "error_by_step.png", dpi=120)
+    folder, scores = Path(folder), evaluation.scores
+    notes = [NOTE, *([WHY_OFF_SCALE] if off_scale(scores) else [])]
+    markdown = write_table(table(scores), folder, "table", *notes)
+    scores.to_csv(folder / "scores.csv", index=False)
+    curves, errors = plots.loss_curves(evaluation), plots.error_by_step(evaluation)
+    plots.save(curves, folder, "loss_curves")
+    plots.save(errors, folder, "error_by_step")
+    held_out = ", ".join(evaluation.runs.ids)
+    sections = [
+        Section("How well held-out runs are predicted", f"Held-out runs: {held_out}.", table=table(scores)),
+        Section("Error by step", figure=errors),
+        Section("Recorded and simulated losses", "The test examples that changed most.", figure=curves),
+    ]
+    write_report(folder, "Simulators on held-out runs", about or About(), sections, notes=notes)
     return markdown
 
 
@@ -49,10 +59,7 @@ def write_benchmark(
         note = f"Each method less {against}. {COMPARISON_NOTE}"
         write_table(compared(found, against), folder, "comparison", note)
     write_table(needed(costs, seconds), folder, "needs")
-    figure = plots.skill_and_cost(costs, seconds)
-    for kind in ("png", "pdf"):
-        metadata = {"CreationDate": None} if kind == "pdf" else None
-        figure.savefig(Path(folder) / f"cost.{kind}", dpi=120, metadata=metadata)
+    plots.save(plots.skill_and_cost(costs, seconds), folder, "cost")
 
 
 COMPARISON_NOTE = (
@@ -114,16 +121,41 @@ def seconds_of_a_run(path: str | Path) -> float:
     return float(pd.Series(known, dtype=float).median())
 
 
-def write_what_if(answer: WhatIf, folder: str | Path) -> None:
-    """what_if.md (as printed, with its notes), what_if.json (``answer.summary()``), what_if.csv (every test
-    example) and what_if.png.
+def write_what_if(answer: WhatIf, folder: str | Path, about: About | None = None) -> None:
+    """report.html; what_if.md (as printed, with its notes), what_if.json (``answer.summary()``), what_if.csv
+    (every test example); by_group (.md, .csv, .tex); the figures what_if (changes) and curves (.png, .pdf).
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    groups = answer.groups.rename_axis("test examples")
+    numbers = groups.select_dtypes("float").columns
+    cells = groups.assign(**{str(name): groups[name].map("{:.4f}".format) for name in numbers})
+    write_table(cells, folder, "by_group")
     (folder / "what_if.md").write_text(f"{answer}\n", encoding="utf-8")
     (folder / "what_if.json").write_text(strict_json.dumps(answer.summary()), encoding="utf-8")
     answer.changes.to_csv(folder / "what_if.csv", index=False)
-    plots.predicted_changes(answer.changes).savefig(folder / "what_if.png", dpi=120)
+    changes, curves = plots.predicted_changes(answer.changes, answer.level), plots.what_if_curves(answer)
+    plots.save(changes, folder, "what_if")
+    plots.save(curves, folder, "curves")
+    unit = "Losses are in the unit that was recorded; a negative change means learnt better."
+    band = "" if answer.level is None else f" low and high: the {answer.level:.0%} band of the change."
+    title, which = "Every test example", ""
+    ordered = answer.changes.sort_values("change", kind="stable").reset_index(drop=True)
+    if len(ordered) > MOST_ROWS:
+        ordered = pd.concat([ordered.head(MOST_ROWS // 2), ordered.tail(MOST_ROWS // 2)], ignore_index=True)
+        which = f"The {MOST_ROWS // 2} that change most in either direction; what_if.csv has all."
+    sections = [
+        Section("Groups of test examples", unit + band, curves, groups),
+        Section(title, which, changes, ordered),
+    ]
+    write_report(
+        folder,
+        "What if",
+        about or About(),
+        sections,
+        verdict=answer.trust.verdict,
+        reasons=answer.trust.reasons,
+        notes=[*answer.explained(), *answer.notes],
+    )
 
 
 def with_run(scores: InfluenceScores, run_set: str, run_id: str) -> InfluenceScores:
@@ -139,8 +171,10 @@ def write_attribution(
     texts: tuple[Sequence[str], Sequence[str]] | None,
     shown: Sequence[int],
     top: int = 5,
+    question: About | None = None,
 ) -> str:
-    """scores.safetensors, sparsity.csv and .png, and a card of chosen test examples, card.md and .html.
+    """report.html; scores.safetensors; sparsity.csv and its figure (.png, .pdf); card.md, the proponents and
+    opponents of chosen test examples, as they stand in the report too.
 
     train, test : ids. texts : of the training and the test examples, if the card may show them.
     shown : the test examples whose proponents and opponents are listed, ``top`` of each.
@@ -154,33 +188,29 @@ def write_attribution(
     steps, scores = scores.steps, scores.mean()
     concentrated = sparsity(scores)
     concentrated.assign(test_example=test).to_csv(folder / "sparsity.csv", index=False)
-    plots.influence_tails(scores, concentrated).savefig(folder / "sparsity.png", dpi=120)
-    tables = [(z, _strongest(scores, z, top, train, texts)) for z in shown]
+    tails = plots.influence_tails(scores, concentrated)
+    plots.save(tails, folder, "sparsity")
     about = _about(scores, float(concentrated["share"].mean()))
     about += [f"the mean over scores after steps {', '.join(map(str, steps))}"] if steps else []
-    markdown, page = [f"# {scores.method}", "", *(f"- {line}" for line in about)], []
-    page += [f"<h1>{html.escape(scores.method)}</h1><ul>"]
-    page += [*(f"<li>{html.escape(line)}</li>" for line in about), "</ul>"]
-    for z, frame in tables:
+    markdown = [f"# {scores.method}", "", *(f"- {line}" for line in about)]
+    sections = []
+    for z in shown:
+        frame = _strongest(scores, z, top, train, texts)
         said = f": {texts[1][z]}" if texts else ""
         markdown += ["", f"## {test[z]}{said}", "", frame.to_markdown(index=False, floatfmt="+.3g")]
-        page += [
-            f"<h2>{html.escape(test[z] + said)}</h2>",
-            frame.to_html(index=False, float_format="{:+.3g}".format),
-        ]
-    head = (
-        '<!doctype html><meta charset="utf-8"><title>attribution</title><style>body{font-family:sans-serif}'
-    )
-    page = [head + "td,th{padding:.2em .6em;text-align:left}</style>", *page]
+        cells = frame.assign(score=[f"{value:+.3g}" for value in frame["score"]])
+        sections.append(Section(f"{test[z]}{said}", table=cells))
+    sections.append(Section("How concentrated the scores are", figure=tails))
+    title = f"Attribution by {scores.method}"
+    write_report(folder, title, question or About(), sections, notes=about)
     (folder / "card.md").write_text("\n".join(markdown) + "\n", encoding="utf-8")
-    (folder / "card.html").write_text("\n".join(page) + "\n", encoding="utf-8")
     return "\n".join(markdown)
 
 
 def write_heat_map(
     parts: LayerTokenScores, tokens: Sequence[Sequence[str]], titles: Sequence[str], folder: str | Path
 ) -> None:
-    """layers_and_tokens.png and .csv of scores for one test example.
+    """layers_and_tokens (.png, .pdf, .csv) of scores for one test example.
 
     tokens : those of every training example, in words. titles : one a training example.
     """
@@ -189,7 +219,7 @@ def write_heat_map(
         by_token = parts.tokens[:, i, 0, : len(words)]
         frame = pd.DataFrame(by_token, index=list(parts.blocks), columns=list(words))
         frames.append(frame.assign(**{"(pooled)": parts.whole[:, i, 0]}).rename_axis(columns=title))
-    plots.layers_and_tokens(frames).savefig(folder / "layers_and_tokens.png", dpi=120)
+    plots.save(plots.layers_and_tokens(frames), folder, "layers_and_tokens")
     pd.concat(dict(zip(titles, (frame.T for frame in frames), strict=True)), names=["pair", "token"]).to_csv(
         folder / "layers_and_tokens.csv"
     )

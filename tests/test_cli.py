@@ -57,7 +57,10 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
         (["record", "task=copaa"], "task is one of boolq"),
         (["record", "run.optimizer.lrate=1"], "did you mean 'run.optimizer.lr'"),
         (["evaluate", "pth=x"], "did you mean 'path'"),
-        (["evaluate", "path=nowhere"], "not a run set"),
+        (["evaluate", "path=nowhere"], "no run set nowhere here: path=example takes the set that travels"),
+        (["evaluate", "path=runs"], "not a run set"),
+        (["whatif"], "there is no run set runs/openbookqa-minilm here: path=example"),
+        (["record", "path=example"], "record into another folder"),
         (["evaluate", "path=runs/small", "train=5", "only=[linaer]"], "among the simulators persistence"),
         (["evaluate", "path=runs/small", "train=5", "test=10"], "leave none to fit to"),
         (
@@ -68,7 +71,8 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
         (["whatif", "path=runs/small", "train=5", "edit.groups=[x]"], "the groups are"),
         (["whatif", "path=runs/small", "train=5", "edit.ids=[3]", "verify=true"], "retrain it yourself"),
         (["runs", "path=runs/small", "run_id=nine"], "there are run-000"),
-        (["runs", "path=nowhere"], "holds none"),
+        (["runs", "path=nowhere"], "no run set nowhere here: path=example"),
+        (["runs", "path=runs/small/run-000"], "holds none"),
         (["record", "run.checkpoints=10"], "'run.checkpoints' is now named 'run.keep_weights'"),
         (["record", "+run.checkpoints=10"], "'run.checkpoints' is now named 'run.keep_weights'"),
         (

@@ -13,6 +13,7 @@ from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, OF_TEXTS, OF_WHOLE_RUN
 from simfluence.commands.common import load, plain
 from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
+from simfluence.html_report import About, made_by
 from simfluence.recording.weights import weight_steps
 
 
@@ -40,10 +41,14 @@ def run(config: DictConfig) -> None:
     scores = report.with_run(scores, Path(config.path).name, run.id)
     texts = (context.train_texts, context.test_texts) if config.text else None
     train, test = runs.train.ids, runs.test.ids
-    print(report.write_attribution(scores, config.output, train, test, texts, shown, config.top))
+    question = "Which training examples raise or lower the losses of these test examples?"
+    about = About(
+        question, {"run set": Path(config.path).name, "run": run.id, "method": name}, made_by(runs, run)
+    )
+    print(report.write_attribution(scores, config.output, train, test, texts, shown, config.top, about))
     if method.get("factors") is not None:
         pair = [*scores.proponents(shown[0], 1), *scores.opponents(shown[0], 1)]
         parts = layers_and_tokens(context, pair, shown[:1], method["factors"])
         tokens = [context.tokens(context.train[i]) for i in pair]
         report.write_heat_map(parts, tokens, [f"{train[i]} for {ids[0]}" for i in pair], config.output)
-    print(f"scores, card and figures: {config.output}")
+    print(f"report.html, scores, card and figures: {config.output}")

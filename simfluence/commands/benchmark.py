@@ -16,12 +16,15 @@ from simfluence.evaluation.benchmark import needs, score_methods, simulator_meth
 from simfluence.finetuning.score_files import make_scores, score_files
 from simfluence.finetuning.subsets import banks_beside, retrain_recorded
 from simfluence.options import conf_folder
+from simfluence.runs import example
 
 
 def run(config: DictConfig) -> None:
     outputs.check_folder(config.output)
     runs = load(config.path)
     simulators, scored, files = _kinds_of_methods(config.methods)
+    if config.subsets or scored:
+        example.check_writable(config.path, "subsets=" if config.subsets else f"methods=[{scored[0]}]")
     if config.against not in (*simulators, "persistence", "mean_trajectory"):
         raise ValueError(f"against={config.against} is not among the simulators of methods")
     for name, least in (("subsets", 0), ("seeds", 1)):

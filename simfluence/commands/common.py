@@ -36,6 +36,31 @@ def plain(config: Any) -> Any:
     return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
 
 
+def with_folder(command: str, config: DictConfig) -> DictConfig:
+    """The configuration of a command that reads runs, path=example replaced by the folder of that set.
+
+    Raises ValueError if there is no such folder, and says how to get a run set.
+    """
+    if "path" not in config:
+        return config
+    from simfluence.runs import example
+
+    if command == "record":
+        if config.path == example.NAME:
+            raise ValueError(
+                f"path={example.NAME} names the set that travels with simfluence: record into another folder"
+            )
+        return config
+    OmegaConf.resolve(config)  # a default output of ${path}/… lies in the folder that was named, not in ours
+    if not (place := example.resolved(config.path)).exists():
+        raise ValueError(
+            f"there is no run set {config.path} here: path={example.NAME} takes the set that travels with"
+            " simfluence; `simfluence record` makes one"
+        )
+    config.path = str(place)
+    return config
+
+
 def load(path: str) -> RunSet:
     """The run set in a folder."""
     from simfluence.runs import RunSet

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from simfluence import outputs, report
 from simfluence.commands.common import load, make_simulator, plain, print_notes, used_scores
 from simfluence.evaluation import evaluate, scores_as_simulators
 from simfluence.fitted import Fitted
+from simfluence.html_report import About, made_by
 
 
 def run(config: DictConfig) -> None:
@@ -34,5 +37,8 @@ def run(config: DictConfig) -> None:
     evaluation = evaluate(simulators, train, test, validation)
     print(evaluation)
     if config.output is not None:
-        report.write_evaluation(evaluation, config.output)
-        print(f"table and figures: {config.output}/table.md, table.csv, loss_curves.png, error_by_step.png")
+        parts = {"training runs": train, "validation runs": validation, "test runs": test}
+        settings = {"run set": Path(config.path).name, **{name: len(part) for name, part in parts.items()}}
+        question = "How well do simulators predict runs that they have not seen?"
+        report.write_evaluation(evaluation, config.output, About(question, settings, made_by(runs)))
+        print(f"report.html, tables and figures: {config.output}")

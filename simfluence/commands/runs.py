@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from simfluence import outputs, plots, renamed
 from simfluence.commands.common import fail, load, make_simulator
 from simfluence.evaluation.more_runs import more_runs
-from simfluence.runs import manage
+from simfluence.runs import example, manage
 from simfluence.runs.start import in_words
 
 
@@ -18,7 +18,8 @@ def run(config: DictConfig) -> None:
         summary = manage.show(config.path, config.run_id)
         print(summary)
         if config.plot is not None:
-            plots.recorded_losses(summary.run).savefig(config.plot, dpi=120)
+            groups = manage.test_groups(config.path)
+            plots.recorded_losses(summary.run, groups).savefig(config.plot, dpi=120)
             print(f"loss curves: {config.plot}")
     elif config.more:
         print(more_runs(load(config.path), make_simulator(config.simulator, config.path)))
@@ -52,5 +53,7 @@ def _check_runs(config: DictConfig) -> None:
     for option, of in (("plot", "run_id"), ("delete", "prune")):
         if config[option] not in (None, False) and of not in given:
             raise ValueError(f"{option} goes with {of}=")
+    if config.delete:
+        example.check_writable(config.path, "delete=true")
     if config.plot is not None:
         outputs.check_file(config.plot, Figure().canvas.get_supported_filetypes())

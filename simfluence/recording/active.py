@@ -20,6 +20,7 @@ from simfluence.recording.consumption import NOTHING, Consumption, Step, whole_s
 from simfluence.recording.environment import describe_environment, describe_optimizers
 from simfluence.recording.evaluator import Evaluator, Metrics
 from simfluence.recording.fingerprint import weights_fingerprint
+from simfluence.recording.mirror import Mirror
 from simfluence.recording.notices import (
     NonFiniteLossWarning,
     RecordingStoppedWarning,
@@ -64,6 +65,7 @@ class ActiveRun:
         nonfinite: Literal["warn", "raise"],
         on_error: Literal["raise", "continue"],
         about: Mapping[str, Any],
+        mirror: Mirror,
         recording: bool = True,
     ) -> None:
         self.folder = folder
@@ -81,7 +83,7 @@ class ActiveRun:
         self._weights = WeightKeeper(weights_at, model, self._watch)
         self._resume_every, self._state = resume_every, state
         self._resume, self._nonfinite, self._on_error = resume, nonfinite, on_error
-        self._about = dict(about)
+        self._about, self._mirror = dict(about), mirror
         self._recording = recording
         self._fault: RecordingError | None = None
         self._phase: Literal["not entered", "entered", "ended"] = "not entered"
@@ -204,6 +206,7 @@ class ActiveRun:
                 self._act_on_fault()
         finally:
             self._writer.release()
+            self._mirror.end(complete=error is None and self._shortfall() is None)
 
     def _shortfall(self) -> str | None:
         """What the run lacks to be complete."""
@@ -243,6 +246,8 @@ class ActiveRun:
             self._weights.trained |= earlier
             self._warned_of_nonfinite = self._writer.nonfinite is not None
         self._watch.start()
+        if self._processes.is_writer:
+            self._mirror.begin(self.start, self.losses)
 
     def _open(self) -> int | None:
         """The step to go on after, None for a run from its beginning. Runs on the writing process."""
@@ -322,6 +327,7 @@ class ActiveRun:
         self._write(
             lambda: self._writer.append(step.batch, step.learning_rate, step.train_loss, losses, rates)
         )
+        self._mirror.step(self.steps, losses, step.train_loss, step.learning_rate)
         self._keep_weights()
         if self._resume_every and self.steps % self._resume_every == 0:
             self._save_state()

@@ -21,6 +21,7 @@ import torch
 
 from simfluence import renamed
 from simfluence.errors import RecordingError, RunExistsError
+from simfluence.recording import mirror as mirrors
 from simfluence.recording import schedule, training_state
 from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import Evaluator, LossFunction
@@ -49,9 +50,13 @@ class RunRecorder:
     on_error : what to do when nothing can be written (a full disk, a read-only or vanished folder):
         "raise" a RecordingError, or warn and "continue" the training unrecorded. What was recorded
         before stays as it is.
+    mirror : where else training losses, learning rates and mean test losses are shown while a run is
+        recorded: "tensorboard" (event files in ``path``/tensorboard), "wandb" or "trackio" (a project named
+        after the folder), by their own clients (:mod:`simfluence.recording.mirror`).
 
     Raises
     ------
+    ModuleNotFoundError : the mirror's client is not installed.
     RecordingError : the folder holds runs over other examples, or cannot be written.
     """
 
@@ -67,7 +72,9 @@ class RunRecorder:
         text: bool = True,
         nonfinite: Literal["warn", "raise"] = "warn",
         on_error: Literal["raise", "continue"] = "raise",
+        mirror: Literal["tensorboard", "wandb", "trackio"] | None = None,
     ) -> None:
+        mirrors.check(mirror)
         for name, value, known in (
             ("nonfinite", nonfinite, ("warn", "raise")),
             ("on_error", on_error, ("raise", "continue")),
@@ -78,7 +85,7 @@ class RunRecorder:
         self.train = ExampleTable.of(train)
         self.test_examples = _listed(test)
         self.test = ExampleTable.of(self.test_examples)
-        self.nonfinite, self.on_error = nonfinite, on_error
+        self.nonfinite, self.on_error, self.mirror = nonfinite, on_error, mirror
         self._batching = {"batch_size": batch_size, "length": length, "autocast": autocast}
         self._recording = True
         try:
@@ -188,6 +195,7 @@ class RunRecorder:
             nonfinite=self.nonfinite,
             on_error=self.on_error,
             about={"seed": seed, "config": dict(config or {})},
+            mirror=mirrors.Mirror(self.mirror, self.path / run_id, self.test.groups, config or {}),
             recording=self._recording,
         )
 

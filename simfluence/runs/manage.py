@@ -153,6 +153,11 @@ def show(path: str | Path, run_id: str) -> RunSummary:
     return RunSummary(run, status, manifest, None if status == "complete" else recorded, resumable)
 
 
+def test_groups(path: str | Path) -> list[str]:
+    """The groups of a set's test examples, [test]."""
+    return list(storage.read_examples(Path(path))[1].groups)
+
+
 # --------------------------------------------------------------------------------------- verify
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import gptfluence, long_table, mixture_tables, storage
+from simfluence.runs import example, gptfluence, long_table, mixture_tables, storage
 from simfluence.runs.importing import InitialLoss, Read, check_finite, runs_of
 from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.start import start_alike
@@ -98,6 +98,11 @@ class RunSet:
         if left_out:
             warnings.warn(f"{path}: left out {', '.join(left_out)}", stacklevel=2)
         return cls(runs, train, test)
+
+    @classmethod
+    def example(cls) -> RunSet:
+        """The set that travels with the package: 32 fine-tuning runs (:mod:`simfluence.runs.example`)."""
+        return cls.load(example.folder())
 
     @classmethod
     def from_arrays(

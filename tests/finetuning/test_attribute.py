@@ -84,7 +84,7 @@ def test_every_method_scores_a_recorded_run(
     assert ("of the numbers that are trained" in card) == bool(fewer)
     assert len(pd.read_csv(tmp_path / "sparsity.csv")) == 4
     maps = ("layers_and_tokens.png", "layers_and_tokens.csv", "factors.safetensors")
-    for file in ("card.html", "sparsity.png", *(maps if method == "ekfac" else ())):
+    for file in ("report.html", "sparsity.png", *(maps if method == "ekfac" else ())):
         assert (tmp_path / file).stat().st_size > 500
 
 
