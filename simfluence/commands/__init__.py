@@ -17,6 +17,8 @@ COMMANDS: dict[str, str] = {
     "evaluate": "fit simulators on some runs, predict the others, print the table",
     "benchmark": "hold simulators and attribution methods to one standard, in paper tables",
     "whatif": "edit a curriculum, see the predicted change, verify it by retraining",
+    "rank": "which training examples or groups help test examples most, and which hurt",
+    "groups": "which training group teaches which test group, as a matrix",
     "attribute": "score training examples for test examples by an attribution method",
     "runs": "list, show, verify and prune what is recorded",
     "predictability": "retrain runs from weights that hardly differ: a ceiling of skill",

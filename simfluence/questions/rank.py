@@ -89,9 +89,7 @@ def rank(
     Raises ValueError for unknown options, a run that used no training example, and more uses of shares of
     groups; RunDataError for other test examples than those of the fit.
     """
-    for option, value, known in (("per", per, PER), ("what", what, EDITS), ("method", method, METHODS)):
-        if value not in known and not (option == "method" and value is None):
-            raise ValueError(f"{option} must be {' or '.join(map(repr, known))}, got {value!r}")
+    check_options(per, what, method)
     fitted = simulator if isinstance(simulator, Fitted) else Fitted(simulator)
     fitted.simulator.check_test_examples(test)
     tests = chosen_tests(test, of)
@@ -105,6 +103,13 @@ def rank(
     frame = frame.iloc[np.lexsort((order, frame["test"].map(within)))].reset_index(drop=True)
     frame.attrs["notes"] = notes
     return frame
+
+
+def check_options(per: str, what: str, method: str | None) -> None:
+    """Raises ValueError for options that :func:`rank` does not know."""
+    for option, value, known in (("per", per, PER), ("what", what, EDITS), ("method", method, METHODS)):
+        if value not in known and not (option == "method" and value is None):
+            raise ValueError(f"{option} must be {' or '.join(map(repr, known))}, got {value!r}")
 
 
 def used_once_more(curriculum: Curriculum, rows: npt.ArrayLike) -> tuple[Curriculum, IntArray]:
