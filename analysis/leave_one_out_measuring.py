@@ -41,7 +41,7 @@ def orders(run: Run) -> dict[str, Curriculum]:
 
 
 def measure() -> None:
-    """Train without each example in turn and write the final losses; what the file holds is not trained again."""
+    """Train without each example in turn, write the final losses; what is there is not trained again."""
     torch.set_num_threads(1)
     runs = RunSet.load(RECORDED)
     run = runs[-1]

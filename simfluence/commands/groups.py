@@ -31,7 +31,7 @@ def run(config: DictConfig) -> None:
         if "verdict" in rows:
             verdict = rows.pivot(index="group", columns="test", values="verdict")
             unsure[name] = verdict[order] == "unknown"
-    title = f"{asked.id}: what each training group does for each test group"
+    title = f"{asked.id}: what each training group does for each test group (grey: sign not known)"
     figure = figures.matrices(panels, title, unsure or None)
     question = f"each training group of {asked.id} removed or doubled: change of mean final losses"
     say_and_write(config, "groups", matrix, readable(matrix), figure, question)

@@ -39,12 +39,13 @@ def run(config: DictConfig) -> None:
     )
     of = list(tests)[-1]
     one = frame[frame["test"] == of].reset_index(drop=True)
+    whom = of if of != "all" else "all test examples"
     question = (
         f"each training {config.per} of {asked.id} {WORDS[config.what]}: change of the mean final loss of"
-        f" {of if of != 'all' else 'all test examples'} ({one['method'].iloc[0]}); the most helpful first,"
+        f" {whom} ({one['method'].iloc[0]}); the most helpful first,"
         " the most harmful last"
     )
     texts = dict(zip(runs.train.ids, runs.train.frame["text"], strict=True))
     shown = readable(figures.ends(one, config.top).drop(columns=["test", "method"]), texts)
-    title = f"{asked.id}, each {config.per} {WORDS[config.what]}: what changes for {of}"
+    title = f"{asked.id}, each training {config.per} {WORDS[config.what]}: what changes for {whom}"
     say_and_write(config, "rank", frame, shown, figures.ranked(one, title, config.top), question)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 OTHER = "#999999"
@@ -34,8 +35,9 @@ def ranked(frame: pd.DataFrame, title: str, top: int = 10) -> Figure:
     axis.set_xlabel(CHANGE)
     axis.set_title(title, fontsize=9)
     if "id" in shown and len(groups) > 1:
-        handles = [axis.barh([np.nan], [0], color=colour[g]) for g in groups[: len(COLOURS)]]
-        labels = [_plain(group) or "no group" for group in groups[: len(COLOURS)]]
+        seen = [group for group in groups[: len(COLOURS)] if group in set(shown["group"])]
+        handles = [Patch(color=colour[group]) for group in seen]
+        labels = [_plain(group) or "no group" for group in seen]
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=7, frameon=False)
     return figure
 
