@@ -40,6 +40,14 @@ EXAMPLES = {
         "simfluence groups output=matrix",
         "simfluence groups path=runs/mine of=all simulator=auto.safetensors",
     ),
+    "interactions": (
+        "simfluence interactions top=5",
+        "simfluence interactions per=example among=[openbookqa-229,openbookqa-476] of=which",
+    ),
+    "when": (
+        "simfluence when groups=[which,what] output=places",
+        "simfluence when of=which simulator=auto.safetensors",
+    ),
     "benchmark": (
         "simfluence benchmark path=runs/mine methods=[linear,auto,bm25,ekfac] output=benchmark",
         "simfluence benchmark path=runs/mine methods=[linear,my_scores.safetensors] scores=false",

@@ -19,6 +19,8 @@ COMMANDS: dict[str, str] = {
     "whatif": "edit a curriculum, see the predicted change, verify it by retraining",
     "rank": "which training examples or groups help test examples most, and which hurt",
     "groups": "which training group teaches which test group, as a matrix",
+    "interactions": "pairs of training groups or examples: redundant, independent or synergetic",
+    "when": "what a training group changes by its place in training: early, middle, late",
     "attribute": "score training examples for test examples by an attribution method",
     "runs": "list, show, verify and prune what is recorded",
     "predictability": "retrain runs from weights that hardly differ: a ceiling of skill",
