@@ -40,12 +40,10 @@ def run(config: DictConfig) -> None:
     shown = readable(one.loc[largest[: config.top]].drop(columns="test"))
     wide = one.pivot(index="second", columns="first", values="interaction")
     wide = wide.reindex(index=list(units)[1:], columns=list(units)[:-1])
-    title = (
-        f"{asked.id}, pairs of training {config.per}s left out, {whom}: change of both less the sum of both"
-    )
+    title = f"{asked.id}: do training {config.per}s stand in for each other?"
     question = (
         f"pairs of training {config.per}s of {asked.id} left out: change of the mean final loss of {whom}, of"
         " both together against the sum; the largest interactions first"
     )
-    figure = figures.matrices({f"interaction for {whom}": wide}, title)
+    figure = figures.matrices({f"{whom}: change without both, less the sum": wide}, title)
     say_and_write(config, "interactions", frame, shown, figure, question)

@@ -99,7 +99,7 @@ def placed(frame: pd.DataFrame, title: str) -> Figure:
     axis.set_xticks(range(len(places)), places)
     axis.set(xlabel="third of the training that the group's uses are moved to", ylabel=CHANGE)
     axis.set_title(title, fontsize=9)
-    axis.legend(fontsize=7, frameon=False)
+    figure.legend(loc="outside right center", fontsize=7, frameon=False)
     return figure
 
 
