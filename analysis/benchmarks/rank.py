@@ -52,9 +52,9 @@ def timed(fitted: Fitted, runs: RunSet) -> dict[str, float]:
     """Seconds to rank all examples both ways, and how far both agree."""
     run = runs[-1]
     asked = {"train": runs.train, "test": runs.test, "of": "all"}
-    rank(fitted, run, **asked, method="first order")  # compiles
+    rank(fitted, run, **asked, first_order=True)  # compiles
     begin = time.perf_counter()
-    frame = rank(fitted, run, **asked, method="first order").set_index("id")
+    frame = rank(fitted, run, **asked, first_order=True).set_index("id")
     first_order = time.perf_counter() - begin
     used = np.random.default_rng(0).permutation(run.curriculum.used)[:SIMULATED]
     begin = time.perf_counter()

@@ -19,7 +19,7 @@ def run(config: DictConfig) -> None:
         outputs.check_folder(config.output)
     if config.top < 1:
         raise ValueError(f"top must be at least 1, got {config.top}")
-    check_options(config.per, config.what, config.method)
+    check_options(config.per, config.what)
     runs = load(config.path)
     asked = chosen_run(config, runs)
     tests = chosen_tests(runs.test, config.of)
@@ -34,7 +34,7 @@ def run(config: DictConfig) -> None:
         what=config.what,
         of=config.of,
         schedule=config.schedule,
-        method=config.method,
+        first_order=config.first_order,
         widened=widened(config, fitted),
     )
     of = list(tests)[-1]

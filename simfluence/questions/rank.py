@@ -30,7 +30,7 @@ IntArray = npt.NDArray[np.int64]
 PER = ("example", "group")
 LEAVE_OUT, ADD_ONE = EDITS = ("leave_out", "add_one")
 """What is done with every example or group."""
-SIMULATED, FIRST_ORDER = METHODS = ("simulated", "first order")
+SIMULATED, FIRST_ORDER = "simulated", "first order"
 """How changes are predicted."""
 PATIENCE = 10.0
 """Where simulating every edit would take more seconds, changes are predicted to first order."""
@@ -51,7 +51,7 @@ def rank(
     what: str = LEAVE_OUT,
     of: str | None = None,
     schedule: str = STRETCH,
-    method: str | None = None,
+    first_order: bool | None = None,
     widened: float = 1.0,
 ) -> pd.DataFrame:
     """Training examples or groups by how much they help test examples: the most helpful first, the most
@@ -66,8 +66,8 @@ def rank(
         are not ranked); "add_one" what one more use of it changes (:func:`used_once_more`).
     of : a group of test examples or one test example, by name, or "all"; None is every group and all.
     schedule : what the learning rate does where an edit changes the number of steps (``what_if``).
-    method : "simulated" or "first order"; None is the first, or the second where simulating every edit would
-        take more than ten seconds and the simulator has it.
+    first_order : whether to predict changes to first order in place of simulating every edit. None: only where
+        that would take more than ten seconds, and the simulator has first-order changes.
     widened : how many times as wide as otherwise bands are to be.
 
     Returns
@@ -87,16 +87,17 @@ def rank(
     carried over as in ``what_if``: of single examples nearly the same is lost, whichever is left out, which
     changes no order but would move all changes to one side.
 
-    Raises ValueError for unknown options, a run that used no training example, and more uses of shares of
-    groups; RunDataError for other test examples than those of the fit.
+    Raises ValueError for unknown options, a run that used no training example, first-order changes that the
+    simulator does not have, and more uses of shares of groups; RunDataError for other test examples than
+    those of the fit.
     """
-    check_options(per, what, method)
+    check_options(per, what)
     fitted = simulator if isinstance(simulator, Fitted) else Fitted(simulator)
     fitted.simulator.check_test_examples(test)
     tests = chosen_tests(test, of)
     units, notes = ranked_units(run, train, per, what)
     edits = Edits(run.curriculum, list(units.values()), what)
-    predicted, method = _predicted(fitted, run, edits, schedule, method)
+    predicted, method = predicted_changes(fitted, run, edits, schedule, first_order)
     frame = banded(fitted, run, predicted.original, predicted.change, tests, edits.by(), train, widened)
     frame = _described(frame, units, run, train, per).assign(method=method)
     order = frame["change"] if what == ADD_ONE else -frame["change"]
@@ -106,10 +107,10 @@ def rank(
     return frame
 
 
-def check_options(per: str, what: str, method: str | None) -> None:
+def check_options(per: str, what: str) -> None:
     """Raises ValueError for options that :func:`rank` does not know."""
-    for option, value, known in (("per", per, PER), ("what", what, EDITS), ("method", method, METHODS)):
-        if value not in known and not (option == "method" and value is None):
+    for option, value, known in (("per", per, PER), ("what", what, EDITS)):
+        if value not in known:
             raise ValueError(f"{option} must be {' or '.join(map(repr, known))}, got {value!r}")
 
 
@@ -223,10 +224,10 @@ def ranked_units(run: Run, train: ExampleTable, per: str, what: str) -> tuple[di
     return used, [said] if missing else []
 
 
-def _predicted(
-    fitted: Fitted, run: Run, edits: Edits, schedule: str, method: str | None
+def predicted_changes(
+    fitted: Fitted, run: Run, edits: Edits, schedule: str, first_order: bool | None
 ) -> tuple[Changes, str]:
-    """The changes of all edits, and how they were predicted."""
+    """The changes of all edits, and how they were predicted: see :func:`rank`."""
     count = len(edits.units)
 
     def simulated(units: Sequence[int] | IntArray, progress: str | None = None) -> Changes:
@@ -238,16 +239,14 @@ def _predicted(
     begin = time.perf_counter()
     few = simulated(some)
     seconds = (time.perf_counter() - begin) / len(some) * count
-    if method is None and seconds < PATIENCE:
-        method = SIMULATED
-    if method != SIMULATED:
+    if first_order or (first_order is None and seconds > PATIENCE):
         rates = recorded_rates(run) if rates_by_length(fitted.simulator, run, schedule) else None
         change = edits.first_order(fitted.simulator, run, rates)
         if change is not None:
             return Changes([], few.original, change + (few.change - change[some]).mean(0)), FIRST_ORDER
-        if method == FIRST_ORDER:
+        if first_order:
             raise ValueError(
-                f"the simulator {fitted.simulator.name!r} has no first-order changes: use method='simulated'"
+                f"the simulator {fitted.simulator.name!r} has no first-order changes: use first_order=False"
             )
     parts = [
         simulated(range(first, min(first + _AT_ONCE, count)), "rank") for first in range(0, count, _AT_ONCE)

@@ -93,7 +93,7 @@ def test_groups_are_ranked_whole(asked):
 @pytest.mark.parametrize("what", ["leave_out", "add_one"])
 def test_to_first_order_the_ranking_is_nearly_the_same(asked, what):
     exact = ranked(asked, what=what).set_index(["id", "test"])
-    first = ranked(asked, what=what, method="first order").set_index(["id", "test"]).loc[exact.index]
+    first = ranked(asked, what=what, first_order=True).set_index(["id", "test"]).loc[exact.index]
     assert set(first["method"]) == {"first order"}
     assert np.corrcoef(exact["change"], first["change"])[0, 1] > 0.95
     np.testing.assert_allclose(first["change"], exact["change"], atol=0.5 * exact["change"].std())
@@ -154,7 +154,7 @@ def test_simulators_without_first_order_are_simulated(asked):
     assert "verdict" not in frame
     assert set(frame["method"]) == {"simulated"}
     with pytest.raises(ValueError, match="'mean_trajectory' has no first-order changes"):
-        rank(mean, run, train=runs.train, test=runs.test, method="first order")
+        rank(mean, run, train=runs.train, test=runs.test, first_order=True)
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,6 @@ def test_simulators_without_first_order_are_simulated(asked):
     [
         ({"per": "word"}, "per must be 'example' or 'group', got 'word'"),
         ({"what": "drop"}, "what must be 'leave_out' or 'add_one'"),
-        ({"method": "exact"}, "method must be 'simulated' or 'first order'"),
         ({"of": "nobody"}, "nor a test example, named 'nobody'"),
     ],
 )
