@@ -73,7 +73,7 @@ def _from_files(command: str, given: list[str]) -> list[str]:
     if taken and command == "fit":
         raise ValueError(f"{taken[0]} is fitted already: whatif and evaluate take it")
     settings = [option for option in given if option.startswith("simulator.")]
-    if taken and settings and command == "whatif":
+    if taken and settings and command != "evaluate":
         raise ValueError(f"{taken[0]} is fitted already: it does not take {settings[0]}")
     return [option.replace("simulator=", "fitted=", 1) if option in taken else option for option in given]
 

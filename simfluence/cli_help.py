@@ -31,6 +31,23 @@ EXAMPLES = {
         "simfluence whatif edit.groups=[completion] edit.schedule=keep   # the original's learning rates",
         "simfluence whatif path=runs/mine simulator.scores=scores/scores.safetensors edit.ids=[q-17]",
     ),
+    "rank": (
+        "simfluence rank top=5",
+        "simfluence rank of=which output=ranked   # for one group of test examples",
+        "simfluence rank per=group what=add_one simulator=auto.safetensors",
+    ),
+    "groups": (
+        "simfluence groups output=matrix",
+        "simfluence groups path=runs/mine of=all simulator=auto.safetensors",
+    ),
+    "interactions": (
+        "simfluence interactions top=5",
+        "simfluence interactions per=example among=[openbookqa-229,openbookqa-476] of=which",
+    ),
+    "when": (
+        "simfluence when groups=[which,what] output=places",
+        "simfluence when of=which simulator=auto.safetensors",
+    ),
     "benchmark": (
         "simfluence benchmark path=runs/mine methods=[linear,auto,bm25,ekfac] output=benchmark",
         "simfluence benchmark path=runs/mine methods=[linear,my_scores.safetensors] scores=false",

@@ -42,6 +42,11 @@ def unlink(values: Array, name: Link) -> Array:
     return values if name == "identity" else np.logaddexp(0.0, values)
 
 
+def slope(losses: Array, name: Link) -> Array:
+    """dL/dg at losses, of any shape: 1, or 1 − e⁻ᴸ of the log-odds."""
+    return np.ones_like(losses) if name == "identity" else -np.expm1(-losses)
+
+
 def log_odds(losses: npt.ArrayLike, floor: float = LOSS_FLOOR) -> Array:
     """log(eᴸ − 1), computed as L + log(1 − e⁻ᴸ) so that large losses do not overflow."""
     floored = np.maximum(np.asarray(losses, np.float64), floor)

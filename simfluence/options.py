@@ -41,6 +41,9 @@ TYPES: dict[str, Type] = {
     **dict.fromkeys(("test_path", "archive", "kernel", "link", "kind", "shares"), str),
     **dict.fromkeys(("only", "test_ids", "prune", "labels", "targets", "parameters", "scores"), list),
     **dict.fromkeys(("class_words",), list),
+    **dict.fromkeys(("rank.of", "groups.of", "interactions.of", "when.of"), str),
+    "first_order": bool,
+    **dict.fromkeys(("interactions.among", "when.groups"), list),
     **dict.fromkeys(("steps", "keep_weights"), None),
 }
 """The types of options whose default is null, by name, or by command and name."""

@@ -57,10 +57,10 @@ def change_band(
     change: npt.ArrayLike,
     typical: npt.ArrayLike,
     noise: npt.ArrayLike,
-    skill: float,
+    skill: npt.ArrayLike,
     level: float,
-    overused: float = 0.0,
-    unlike: float = 0.0,
+    overused: npt.ArrayLike = 0.0,
+    unlike: npt.ArrayLike = 0.0,
     widened: float = 1.0,
 ) -> tuple[Array, Array]:
     """(low, high) of predicted changes; all arguments of one shape, or that broadcast to it.
@@ -72,9 +72,9 @@ def change_band(
     overused : o, 0 … 1. widened : what both distances are multiplied by.
     """
     changes, usual, width = (np.asarray(values, np.float64) for values in (change, typical, noise))
-    known = float(np.clip(skill, *SKILLS))
-    width = np.hypot(width, np.sqrt(1 - known) * UNLIKE * unlike)
-    relative = stats.norm.ppf(0.5 + level / 2) ** 2 * ((1 - known) / known + OVERUSE * overused**2)
+    known, beyond, far = np.clip(skill, *SKILLS), np.asarray(overused), np.asarray(unlike)
+    width = np.hypot(width, np.sqrt(1 - known) * UNLIKE * far)
+    relative = stats.norm.ppf(0.5 + level / 2) ** 2 * ((1 - known) / known + OVERUSE * beyond**2)
     towards, away = (
         widened * np.sqrt(width**2 + relative * (share**2 * changes**2 + COMMON**2 * usual**2))
         for share in (TOWARDS, AWAY)

@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
     from simfluence.fitted import Fitted
     from simfluence.runs import Run, RunSet
     from simfluence.simulators import Simulator
@@ -127,3 +130,33 @@ def used_scores(path: str, options: DictConfig, simulator: Simulator) -> list[st
     if given is not None or getattr(simulator, "scores", None) is None:
         return []
     return [f"with the scores in {Path(path) / INITIAL_SCORES} (scores=[] of the simulator goes without)"]
+
+
+def say_and_write(
+    config: DictConfig,
+    name: str,
+    frame: pd.DataFrame,
+    shown: pd.DataFrame,
+    figure: Figure,
+    question: str,
+    notes: Iterable[str] = (),
+) -> None:
+    """Print the question, notes and the rows that are shown; and write NAME.csv (the whole frame), .md, .tex,
+    .png and .pdf into the folder of the option ``output``, if there is one.
+    """
+    from simfluence.questions.files import write_answer
+
+    print_notes([*frame.attrs.get("notes", ()), *notes])
+    print(f"{question}\n\n{shown.to_string(index=False)}")
+    if config.output is not None:
+        write_answer(frame, shown, figure, config.output, name, question, *frame.attrs.get("notes", ()))
+        print(f"\nall {len(frame)} rows and the figure: {config.output}/{name}.csv, .md, .tex, .png, .pdf")
+
+
+def widened(config: DictConfig, fitted: Fitted) -> float:
+    """How many times as wide as otherwise bands are to be, after answers that were retrained."""
+    from simfluence import verified
+
+    if config.level is None or fitted.bands is None:
+        return 1.0
+    return verified.said(config.path, fitted.bands.level, fitted.simulator.name).widened

@@ -13,6 +13,9 @@ IntArray = npt.NDArray[np.int64]
 KAPPA, BETA, ETA, POWER, RATES = range(5)
 """Where the parameters stand; those of log γ begin at ``RATES``."""
 
+GAIN = (0.1, 10.0)
+"""Bounds of the gain a: two layers can run away where rates are absurd."""
+
 
 class Batches(NamedTuple):
     """Curricula one after the other: rows of examples, where each batch begins and ends, the steps of each

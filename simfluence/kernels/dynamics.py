@@ -11,11 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simfluence.kernels.arguments import BETA, ETA, KAPPA, POWER, RATES
+from simfluence.kernels.arguments import BETA, ETA, GAIN, KAPPA, POWER, RATES
 from simfluence.kernels.compile import compiled_sums
-
-GAIN = (0.1, 10.0)
-"""Bounds of the gain a: two layers can run away where rates are absurd."""
 
 
 class State(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import sparse
 from tqdm import tqdm
 
 from simfluence.curriculum import Curriculum
@@ -64,7 +65,7 @@ def many_changes(
     fitted = simulator if isinstance(simulator, Fitted) else Fitted(simulator)
     if not edited:
         raise ValueError("there is no edit to ask about")
-    rates_of = _rates_by_length(fitted.simulator, run, schedule)
+    rates_of = rates_by_length(fitted.simulator, run, schedule)
     initial = run.initial_loss.astype(np.float64)
     own = recorded_rates(run) if rates_of else None
     simulated = fitted.simulator.simulate([run.curriculum], initial, own)[0]
@@ -102,33 +103,54 @@ def with_bands(
     rows : name → which test examples. Columns: edit (its number), test, change, and where the simulator has
     bands low, high and verdict; one row an edit and set.
     """
-    recorded, bands = fitted.simulator.recorded_, fitted.bands
-    moved = np.sqrt(np.square(changes.original - run.initial_loss).mean())
-    found = []
-    for number, (curriculum, values) in enumerate(zip(changes.edited, changes.change, strict=True)):
-        step = max(len(run), len(curriculum))
-        overused = far = 0.0
-        if recorded is not None and bands is not None:
-            overused = recorded.overused(run.curriculum, curriculum)
-            far = recorded.distance(curriculum, train.groups)
-        for name, of in rows.items():
-            mean = float(values[of].mean())
-            row: tuple[object, ...] = (number, name, mean)
-            if bands is not None:
-                low, high = change_band(
-                    mean,
-                    np.sqrt(np.square(values[of]).mean()),
-                    bands.half_width_of_mean(of, step),
-                    skill=float(bands.skill_[min(step, len(bands.skill_) - 1)]),
-                    level=bands.level,
-                    overused=overused,
-                    unlike=far * moved,
-                    widened=widened,
-                )
-                row += (float(low), float(high), str(verdicts(mean, low, high)))
-            found.append(row)
-    columns = ["edit", "test", "change", *(["low", "high", "verdict"] if bands is not None else [])]
-    return pd.DataFrame(found, columns=columns)
+    uses = [np.asarray(one.counts().sum(0)) for one in (run.curriculum, *changes.edited)]
+    by = sparse.csr_array(np.stack(uses[1:]) - uses[0])
+    steps = np.array([len(one) for one in changes.edited])
+    return banded(fitted, run, changes.original, changes.change, rows, by, train, widened, steps)
+
+
+def banded(
+    fitted: Fitted,
+    run: Run,
+    original: Array,
+    change: Array,
+    rows: Mapping[str, IntArray],
+    by: sparse.csr_array,
+    train: ExampleTable,
+    widened: float = 1.0,
+    steps: int | IntArray = 0,
+) -> pd.DataFrame:
+    """What :func:`with_bands` returns, of changes [edit, test] whose curricula need not be at hand.
+
+    original : float [test], the final losses of the original run. by : sparse [edit, train], by how much more
+    or less often each edit uses each training example. steps : of the edited curricula, where they are
+    longer than the original.
+    """
+    bands, found = fitted.bands, []
+    moved = np.sqrt(np.square(original - run.initial_loss).mean())
+    last = np.broadcast_to(np.maximum(len(run), steps), len(change))
+    recorded, overused, far = fitted.simulator.recorded_, np.zeros(1), np.zeros(1)
+    if recorded is not None and bands is not None:
+        uses = np.asarray(run.curriculum.counts().sum(0))
+        overused, far = recorded.overused_by(uses, by), recorded.distance_by(uses, by, train.groups)
+    for name, of in rows.items():
+        mean = change[:, of].mean(1)
+        frame = pd.DataFrame({"edit": np.arange(len(change)), "test": name, "change": mean})
+        if bands is not None:
+            noise = {step: bands.half_width_of_mean(of, step) for step in np.unique(last)}
+            low, high = change_band(
+                mean,
+                np.sqrt(np.square(change[:, of]).mean(1)),
+                np.array([noise[step] for step in last]),
+                skill=bands.skill_[np.minimum(last, len(bands.skill_) - 1)],
+                level=bands.level,
+                overused=overused,
+                unlike=far * moved,
+                widened=widened,
+            )
+            frame = frame.assign(low=low, high=high, verdict=verdicts(mean, low, high))
+        found.append(frame)
+    return pd.concat(found).sort_values("edit", kind="stable", ignore_index=True)
 
 
 def chosen_tests(test: ExampleTable, of: str | None = None) -> dict[str, IntArray]:
@@ -147,7 +169,7 @@ def chosen_tests(test: ExampleTable, of: str | None = None) -> dict[str, IntArra
     raise ValueError(f"there is no group of test examples, nor a test example, named {of!r}")
 
 
-def _rates_by_length(simulator: Simulator, run: Run, schedule: str) -> Callable[[int], Array] | None:
+def rates_by_length(simulator: Simulator, run: Run, schedule: str) -> Callable[[int], Array] | None:
     """From a number of steps to learning rates [step]; None where the run's, or those of the fit, are not
     known.
     """

@@ -212,6 +212,24 @@ class AutoSimulator(Simulator):
         losses = [member.simulate(curricula, start, learning_rate) for member in self.members_]
         return self.units_.out_of(np.mean(losses, axis=0))
 
+    def first_order(
+        self,
+        curriculum: Curriculum,
+        initial_loss: Array,
+        steps: npt.NDArray[np.int64],
+        examples: npt.NDArray[np.int64],
+        learning_rate: npt.ArrayLike | None = None,
+    ) -> Array | None:
+        """What one more use changes to first order: the mean of what the members say."""
+        start = self.units_.into(initial_loss)
+        total = np.zeros((len(steps), len(start)))
+        for member in self.members_:
+            found = member.first_order(curriculum, start, steps, examples, learning_rate)
+            if found is None:
+                return None
+            total += found
+        return total * (self.units_.scale / len(self.members_))
+
     def out_of_fold(self, train: RunSet) -> Array:
         """The training runs, each as predicted by a fit that has not seen it, float [run, step + 1, test].
 

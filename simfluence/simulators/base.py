@@ -174,6 +174,31 @@ class Simulator(ABC):
         trajectories[np.arange(trajectories.shape[1]) > steps[:, None]] = np.nan
         return trajectories
 
+    def first_order(
+        self,
+        curriculum: Curriculum,
+        initial_loss: Array,
+        steps: npt.NDArray[np.int64],
+        examples: npt.NDArray[np.int64],
+        learning_rate: npt.ArrayLike | None = None,
+    ) -> Array | None:
+        """What one more use of an example in a step changes of the final losses, to first order.
+
+        The derivative of the simulated losses after the last step of a curriculum by how much a use counts in
+        the mean over its batch, while the other uses of the batch count what they did. Minus the sum over an
+        example's uses approximates leaving it out.
+
+        Parameters
+        ----------
+        initial_loss : float [test]. learning_rate : float [step]; see :meth:`simulate`.
+        steps, examples : int [use], of every use that is asked about: the step (from 0) and the example.
+
+        Returns
+        -------
+        float [use, test]; None from simulators that do not have it.
+        """
+        return None
+
     def check_examples(self, runs: RunSet) -> None:
         """Raises RunDataError unless the runs are about the examples that this simulator was fitted to."""
         examples = self._examples("check_examples")

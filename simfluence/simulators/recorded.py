@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import sparse
 
 from simfluence.curriculum import Curriculum
 from simfluence.runs import Run, RunSet
@@ -101,21 +103,42 @@ class Recorded:
         """The share of what an edit changes of uses of examples, 0 … 1, by which examples are used more often
         than in any recorded run.
         """
-        uses = _uses(edited)
-        changed = float(np.abs(uses - _uses(original)).sum())
-        beyond = float(np.maximum(uses - self.uses.max(0), 0).sum())
-        return min(beyond / changed, 1.0) if changed > 0 else 0.0
+        before = _uses(original)
+        return float(self.overused_by(before, sparse.csr_array((_uses(edited) - before)[None]))[0])
 
     def distance(self, edited: Curriculum, groups: Sequence[str]) -> float:
         """How much further than recorded runs an edited curriculum is from their mean, in shares of groups:
         the total variation distance, 0 … 1, less its mean over the recorded runs.
         """
-        names = list(dict.fromkeys(groups))
-        member = np.asarray(groups)[:, None] == np.asarray(names)
-        used = np.vstack([self.uses, _uses(edited)]) @ member
-        shares = used / np.maximum(used.sum(1, keepdims=True), 1e-300)
-        apart = np.abs(shares - shares[:-1].mean(0)).sum(1) / 2
-        return float(max(apart[-1] - apart[:-1].mean(), 0.0))
+        none = sparse.csr_array((1, self.uses.shape[1]))
+        return float(self.distance_by(_uses(edited), none, groups)[0])
+
+    def overused_by(self, uses: npt.NDArray[Any], changes: sparse.csr_array) -> Array:
+        """``overused`` of many edits of one run, float [edit].
+
+        uses : [train], how often the run used every example. changes : sparse [edit, train], by how much more
+        or less often each edit uses it.
+        """
+        most = self.uses.max(0)
+        before, entries = np.maximum(uses - most, 0), changes.tocoo()
+        at, by = entries.coords[1], entries.data
+        beyond = np.maximum(uses[at] + by - most[at], 0) - before[at]
+        count = changes.shape[0]
+        more = before.sum() + np.bincount(entries.coords[0], beyond, minlength=count)
+        changed = np.bincount(entries.coords[0], np.abs(by), minlength=count)
+        return np.divide(np.minimum(more, changed), changed, out=np.zeros(count), where=changed > 0)
+
+    def distance_by(self, uses: npt.NDArray[Any], changes: sparse.csr_array, groups: Sequence[str]) -> Array:
+        """``distance`` of many edits of one run, float [edit]; arguments as of :meth:`overused_by`."""
+        _, label = np.unique(np.asarray(groups), return_inverse=True)
+        member = sparse.csr_array((np.ones(len(label)), (np.arange(len(label)), label)))
+        recorded, edited = self.uses @ member, uses @ member + (changes @ member).toarray()
+        shares, edited_shares = (
+            used / np.maximum(used.sum(1, keepdims=True), 1e-300) for used in (recorded, edited)
+        )
+        usual = shares.mean(0)
+        apart, others = (np.abs(of - usual).sum(1) / 2 for of in (edited_shares, shares))
+        return np.asarray(np.maximum(apart - others.mean(), 0.0), np.float64)
 
     def unlike(self, edited: Curriculum, groups: Sequence[str]) -> str:
         """In words, the groups of training examples that an edited curriculum uses far more or less often

@@ -164,5 +164,23 @@ class ScoresSimulator(Simulator):
             losses[run, : len(curriculum) + 1] = initial_loss[run] - self.scale_ * gained
         return losses
 
+    def first_order(
+        self,
+        curriculum: Curriculum,
+        initial_loss: Array,
+        steps: npt.NDArray[np.int64],
+        examples: npt.NDArray[np.int64],
+        learning_rate: npt.ArrayLike | None = None,
+    ) -> Array:
+        """What one more use changes (:meth:`Simulator.first_order`), exactly, since scores add up."""
+        weights = self._usual_rates(len(curriculum))
+        if learning_rate is not None and self.weighing_ == "rate":
+            weights = as_schedule(learning_rate, 1, len(curriculum))[0]
+        if self.weighing_ == "run":
+            weights = weights / len(curriculum)
+        latest = np.searchsorted(self.steps_, steps, side="right") - 1
+        share = self.scale_ * (weights / curriculum.consumed)[steps]
+        return np.asarray(-share[:, None] * self.scores_[latest, examples], np.float64)
+
     def _portable_params(self) -> dict[str, Any]:
         return {**self.get_params(), "scores": portable_scores(self.scores)}

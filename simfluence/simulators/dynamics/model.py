@@ -92,13 +92,17 @@ class TrainingDynamics:
 
     def on_test(self, states: Array) -> Array:
         """What states x [..., k] have added to log(eᴸ − 1), [..., test]."""
-        return np.asarray(-states @ (self.test * self.metric).T, np.float64)
+        return np.asarray(states @ self.on_state().T, np.float64)
+
+    def on_state(self) -> Array:
+        """The derivative of log(eᴸ − 1) of every test example by the state x, [test, k]."""
+        return np.asarray(-self.test * self.metric, np.float64)
 
     def use_weights(self, curricula: Sequence[Curriculum], rates: Array) -> list[Array]:
         """ρ_i γ_t over the training runs' mean of γ: what each use still teaches, one [use] a curriculum."""
         batches = batches_of(curricula)
         residuals = self.train_along(batches, np.empty(0, np.int64), rates)[2]
-        gamma = self._gamma(rates)
+        gamma = self.gamma(rates)
         reached = np.arange(gamma.shape[1]) < batches.lengths[:, None]
         weights = residuals * np.repeat(gamma[reached] / self.usual, np.diff(batches.bounds))
         ends = np.cumsum([len(curriculum.examples) for curriculum in curricula])
@@ -106,7 +110,7 @@ class TrainingDynamics:
 
     def mean_gamma(self, curricula: Sequence[Curriculum], rates: Array) -> float:
         """The mean of γ over the steps of these curricula."""
-        gamma = self._gamma(rates)
+        gamma = self.gamma(rates)
         lengths = np.array([len(curriculum) for curriculum in curricula])
         return float(gamma[np.arange(gamma.shape[1]) < lengths[:, None]].mean())
 
@@ -119,7 +123,7 @@ class TrainingDynamics:
         dynamics = Dynamics(
             self.train,
             self.metric,
-            np.ascontiguousarray(self._gamma(rates)),
+            np.ascontiguousarray(self.gamma(rates)),
             self.kept,
             float(self.momentum.beta),
             self.momentum.bias_correction,
@@ -131,5 +135,6 @@ class TrainingDynamics:
         found: tuple[Array, Array, Array] = train(batches, dynamics, parameters or none, points)
         return found
 
-    def _gamma(self, rates: Array) -> Array:
+    def gamma(self, rates: Array) -> Array:
+        """γ at relative learning rates [run, step]."""
         return rates * self.profile[np.minimum(np.arange(rates.shape[1]), len(self.profile) - 1)]

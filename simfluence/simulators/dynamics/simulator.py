@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum
-from simfluence.links import link
+from simfluence.links import link, slope
 from simfluence.runs import RunSet
 from simfluence.runs.schedule import RelativeRates
 from simfluence.simulators.base import Array, Simulator, register
+from simfluence.simulators.dynamics.adjoint import pull_back
 from simfluence.simulators.dynamics.kernels import fit_scores
 from simfluence.simulators.dynamics.model import TrainingDynamics
 from simfluence.simulators.effects.data import TrainingData, as_scores
@@ -76,6 +77,22 @@ class DynamicsSimulator(Simulator):
         rates: RelativeRates = self.rates_
         shift = link(initial_loss, "log_odds") - self.initial_
         return self.dynamics_.simulate(curricula, rates.at(len(curricula), steps, learning_rate), shift)
+
+    def first_order(
+        self,
+        curriculum: Curriculum,
+        initial_loss: Array,
+        steps: npt.NDArray[np.int64],
+        examples: npt.NDArray[np.int64],
+        learning_rate: npt.ArrayLike | None = None,
+    ) -> Array:
+        """What one more use changes to first order (:meth:`Simulator.first_order`), by adjoint.py."""
+        last = self.simulate([curriculum], initial_loss, learning_rate)[0, -1]
+        gammas = self.dynamics_.gamma(self.rates_.at(1, len(curriculum), learning_rate))[0]
+        found = pull_back(
+            self.dynamics_, curriculum, gammas, self.dynamics_.on_state(), None, (steps, examples), None
+        )
+        return found * slope(last, "log_odds")
 
     def _portable_params(self) -> dict[str, Any]:
         return {**self.get_params(), "scores": portable_scores(self.scores)}

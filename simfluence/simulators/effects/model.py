@@ -15,6 +15,7 @@ from simfluence.simulators.effects.momentum import Momentum
 from simfluence.simulators.state import saved
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 SCORE_ORDERS, INITIAL_ORDERS = 3, 2
 """How many Legendre polynomials of training progress the coefficients of scores and initial losses have."""
@@ -128,6 +129,43 @@ class EffectsModel:
         acting[: counts.shape[0]] = counts @ effects
         average(acting, self.settings.momentum.beta, self.settings.momentum.bias_correction)
         return acting * rates[:, None] - self.center @ effects
+
+    def use_effects(self, curriculum: Curriculum, rates: Array, steps: IntArray, examples: IntArray) -> Array:
+        """What a use of an example in a step that counts 1 adds to the link of the loss at the end of a
+        curriculum, float [use, test].
+
+        rates : relative learning rates [step]. steps, examples : int [use].
+        """
+        at = np.arange(1, len(curriculum) + 1)
+        basis = self._acting_later(progress_basis(at, self.total, self.settings.decay), rates)
+        found = np.zeros((len(steps), self.initial.shape[0]))
+        for phi, effects in zip(basis.T, self.effects, strict=True):
+            found += phi[steps, None] * effects[examples]
+        powers = legendre(at, self.total)[:, :SCORE_ORDERS]
+        for q, scores in enumerate(self.scores):
+            own = self.coefficients[q * SCORE_ORDERS : (q + 1) * SCORE_ORDERS]
+            found += self._acting_later(powers @ own, rates)[steps] * scores[examples]
+        inside = min(len(curriculum), self.total)
+        weight = self.batch_size / curriculum.consumed[steps]
+        return np.asarray(
+            np.interp(inside, self.grid, self.calibration) * weight[:, None] * found, np.float64
+        )
+
+    def prior_slope_at(self, step: int) -> float:
+        """c after a step."""
+        return float(np.interp(min(step, self.total), self.grid, self.prior_slope))
+
+    def _acting_later(self, values: Array, rates: Array) -> Array:
+        """Σ_s r_s values_s × (what a use in step t counts in m̂_s), [step t, column]."""
+        from simfluence.kernels.momentum import average  # compiled when first used
+
+        momentum, steps = self.settings.momentum, len(rates)
+        share = np.ones(steps)
+        if momentum.bias_correction:
+            share = 1 / (1 - momentum.beta ** np.arange(1, steps + 1))
+        backward = np.ascontiguousarray((values * (rates * share)[:, None])[::-1])
+        average(backward, momentum.beta, False)
+        return backward[::-1]
 
     def average_effects(self) -> Array:
         """B on log(eᴸ − 1) of one use of each training example, averaged over training, float [train, test].

@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from simfluence.curriculum import Curriculum
-from simfluence.links import Link, check_link, link
+from simfluence.links import LOSS_FLOOR, Link, check_link, link, slope
 from simfluence.runs import RunSet
 from simfluence.runs.schedule import RelativeRates
 from simfluence.simulators.base import Array, Simulator, register, stages
+from simfluence.simulators.dynamics.adjoint import pull_back
 from simfluence.simulators.dynamics.cross_fit import (
     CrossFitted,
     effects_dynamics,
@@ -220,6 +221,37 @@ class EffectsSimulator(Simulator):
         prior = self.dynamics_.simulate(curricula, rates)
         weights = self.dynamics_.use_weights(curricula, rates)
         return model.simulate(curricula, initial_loss, np.ones_like(rates), prior, weights)
+
+    def first_order(
+        self,
+        curriculum: Curriculum,
+        initial_loss: Array,
+        steps: npt.NDArray[np.int64],
+        examples: npt.NDArray[np.int64],
+        learning_rate: npt.ArrayLike | None = None,
+    ) -> Array:
+        """What one more use changes to first order (:meth:`Simulator.first_order`): by the effect of the use,
+        and by what it changes of the training dynamics and so of what all later uses count.
+        """
+        model, dynamics = self.model_, self.dynamics_
+        rates = np.array(self.rates_.at(1, len(curriculum), learning_rate))
+        of_loss = slope(self.simulate([curriculum], initial_loss, learning_rate)[0, -1], model.settings.link)
+        if dynamics is None:
+            own = rates[0] if model.settings.with_rates else np.ones(len(curriculum))
+            return model.use_effects(curriculum, own, steps, examples) * of_loss
+        gammas, ones = dynamics.gamma(rates)[0], np.ones(len(curriculum))
+        of_step = np.repeat(np.arange(len(curriculum)), curriculum.batch_sizes)
+        own_uses, own_asked = (
+            model.use_effects(curriculum, ones, at, rows) * (gammas[at] / dynamics.usual)[:, None]
+            for at, rows in ((of_step, curriculum.examples), (steps, examples))
+        )
+        prior = dynamics.simulate([curriculum], rates)[0, -1]
+        by_prior = slope(prior, "log_odds")
+        if model.settings.link == "log_odds":
+            by_prior = (prior >= LOSS_FLOOR).astype(np.float64)
+        end = (model.prior_slope_at(len(curriculum)) * by_prior)[:, None] * dynamics.on_state()
+        found = pull_back(dynamics, curriculum, gammas, end, own_uses, (steps, examples), own_asked)
+        return found * of_loss
 
     def out_of_fold(self, train: RunSet) -> Array:
         """The training runs, each as predicted by a fit that has not seen it, float [run, step + 1, test].

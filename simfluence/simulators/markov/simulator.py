@@ -29,7 +29,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from simfluence import ridge
-from simfluence.curriculum import Curriculum, usual_batch_size
+from simfluence.curriculum import Curriculum, count_matrix, usual_batch_size
 from simfluence.devices import chosen_device
 from simfluence.runs import RunSet, Transitions, transitions
 from simfluence.simulators.base import Array, Simulator, register
@@ -226,6 +226,27 @@ class MarkovSimulator(Simulator):
                 " unstable there; a larger penalty or another center may help"
             )
         return losses
+
+    def first_order(
+        self,
+        curriculum: Curriculum,
+        initial_loss: Array,
+        steps: npt.NDArray[np.int64],
+        examples: npt.NDArray[np.int64],
+        learning_rate: npt.ArrayLike | None = None,
+    ) -> Array:
+        """What one more use changes to first order (:meth:`Simulator.first_order`).
+
+        A use in step t adds b / |c_t| (A'_i L_{t-1} + B_i) to L_t, and a change of L_t is multiplied by the
+        1 + b / |c_s| Σ_{i∈c_s} A'_i of all later steps s.
+        """
+        before = self.simulate([curriculum], initial_loss)[0][steps]
+        slope = self.A_ - 1 / self.batch_size_ if self.free_slope else np.zeros_like(self.B_)
+        growth = 1 + count_matrix([curriculum], self.batch_size_) @ slope
+        later = np.ones_like(growth)
+        later[:-1] = np.cumprod(growth[:0:-1], axis=0)[::-1]
+        weight = (self.batch_size_ / curriculum.consumed)[steps, None]
+        return np.asarray(weight * later[steps] * (slope[examples] * before + self.B_[examples]), np.float64)
 
     def _warn(self, message: str) -> None:
         warnings.warn(f"{type(self).__name__}: {message}", SimulationWarning, stacklevel=5)

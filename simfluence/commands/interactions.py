@@ -1,0 +1,49 @@
+"""``simfluence interactions``: pairs of training groups or examples: redundant, independent or synergetic."""
+
+from __future__ import annotations
+
+from omegaconf import DictConfig
+
+from simfluence import outputs
+from simfluence.commands.common import chosen_run, fitted_for, load, say_and_write
+from simfluence.questions import figures
+from simfluence.questions.files import readable
+from simfluence.questions.interactions import interactions, pair_units
+from simfluence.questions.many import chosen_tests
+
+
+def run(config: DictConfig) -> None:
+    if config.output is not None:
+        outputs.check_folder(config.output)
+    if config.top < 1:
+        raise ValueError(f"top must be at least 1, got {config.top}")
+    runs = load(config.path)
+    asked = chosen_run(config, runs)
+    tests = chosen_tests(runs.test, config.of)  # these raise before the work begins
+    units = pair_units(asked, runs.train, config.per, config.among)
+    fitted = fitted_for(config, runs, asked)
+    frame = interactions(
+        fitted,
+        asked,
+        train=runs.train,
+        test=runs.test,
+        per=config.per,
+        among=config.among,
+        of=config.of,
+        schedule=config.schedule,
+        share=config.share,
+    )
+    of = list(tests)[-1]
+    whom = of if of != "all" else "all test examples"
+    one = frame[frame["test"] == of]
+    largest = one["interaction"].abs().sort_values(ascending=False).index
+    shown = readable(one.loc[largest[: config.top]].drop(columns="test"))
+    wide = one.pivot(index="second", columns="first", values="interaction")
+    wide = wide.reindex(index=list(units)[1:], columns=list(units)[:-1])
+    title = f"{asked.id}: do training {config.per}s stand in for each other?"
+    question = (
+        f"pairs of training {config.per}s of {asked.id} left out: change of the mean final loss of {whom}, of"
+        " both together against the sum; the largest interactions first"
+    )
+    figure = figures.matrices({f"{whom}: change without both, less the sum": wide}, title)
+    say_and_write(config, "interactions", frame, shown, figure, question)
