@@ -29,6 +29,8 @@ EXAMPLES = {
         "simfluence whatif simulator=auto.safetensors edit.groups=[completion]   # what fit wrote, as it is",
         "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
         "simfluence whatif edit.groups=[completion] edit.schedule=keep   # the original's learning rates",
+        "simfluence whatif file=edits.yaml   # several named edits, in one table",
+        "simfluence whatif edit.text=capital   # those whose text has this word",
         "simfluence whatif path=runs/mine simulator.scores=scores/scores.safetensors edit.ids=[q-17]",
     ),
     "benchmark": (

@@ -299,7 +299,7 @@ def ask(
         notes = list(fitted.notes)
     else:
         fitted = simulator if isinstance(simulator, Fitted) else Fitted.load(simulator)
-        notes = [str(fitted), *_differences(fitted, run, level)]
+        notes = [*fitted.notes, str(fitted), *_differences(fitted, run, level)]
     fitted.simulator.check_examples(runs)
     asked: dict[str, Any] = {"schedule": schedule, "level": level, "widened": widened, "retrain": retrain}
     answer = what_if(fitted, run, edit, train=runs.train, test=runs.test, **asked)

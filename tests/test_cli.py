@@ -243,7 +243,7 @@ def test_what_fit_writes_is_what_whatif_and_evaluate_load(simfluence, recorded: 
     asked = simfluence("whatif", "path=runs/small", file, "edit.ids=3", "output=asked", cwd=recorded)
     note = "note: the simulator linear was fitted to run-000, run-001, …, run-004 (5 runs)\n"
     assert note in asked.stdout
-    assert asked.stdout.replace(note, "") == anew.stdout.replace("anew/", "asked/")
+    assert asked.stdout == anew.stdout.replace("anew/", "asked/")
     changes = [(recorded / folder / "what_if.csv").read_text() for folder in ("anew", "asked")]
     assert changes[0] == changes[1]
     assert "high" in changes[0]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
-    from simfluence.runs import RunSet
+    from simfluence.fitted import Fitted
+    from simfluence.runs import Run, RunSet
     from simfluence.simulators import Simulator
 
 
@@ -50,3 +51,15 @@ def make_simulator(config: DictConfig) -> Simulator:
         scores = [InfluenceScores.load(file) for file in files]
         params["scores"] = scores[0] if len(scores) == 1 else scores
     return by_name(**params)
+
+
+def fitted_for(config: DictConfig, runs: RunSet, run: Run) -> Fitted:
+    """The simulator of a command's configuration: read from the file ``fitted``, or fitted to runs of the set
+    of which ``run``, which is asked about, is none.
+    """
+    from simfluence.fitted import Fitted, fit
+
+    if config.fitted is not None:
+        return Fitted.load(config.fitted)
+    options = {"train": config.train, "validation": config.validation, "level": config.level}
+    return fit(runs, make_simulator(config.simulator), **options, held_out=run.id)
