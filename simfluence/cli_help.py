@@ -33,6 +33,12 @@ EXAMPLES = {
         "simfluence whatif edit.text=capital   # those whose text has this word",
         "simfluence whatif path=runs/mine simulator.scores=scores/scores.safetensors edit.ids=[q-17]",
     ),
+    "search": (
+        "simfluence search goal=leave_out k=20   # which 20 examples to leave out",
+        "simfluence search goal=leave_out per=group k=1 of=which   # which group hurts those",
+        "simfluence search goal=order objective=worst risk=1 output=order",
+        "simfluence search goal=repeats most=3 budget=120",
+    ),
     "benchmark": (
         "simfluence benchmark path=runs/mine methods=[linear,auto,bm25,ekfac] output=benchmark",
         "simfluence benchmark path=runs/mine methods=[linear,my_scores.safetensors] scores=false",

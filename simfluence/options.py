@@ -42,7 +42,7 @@ TYPES: dict[str, Type] = {
     **dict.fromkeys(("only", "test_ids", "prune", "labels", "targets", "parameters", "scores"), list),
     **dict.fromkeys(("class_words",), list),
     **dict.fromkeys(("steps", "keep_weights"), None),
-    **dict.fromkeys(("edit.steps", "edit.count"), int),
+    **dict.fromkeys(("edit.steps", "edit.count", "budget"), int),
     **dict.fromkeys(("above", "below"), float),
     **dict.fromkeys(("file", "of", "edit.scores", "edit.text"), str),
 }

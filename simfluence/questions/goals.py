@@ -1,8 +1,8 @@
-"""What a search chooses: examples or groups to leave out, the order of groups, how often each group is repeated,
-or shares of groups.
+"""What a search chooses: examples or groups to leave out, the order of groups, how often each group is
+repeated, or shares of groups.
 
-A goal says which choices there are, as tuples of numbers, and what edit each is. To add one: a class with these
-methods and a line in ``GOALS``.
+A goal says which choices there are, as tuples of numbers, and what edit each is. To add one: a class with
+these methods and a line in ``GOALS``.
 
     start           the choice that a search begins with
     first(choice)   better choices to begin with are looked for among these, until there are none
@@ -95,7 +95,9 @@ class LeaveOut(Goal):
 
     def edit(self, choice: Choice) -> Edit | None:
         names = [self.names[number] for number in choice]
-        return Edit("remove", **{"groups" if self.per == "group" else "ids": names}) if names else None
+        if not names:
+            return None
+        return Edit("remove", groups=names) if self.per == "group" else Edit("remove", ids=names)
 
 
 @dataclass
@@ -150,7 +152,7 @@ class Repeats(Goal):
                 counts[more] += 1
             if less >= 0:
                 counts[less] -= 1
-            if more != less and any(counts) and 0 <= min(counts) and max(counts) <= self.most:
+            if more != less and any(counts) and min(counts) >= 0 and max(counts) <= self.most:
                 changed.append(tuple(counts))
         return changed
 
@@ -200,8 +202,9 @@ GOALS = (LeaveOut.name, Order.name, Repeats.name, Shares.name)
 def make_goal(
     name: str, run: Run, train: ExampleTable, *, k: int | None, per: str, most: int, seed: int
 ) -> Goal:
-    """The goal of this name for a run. Raises ValueError for another name, or where the run does not have what
-    it chooses among.
+    """The goal of this name for a run.
+
+    Raises ValueError for another name, or where the run does not have what it chooses among.
     """
     if name not in GOALS:
         raise ValueError(f"a search chooses {', '.join(GOALS)}, not {name!r}")

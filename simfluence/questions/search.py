@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,9 @@ def search(
 ) -> SearchResult:
     """Search for the edit of a run that minimises the predicted loss of test examples.
 
+    Edits are compared by what the simulation alone says of them (``many_changes`` without the residual), the
+    best one is then answered as ``what_if`` answers it.
+
     Parameters
     ----------
     simulator : a fitted one. train, test : the tables of the training and the test examples.
@@ -100,15 +103,22 @@ def search(
     nothing better than the run is found.
     """
     fitted = simulator if isinstance(simulator, Fitted) else Fitted(simulator)
-    if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be {' or '.join(OBJECTIVES)}, got {objective!r}")
-    if not np.isfinite(risk) or risk < 0 or (risk and fitted.bands is None):
-        raise ValueError(f"risk must be 0 or more, and takes a simulator with bands; got {risk}")
-    what = make_goal(goal, run, train, k=k, per=per, most=most, seed=seed)
-    (rows,) = chosen_tests(test, of or "all").values()
-    limit = len(run) if budget is None else int(budget)
-    value = _Value(fitted, run, train, test, rows, objective, risk, max(limit, 1))
-    asked = [goal, k, per, most, limit, of, objective, risk, rounds, candidates, seed]
+    if risk and fitted.bands is None:
+        raise ValueError("risk takes a simulator with bands: fit one with level=0.9")
+    asked: dict[str, Any] = {
+        "goal": goal,
+        "k": k,
+        "per": per,
+        "most": most,
+        "budget": budget,
+        "of": of,
+        "objective": objective,
+    }
+    asked |= {"risk": risk, "rounds": rounds, "candidates": candidates, "seed": seed}
+    what, rows = check_options(run, train, test, **asked)
+    limit = len(run) if budget is None else budget
+    recorded = many_changes(fitted, run, [run.curriculum]).original
+    value = _Value(fitted, run, train, test, rows, objective, risk, limit, recorded)
     found = _Search(what, value, rounds, candidates, seed, say).begun(state, asked)
     found.go()
     edit = what.edit(found.best)
@@ -118,6 +128,38 @@ def search(
     sets = {of or "all": rows, **chosen_tests(test)}
     predicted = with_bands(fitted, run, changes, sets, train).drop(columns="edit")
     return SearchResult(edit, predicted, pd.DataFrame(found.path))
+
+
+def check_options(
+    run: Run,
+    train: ExampleTable,
+    test: ExampleTable,
+    *,
+    goal: str,
+    k: int | None,
+    per: str,
+    most: int,
+    budget: int | None,
+    of: str | None,
+    objective: str,
+    risk: float,
+    rounds: int,
+    candidates: int,
+    seed: int,
+) -> tuple[Goal, IntArray]:
+    """The goal of a search, and the rows of the test examples whose loss counts.
+
+    Raises ValueError for options that :func:`search` does not take.
+    """
+    if objective not in OBJECTIVES:
+        raise ValueError(f"objective must be {' or '.join(OBJECTIVES)}, got {objective!r}")
+    if not np.isfinite(risk) or risk < 0:
+        raise ValueError(f"risk must be 0 or more, got {risk}")
+    for name, value in (("budget", budget), ("rounds", rounds), ("candidates", candidates)):
+        if value is not None and (isinstance(value, bool) or value != int(value) or value < 1):
+            raise ValueError(f"{name} must be a whole number, at least 1, got {value}")
+    (rows,) = chosen_tests(test, of or "all").values()
+    return make_goal(goal, run, train, k=k, per=per, most=most, seed=seed), rows
 
 
 @dataclass(frozen=True)
@@ -132,9 +174,10 @@ class _Value:
     objective: str
     risk: float
     budget: int
+    original: Array
 
     def __call__(self, edits: Sequence[Edit | Edits | None], progress: str | None = None) -> Array:
-        """float [edit]; inf for edits that cannot be made, change nothing, or take more steps than there are."""
+        """float [edit]; inf for edits that cannot be made, change nothing, or take too many steps."""
         values = np.full(len(edits), np.inf)
         edited, numbers = [], []
         for number, edit in enumerate(edits):
@@ -153,8 +196,9 @@ class _Value:
             return None
 
     def _of(self, edited: Sequence[Curriculum], progress: str | None) -> Array:
-        changes = many_changes(self.fitted, self.run, edited, progress=progress)
-        losses = (changes.original + changes.change)[:, self.rows]
+        found = many_changes(self.fitted, self.run, edited, with_residual=False, progress=progress)
+        changes = replace(found, original=self.original)
+        losses = (self.original + changes.change)[:, self.rows]
         if self.objective == "mean":
             losses, sets = losses.mean(1, keepdims=True), {"": self.rows}
         else:
@@ -177,10 +221,13 @@ class _Search:
         self.best, self.lowest, self.done = goal.start, np.inf, False
         self.path: list[dict[str, Any]] = []
 
-    def begun(self, file: str | Path | None, asked: list[Any]) -> _Search:
-        """The search as its file has it, if it is there. Raises RunDataError for the file of another search."""
+    def begun(self, file: str | Path | None, asked: dict[str, Any]) -> _Search:
+        """The search as its file has it, if it is there.
+
+        Raises RunDataError for the file of another search.
+        """
         run = self.value.run.fingerprint
-        words = json.dumps([*asked, run, str(self.value.fitted)])
+        words = json.dumps([asked, run, str(self.value.fitted)])
         self.asked = hashlib.sha256(words.encode()).hexdigest()[:16]
         self.file = None if file is None else Path(file)
         if self.file is None or not self.file.exists():
