@@ -29,6 +29,8 @@ EXAMPLES = {
         "simfluence whatif simulator=auto.safetensors edit.groups=[completion]   # what fit wrote, as it is",
         "simfluence whatif edit.name=repeat edit.ids=[openbookqa-17] edit.times=10 verify=true",
         "simfluence whatif edit.groups=[completion] edit.schedule=keep   # the original's learning rates",
+        "simfluence whatif file=edits.yaml   # several named edits, in one table",
+        "simfluence whatif edit.text=capital   # those whose text has this word",
         "simfluence whatif path=runs/mine simulator.scores=scores/scores.safetensors edit.ids=[q-17]",
     ),
     "rank": (
@@ -47,6 +49,12 @@ EXAMPLES = {
     "when": (
         "simfluence when groups=[which,what] output=places",
         "simfluence when of=which simulator=auto.safetensors",
+    ),
+    "search": (
+        "simfluence search goal=leave_out k=20   # which 20 examples to leave out",
+        "simfluence search goal=leave_out per=group k=1 of=which   # which group hurts those",
+        "simfluence search goal=order objective=worst risk=1 output=order",
+        "simfluence search goal=repeats most=3 budget=120",
     ),
     "benchmark": (
         "simfluence benchmark path=runs/mine methods=[linear,auto,bm25,ekfac] output=benchmark",

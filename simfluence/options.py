@@ -45,8 +45,11 @@ TYPES: dict[str, Type] = {
     "first_order": bool,
     **dict.fromkeys(("interactions.among", "when.groups"), list),
     **dict.fromkeys(("steps", "keep_weights"), None),
+    **dict.fromkeys(("edit.steps", "edit.count", "budget"), int),
+    **dict.fromkeys(("above", "below"), float),
+    **dict.fromkeys(("file", "of", "edit.scores", "edit.text"), str),
 }
-"""The types of options whose default is null, by name, or by command and name."""
+"""The types of options whose default is null, by name, by command and name, or by key."""
 
 NULLABLE = ("level", "factors", "dropout", "link", "config")
 """Options that may be null, though their default is not."""
@@ -57,7 +60,7 @@ _NODES: dict[Type, tuple[Any, str]] = {
     float: (FloatNode, "a number"),
     bool: (BooleanNode, "true or false"),
 }
-_WHOLE_TEXTS = ("edit.shares",)
+_WHOLE_TEXTS = ("edit.shares", "edit.text")
 """Options of which blanks and commas are part of one text."""
 _LIST_ITEM = re.compile(r"((?:^\[?|,)\s*)([^\s,\[\](){}'\"\\$]+)(?=\s*(?:\]?$|,))")
 """An item of a list, or a value of its own: without blanks, quotes, brackets and interpolations."""
@@ -102,15 +105,16 @@ def options_of(command: str) -> dict[str, Option]:
         own = {name: value for name, value in config.items() if name not in ("defaults", "hydra")}
         for key, value in leaves(own, group):
             name, before = key.split(".")[-1], found.get(_general(key), Option(None, False))
-            kind = _type_of(value, command, name)
+            kind = _type_of(value, command, key)
             nullable = before.nullable or value is None or name in NULLABLE
             found[_general(key)] = Option(before.type or kind, nullable)
     return found
 
 
-def _type_of(default: Any, command: str, name: str) -> Type:
+def _type_of(default: Any, command: str, key: str) -> Type:
     if default is None:
-        return TYPES.get(f"{command}.{name}", TYPES.get(name))
+        name = key.split(".")[-1]
+        return next((TYPES[one] for one in (f"{command}.{name}", key, name) if one in TYPES), None)
     is_numbers = isinstance(default, list) and default and not isinstance(default[0], str)
     return tuple if is_numbers else type(default)
 

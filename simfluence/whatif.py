@@ -18,7 +18,7 @@ import pandas as pd
 
 from simfluence.answer import GIVEN, WhatIf
 from simfluence.curriculum import Curriculum
-from simfluence.edit import Edit
+from simfluence.edit import Edit, Edits
 from simfluence.evaluation.metrics import final_loss
 from simfluence.fitted import Fitted, fitted_for
 from simfluence.residual import carried
@@ -30,8 +30,9 @@ from simfluence.trust import Trust, change_band, verdicts
 
 Array = npt.NDArray[np.float64]
 
-Question = Edit | Curriculum | Callable[[Curriculum], Curriculum]
-"""What to change: an edit by name, a function that edits curricula, or the edited curriculum."""
+Question = Edit | Edits | Curriculum | Callable[[Curriculum], Curriculum]
+"""What to change: an edit by name or several after each other, a function that edits curricula, or the edited
+curriculum."""
 
 _NOTICEABLE = 0.05
 """Less use of examples beyond that of any recorded run is not worth a word."""
@@ -82,7 +83,7 @@ def what_if(
     without a run.
     """
     run = original if isinstance(original, Run) else None
-    rule = schedule or (edit.schedule if isinstance(edit, Edit) else STRETCH)
+    rule = schedule or (edit.schedule if isinstance(edit, Edit | Edits) else STRETCH)
     check_rule(rule)
     if retrain is not None and (run is None or learning_rate is not None):
         raise ValueError(
@@ -96,7 +97,7 @@ def what_if(
     fitted = simulator if isinstance(simulator, Fitted) else Fitted(simulator, bands)
     if test is not None:
         fitted.simulator.check_test_examples(test)
-    curricula, notes = _curricula(original, edit, train)
+    curricula, notes = _curricula(original, edit, train, test)
     if learning_rate is None:
         rates = _rates(fitted.simulator, run, curricula[1], rule)
     else:
@@ -117,15 +118,18 @@ def what_if(
 
 
 def _curricula(
-    original: Run | Curriculum, edit: Question, train: ExampleTable | None
+    original: Run | Curriculum,
+    edit: Question,
+    train: ExampleTable | None,
+    test: ExampleTable | None,
 ) -> tuple[list[Curriculum], list[str]]:
     """The original and the edited curriculum, and notes on the edit."""
     curriculum = original.curriculum if isinstance(original, Run) else original
     notes: list[str] = []
-    if isinstance(edit, Edit):
+    if isinstance(edit, Edit | Edits):
         if train is None:
             raise ValueError("an Edit names training examples: give their table, train=runs.train")
-        edited = edit.apply(original, train)
+        edited = edit.apply(original, train, test)
         whose = original.id if isinstance(original, Run) else "the run"
         if unused := edit.unused(curriculum, train):
             notes.append(f"{whose} never used {', '.join(unused)}")
@@ -288,7 +292,7 @@ def ask(
     Raises ValueError if the edit changes nothing, and RunDataError for a simulator of other examples.
     """
     run = runs[runs.position(run_id) if run_id is not None else -1]
-    _curricula(run, edit, runs.train)  # raises before the work begins
+    _curricula(run, edit, runs.train, runs.test)  # raises before the work begins
     fitted = fitted_for(runs, run, simulator, train=train, validation=validation, level=level)
     asked: dict[str, Any] = {"schedule": schedule, "level": level, "widened": widened, "retrain": retrain}
     answer = what_if(fitted, run, edit, train=runs.train, test=runs.test, **asked)

@@ -21,6 +21,7 @@ COMMANDS: dict[str, str] = {
     "groups": "which training group teaches which test group, as a matrix",
     "interactions": "pairs of training groups or examples: redundant, independent or synergetic",
     "when": "what a training group changes by its place in training: early, middle, late",
+    "search": "find the edit that minimises the predicted loss",
     "attribute": "score training examples for test examples by an attribution method",
     "runs": "list, show, verify and prune what is recorded",
     "predictability": "retrain runs from weights that hardly differ: a ceiling of skill",

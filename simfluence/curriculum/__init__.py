@@ -23,12 +23,15 @@ from simfluence.curriculum.batches import (
 from simfluence.curriculum.edits import (
     Examples,
     concatenate,
+    in_order,
     keep,
     put_before,
     remove,
     repeat,
+    sample,
     set_shares,
     shuffle,
+    with_length,
 )
 from simfluence.curriculum.mixtures import Mixture, check_shares
 
@@ -42,12 +45,15 @@ __all__ = [
     "check_shares",
     "concatenate",
     "count_matrix",
+    "in_order",
     "keep",
     "of_shares",
     "put_before",
     "remove",
     "repeat",
+    "sample",
     "set_shares",
     "shuffle",
     "usual_batch_size",
+    "with_length",
 ]

@@ -92,24 +92,68 @@ def set_shares(curriculum: Curriculum, mixture: Mixture, groups: Sequence[str]) 
 
 
 def put_before(curriculum: Curriculum, first: Examples, second: Examples) -> Curriculum:
-    """Let all occurrences of ``first`` come before all of ``second``.
-
-    The places that both take together stay the same, the order within each stays the same, and
-    nothing else moves.
+    """Let all occurrences of ``first`` come before all of ``second`` (:func:`in_order` of the two).
 
     Raises ValueError if the two overlap, or for shares of groups.
     """
     check_counted([curriculum], "put_before")
-    first_set, second_set = _example_set(curriculum, first), _example_set(curriculum, second)
-    if (both := np.intersect1d(first_set, second_set)).size:
-        raise ValueError(f"an example cannot come before itself: {both[:5].tolist()} are in both sets")
-    is_first = np.isin(curriculum.examples, first_set)
-    is_second = np.isin(curriculum.examples, second_set)
-    stream = curriculum.examples.copy()
-    stream[is_first | is_second] = np.concatenate(
-        [curriculum.examples[is_first], curriculum.examples[is_second]]
-    )
+    return in_order(curriculum, [first, second])
+
+
+def in_order(curriculum: Curriculum, sets: Sequence[Examples]) -> Curriculum:
+    """Let all occurrences of the first set come before all of the second, these before the third, and so on.
+
+    The places that all sets together take stay the same, the order within each stays the same, and
+    nothing else moves.
+
+    Raises ValueError if two sets overlap, or for shares of groups.
+    """
+    check_counted([curriculum], "order")
+    place = np.full(curriculum.n_examples, -1)
+    for number, examples in enumerate(sets):
+        rows = _example_set(curriculum, examples)
+        if (both := rows[place[rows] >= 0]).size:
+            raise ValueError(f"an example cannot come before itself: {both[:5].tolist()} are in two sets")
+        place[rows] = number
+    stream, of = curriculum.examples.copy(), place[curriculum.examples]
+    moved = stream[of >= 0]
+    stream[of >= 0] = moved[np.argsort(of[of >= 0], kind="stable")]
     return Curriculum(stream, curriculum.offsets, curriculum.n_examples)
+
+
+def with_length(curriculum: Curriculum, steps: int) -> Curriculum:
+    """Train for so many steps: the first ones of the curriculum, which begins again where it ends sooner.
+
+    Raises ValueError unless ``steps`` is a whole number, at least 1.
+    """
+    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
+        raise ValueError(f"steps must be a whole number, at least 1, got {steps}")
+    rounds, rest = divmod(int(steps), len(curriculum))
+    end = curriculum.offsets[rest]
+    examples, uses = (
+        np.concatenate([np.tile(values, rounds), values[:end]])
+        for values in (curriculum.examples, curriculum.uses)
+    )
+    sizes = np.concatenate([np.tile(curriculum.batch_sizes, rounds), curriculum.batch_sizes[:rest]])
+    offsets = np.concatenate([[0], np.cumsum(sizes)])
+    counted = curriculum.amounts is None
+    return Curriculum(examples, offsets, curriculum.n_examples, None if counted else uses)
+
+
+def sample(
+    curriculum: Curriculum, count: int, rng: np.random.Generator, examples: Examples | None = None
+) -> Curriculum:
+    """Keep so many examples, drawn at random, of all that the curriculum uses; or of those of a set alone,
+    while the others stay.
+
+    Raises ValueError unless ``count`` is at least 1 and below the number of those it draws from.
+    """
+    used = curriculum.used
+    if examples is not None:
+        used = np.intersect1d(used, _example_set(curriculum, examples))
+    if not 1 <= count < len(used):
+        raise ValueError(f"count must be at least 1 and below the {len(used)} to draw from, got {count}")
+    return remove(curriculum, np.setdiff1d(used, rng.choice(used, count, replace=False)))
 
 
 def shuffle(curriculum: Curriculum, rng: np.random.Generator, *, window: int | None = None) -> Curriculum:
