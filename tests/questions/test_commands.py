@@ -73,7 +73,7 @@ def test_rank_prints_the_ends_and_texts(simfluence, tmp_path):
 @pytest.mark.parametrize(
     ("command", "options", "message"),
     [
-        *((command, ["path=nowhere"], "not a run set") for command in COMMANDS),
+        *((command, ["path=nowhere"], "there is no run set nowhere here") for command in COMMANDS),
         *((command, ["run_id=nine"], "there are run-000") for command in COMMANDS),
         *((command, ["of=nobody"], "named 'nobody'") for command in COMMANDS),
         *((command, ["fitted=no.safetensors"], "there is no file no.safetensors") for command in COMMANDS),
