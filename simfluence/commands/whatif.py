@@ -47,6 +47,6 @@ def run(config: DictConfig) -> None:
         settings |= {"steps": f"{len(answer.original)} → {len(answer.edited)}", "schedule": answer.schedule}
         question = f"What would {run_id} have learnt with this edit: {edit}?"
         report.write_what_if(answer, config.output, About(question, settings, made))
-        print(f"\nreport.html, every test example (what_if.csv) and figures: {config.output}")
+        print(f"\nreport: {config.output}/report.html; every test example: {config.output}/what_if.csv")
     if config.verify and answer.level is not None:
         verified.keep(config.path, run_id, str(edit), name, answer)
