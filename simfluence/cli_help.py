@@ -75,6 +75,7 @@ EXAMPLES = {
         "simfluence runs path=runs/openbookqa-minilm",
         "simfluence runs path=runs/openbookqa-minilm run_id=run-003 plot=run-003.png",
         "simfluence runs path=runs/openbookqa-minilm more=true   # what recording more would bring",
+        "simfluence runs path=runs/mine watch=true   # while they are recorded: progress, time left, losses",
         "simfluence runs verify=true",
         "simfluence runs prune=[attempts,failed] delete=true",
     ),

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -82,13 +83,18 @@ def loss_curves(evaluation: Evaluation, *, tests: int = 6, run: int = 0) -> Figu
         axis.set_ylim(low - margin, high + margin)  # a rollout that blows up must not hide the rest
     for axis in axes[len(chosen) :]:
         axis.remove()
-    figure.suptitle(f"{runs.runs[run].id}: recorded and simulated losses", fontsize=11)
     figure.supxlabel("optimizer step")
     figure.supylabel("loss of the test example")
     handles, labels = axes[0].get_legend_handles_labels()
-    columns = min(len(labels), 6)
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8, frameon=False)
+    _title_and_legend(figure, f"{runs.runs[run].id}: recorded and simulated losses", handles, labels)
     return figure
+
+
+def _title_and_legend(figure: Figure, title: str, handles: list[Artist], labels: list[str]) -> None:
+    """Above all panels, where neither covers the other."""
+    columns = min(len(labels), 6)
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, fontsize=8, frameon=False,
+                  title=title, title_fontsize=11)  # fmt: skip
 
 
 def recorded_losses(run: Run, groups: Sequence[str] | None = None) -> Figure:
@@ -203,14 +209,13 @@ def what_if_curves(answer: WhatIf) -> Figure:
         axis.tick_params(labelbottom=True)  # where nothing is below it
     for axis in axes[len(parts) :]:
         axis.remove()
-    figure.suptitle("Mean test loss under the original and the edited curriculum", fontsize=11)
     figure.supxlabel("optimizer step")
     figure.supylabel("test loss")
     handles, labels = axes[0].get_legend_handles_labels()
     handles = [copy.copy(handle) for handle in handles]
     for handle in handles:
-        handle.set_color("#555555")
-    figure.legend(handles, labels, loc="outside lower right", ncols=3, fontsize=8, frameon=False)
+        handle.set(color="#555555")
+    _title_and_legend(figure, "Mean test loss under both curricula", handles, labels)
     return figure
 
 

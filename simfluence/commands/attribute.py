@@ -51,4 +51,4 @@ def run(config: DictConfig) -> None:
         parts = layers_and_tokens(context, pair, shown[:1], method["factors"])
         tokens = [context.tokens(context.train[i]) for i in pair]
         report.write_heat_map(parts, tokens, [f"{train[i]} for {ids[0]}" for i in pair], config.output)
-    print(f"report.html, scores, card and figures: {config.output}")
+    print(f"report: {config.output}/report.html; scores, card and figures lie beside it")

@@ -41,4 +41,4 @@ def run(config: DictConfig) -> None:
         settings = {"run set": Path(config.path).name, **{name: len(part) for name, part in parts.items()}}
         question = "How well do simulators predict runs that they have not seen?"
         report.write_evaluation(evaluation, config.output, About(question, settings, made_by(runs)))
-        print(f"report.html, tables and figures: {config.output}")
+        print(f"report: {config.output}/report.html; tables and figures lie beside it")

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 from simfluence import outputs, plots, renamed
 from simfluence.commands.common import fail, load, make_simulator
 from simfluence.evaluation.more_runs import more_runs
-from simfluence.runs import example, manage
+from simfluence.runs import example, live, manage
 from simfluence.runs.start import in_words
 
 
@@ -23,6 +23,8 @@ def run(config: DictConfig) -> None:
             print(f"loss curves: {config.plot}")
     elif config.more:
         print(more_runs(load(config.path), make_simulator(config.simulator, config.path)))
+    elif config.watch:
+        live.watch(config.path)
     elif config.verify:
         problems = manage.verify(config.path)
         if len(problems):
@@ -47,7 +49,9 @@ def run(config: DictConfig) -> None:
 
 def _check_runs(config: DictConfig) -> None:
     """ValueError for options of ``runs`` that do not go together, and for a figure that cannot be written."""
-    given = [name for name in ("run_id", "more", "verify", "prune") if config[name] not in (None, False)]
+    given = [
+        name for name in ("run_id", "more", "watch", "verify", "prune") if config[name] not in (None, False)
+    ]
     if len(given) > 1:
         raise ValueError(f"give only one of {', '.join(given)}")
     for option, of in (("plot", "run_id"), ("delete", "prune")):

@@ -73,7 +73,7 @@ def _print_one(config: DictConfig, asked: Run, edit: Edit | Edits, answer: WhatI
     steps = f"{len(answer.original)} steps → {len(answer.edited)}"
     print(f"what if, in {asked.id}: {edit} ({steps})\n\n{answer}")
     if config.output is not None:
-        print(f"\nreport.html, every test example (what_if.csv) and figures: {config.output}")
+        print(f"\nreport: {config.output}/report.html; every test example: {config.output}/what_if.csv")
 
 
 def _print_all(

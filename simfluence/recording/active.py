@@ -415,6 +415,7 @@ class ActiveRun:
     def _description(self) -> dict[str, Any]:
         return {
             **self._about,
+            "total_steps": self._total_steps,
             "optimizer": self._described_optimizer(),
             "environment": describe_environment(plain_model(self._model)),
             "initial_weights": weights_fingerprint(self._model, self._processes) if self._recording else None,

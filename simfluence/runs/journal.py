@@ -114,15 +114,42 @@ def read(path: Path) -> Iterator[pa.RecordBatch]:
     """
     if not path.is_file():
         raise RunDataError(f"{path} is missing: nothing was recorded, or the file was moved away")
-    schema: pa.Schema | None = None
-    entries = 0
-    with pa.OSFile(str(path), "rb") as file:
-        while (message := _next_message(file, f"{path} is damaged after {entries} entries")) is not None:
-            if schema is None:
-                schema = pa.ipc.read_schema(message).remove_metadata()
-                continue
-            yield pa.ipc.read_record_batch(message, schema)
-            entries += 1
+    yield from Follower(path).new()
+
+
+class Follower:
+    """Reads a journal while it is being written, each entry once. It takes no lock, and writes nothing."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begin()
+
+    def _begin(self) -> None:
+        self.entries = 0
+        """How many were read."""
+        self._schema: pa.Schema | None = None
+        self._place, self._file = 0, (0, 0)
+
+    def new(self) -> Iterator[pa.RecordBatch]:
+        """The entries since the last call; from the first one, where the file was replaced by another.
+
+        Raises RunDataError if an entry before the tail is damaged.
+        """
+        with pa.OSFile(str(self._path), "rb") as file:
+            about = self._path.stat()
+            if (about.st_dev, about.st_ino) != self._file or file.size() < self._place:
+                self._begin()
+                self._file = (about.st_dev, about.st_ino)
+            file.seek(self._place)
+            damaged = f"{self._path} is damaged after {self.entries} entries"
+            while (message := _next_message(file, damaged)) is not None:
+                self._place = file.tell()
+                if self._schema is None:
+                    self._schema = pa.ipc.read_schema(message).remove_metadata()
+                    continue
+                self.entries += 1
+                damaged = f"{self._path} is damaged after {self.entries} entries"
+                yield pa.ipc.read_record_batch(message, self._schema)
 
 
 def _next_message(file: pa.NativeFile, damaged: str) -> pa.Message | None:

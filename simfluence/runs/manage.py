@@ -70,7 +70,7 @@ def list_runs(path: str | Path) -> pd.DataFrame:
         try:
             manifest = storage.read_manifest(run_folder)
             steps, losses = _end_of(run_folder, manifest)
-            row |= {"status": storage.status(run_folder), "steps": steps, "loss": _finite_mean(losses)}
+            row |= {"status": storage.status(run_folder), "steps": steps, "loss": finite_mean(losses)}
             seconds = storage.seconds(run_folder, manifest)
             row["steps_per_second"] = steps / seconds if seconds else np.nan
         except RunDataError:
@@ -113,7 +113,7 @@ class RunSummary:
     @property
     def mean_loss(self) -> npt.NDArray[np.float64]:
         """float [evaluated step]: the mean over test examples whose loss is finite."""
-        return np.array([_finite_mean(values) for values in self.run.loss])
+        return np.array([finite_mean(values) for values in self.run.loss])
 
     def __str__(self) -> str:
         lines = [f"{self.run.id}: {self.status}, {len(self.run)} steps"]
@@ -328,6 +328,12 @@ def _first_of(folder: Path) -> npt.NDArray[np.floating] | None:
         raise RunDataError(f"{folder / storage.STEPS} is damaged: {error}") from error
 
 
-def _finite_mean(losses: npt.NDArray[np.floating]) -> float:
+def last_mean_loss(folder: Path, manifest: dict[str, Any]) -> float:
+    """Of a run in this folder: the mean loss at the last evaluation."""
+    return finite_mean(_end_of(folder, manifest)[1])
+
+
+def finite_mean(losses: npt.NDArray[np.floating]) -> float:
+    """The mean of what is finite; NaN if nothing is."""
     finite = losses[np.isfinite(losses)]
     return float(finite.mean()) if finite.size else float("nan")
