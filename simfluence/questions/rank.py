@@ -66,8 +66,8 @@ def rank(
         are not ranked); "add_one" what one more use of it changes (:func:`used_once_more`).
     of : a group of test examples or one test example, by name, or "all"; None is every group and all.
     schedule : what the learning rate does where an edit changes the number of steps (``what_if``).
-    first_order : whether to predict changes to first order in place of simulating every edit. None: only where
-        that would take more than ten seconds, and the simulator has first-order changes.
+    first_order : whether to predict changes to first order in place of simulating every edit. None: only
+        where that would take more than ten seconds, and the simulator has first-order changes.
     widened : how many times as wide as otherwise bands are to be.
 
     Returns
