@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from simfluence import outputs
-from simfluence.commands.common import chosen_run, fitted_for, load, say_and_write
+from simfluence.commands.common import chosen_run, fitted_for, load, say_and_write, widened
 from simfluence.questions import figures
 from simfluence.questions.files import readable
 from simfluence.questions.interactions import interactions, pair_units
@@ -32,6 +32,7 @@ def run(config: DictConfig) -> None:
         of=config.of,
         schedule=config.schedule,
         share=config.share,
+        widened=widened(config, fitted),
     )
     of = list(tests)[-1]
     whom = of if of != "all" else "all test examples"
@@ -45,5 +46,9 @@ def run(config: DictConfig) -> None:
         f"pairs of training {config.per}s of {asked.id} left out: change of the mean final loss of {whom}, of"
         " both together against the sum; the largest interactions first"
     )
-    figure = figures.matrices({f"{whom}: change without both, less the sum": wide}, title)
+    panel, unsure = f"{whom}: change without both, less the sum", None
+    if "verdict" in one:
+        verdict = one.pivot(index="second", columns="first", values="verdict")
+        unsure = {panel: verdict.reindex(index=wide.index, columns=wide.columns) == "unknown"}
+    figure = figures.matrices({panel: wide}, f"{title}\n(grey: sign not known)", unsure)
     say_and_write(config, "interactions", frame, shown, figure, question)

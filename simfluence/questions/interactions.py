@@ -13,11 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy import sparse
 
 from simfluence.curriculum import remove
 from simfluence.fitted import Fitted
 from simfluence.questions.groups import used_groups
-from simfluence.questions.many import chosen_tests, many_changes
+from simfluence.questions.many import banded, chosen_tests, many_changes
 from simfluence.questions.rank import PER
 from simfluence.runs import ExampleTable, Run
 from simfluence.runs.schedule import STRETCH
@@ -39,6 +40,7 @@ def interactions(
     of: str | None = None,
     schedule: str = STRETCH,
     share: float = SHARE,
+    widened: float = 1.0,
 ) -> pd.DataFrame:
     """What leaving out two groups, or two examples, changes together, against the sum of what each changes.
 
@@ -51,11 +53,14 @@ def interactions(
     schedule : what the learning rate does where steps vanish (``what_if``).
     share : how far the change of both may be from the sum, as a share of |first| + |second|, to count as
         independent.
+    widened : how many times as wide as otherwise bands are to be.
 
     Returns
     -------
     One row a pair and set of test examples, with the columns first, second, test; change_first, change_second
-    and change_both of the mean final loss of the set; interaction, the change of both less the sum; and kind:
+    and change_both of the mean final loss of the set; interaction, the change of both less the sum; where
+    the simulator has bands low, high and verdict, a band around the interaction and whether its sign is
+    known; and kind:
 
     redundant : both together change more than the sum: one stands in for the other where only one is missing.
     synergetic : both together change less than the sum, or the other way: without either, the other is worth
@@ -80,28 +85,28 @@ def interactions(
     rows = list(units.values())
     left_out = [*rows, *(np.concatenate([rows[one], rows[other]]) for one, other in pairs)]
     edited = [remove(run.curriculum, some, refill=per == "group") for some in left_out]
-    changes = many_changes(
-        fitted, run, edited, schedule=schedule, with_residual=False, progress="interactions"
-    ).change
-    names, found = list(units), []
-    for name, columns in tests.items():
-        mean = changes[:, columns].mean(1)
-        first, second = (mean[[pair[side] for pair in pairs]] for side in (0, 1))
-        both = mean[len(units) :]
-        frame = pd.DataFrame(
-            {
-                "first": [names[one] for one, _ in pairs],
-                "second": [names[other] for _, other in pairs],
-                "test": name,
-                "change_first": first,
-                "change_second": second,
-                "change_both": both,
-                "interaction": both - first - second,
-                "kind": kinds(first, second, both, share),
-            }
-        )
-        found.append(frame)
-    return pd.concat(found, ignore_index=True)
+    found = many_changes(fitted, run, edited, schedule=schedule, with_residual=False, progress="interactions")
+    single, both = found.change[: len(rows)], found.change[len(rows) :]
+    first, second = (single[[pair[side] for pair in pairs]] for side in (0, 1))
+    uses = np.asarray(run.curriculum.counts().sum(0))
+    together = left_out[len(rows) :]
+    pair_of = np.repeat(np.arange(len(pairs)), [len(some) for some in together])
+    without = np.concatenate(together)
+    by = sparse.csr_array((-uses[without], (pair_of, without)), shape=(len(pairs), len(train)))
+    frame = banded(fitted, run, found.original, both - first - second, tests, by, train, widened)
+    frame = frame.rename(columns={"change": "interaction"})
+    at, names = np.array(pairs)[frame.pop("edit")], np.array(list(units), object)
+    # one row a pair and set, pair by pair, as the frame has them
+    alone, other, without_both = (
+        np.stack([change[:, columns].mean(1) for columns in tests.values()], axis=1).ravel()
+        for change in (first, second, both)
+    )
+    frame.insert(0, "first", names[at[:, 0]])
+    frame.insert(1, "second", names[at[:, 1]])
+    frame.insert(3, "change_first", alone)
+    frame.insert(4, "change_second", other)
+    frame.insert(5, "change_both", without_both)
+    return frame.assign(kind=kinds(alone, other, without_both, share))
 
 
 def kinds(

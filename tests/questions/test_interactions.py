@@ -73,6 +73,10 @@ def test_two_halves_of_the_dogs_are_redundant_and_dogs_and_cat_are_not(pictures,
     halves, with_cat = pairs.loc[("dogs, one half", "dogs, other half")], pairs.loc[("cat", "dogs, one half")]
     assert halves["kind"] == "redundant"
     assert with_cat["kind"] == "independent"
+    assert halves["verdict"] == "sure"
+    assert halves["low"] < halves["interaction"] < halves["high"]
+    parts = frame["change_both"] - frame["change_first"] - frame["change_second"]
+    np.testing.assert_allclose(frame["interaction"], parts, atol=1e-12)
     assert halves["change_both"] > 5 * max(halves["change_first"], halves["change_second"])
 
     groups = [runs.train.in_group(name) for name in dogs.KINDS[:2]]
