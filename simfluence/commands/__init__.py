@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "benchmark": "hold simulators and attribution methods to one standard, in paper tables",
     "whatif": "edit a curriculum, see the predicted change, verify it by retraining",
     "search": "find the edit that minimises the predicted loss",
+    "next_runs": "choose curricula to record, so that a question is answered best",
     "attribute": "score training examples for test examples by an attribution method",
     "runs": "list, show, verify and prune what is recorded",
     "predictability": "retrain runs from weights that hardly differ: a ceiling of skill",
