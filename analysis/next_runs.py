@@ -5,14 +5,14 @@
 
 Of a set of recorded runs, 6 are taken as recorded so far, 6 (of the sets of 16 runs: 3) as questions, and the
 others as candidates. A question is what changes where one of the 6 is trained on a question run's curriculum
-instead: its true answer is recorded. For each, 4 candidates are chosen by `chosen_rows`, or drawn at random ten
-times; a simulator is fitted to the 10 runs, and the mean squared error of the predicted change over test
+instead: its true answer is recorded. For each, 4 candidates are chosen by `chosen_rows`, or drawn at random
+ten times; a simulator is fitted to the 10 runs, and the mean squared error of the predicted change over test
 examples is divided by that of predicting no change. All of it is repeated for ten draws of the six (the
 interval is over these).
 
-The simulator is ridge regression of the last loss on how often each example was used, with the λ that choosing
-assumes; with --measure auto it is the default simulator, on two sets, with four draws, three questions each and
-one random choice a question. Results: results/next_runs.csv and .md.
+The simulator is ridge regression of the last loss on how often each example was used, with the λ that is
+used for choosing. With --measure auto it is the default simulator, on two sets, with four draws, three
+questions each and one random choice a question. Results: results/next_runs.csv and .md.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for (simulator, name), part in table.groupby(["simulator", "set"], sort=False):
         gain = (part["random"] - part["chosen"]).to_numpy()
         half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-        means = part[["six", "random", "chosen"]].mean()
+        means, mean = part[["six", "random", "chosen"]].mean(), gain.mean()
         rows.append(
             {
                 "simulator": simulator,
@@ -111,7 +111,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
                 "6 runs": means["six"],
                 "and 4 random": means["random"],
                 "and 4 chosen": means["chosen"],
-                "random − chosen": f"{gain.mean():+.3f} [{gain.mean() - half:+.3f}, {gain.mean() + half:+.3f}]",
+                "random − chosen": f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]",
             }
         )
     return pd.DataFrame(rows)
