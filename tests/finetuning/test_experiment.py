@@ -13,12 +13,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from facts_on_minilm import CONFIG as SMALL
 from omegaconf import OmegaConf
 
-from simfluence import RunSet
+from simfluence import RunSet, verified
 from simfluence.commands import record
 from simfluence.curriculum import Curriculum
 from simfluence.curriculum_files import write_curricula
@@ -74,6 +75,28 @@ def test_curricula_of_a_file_are_recorded_into_the_set(tmp_path) -> None:
     refused = OmegaConf.create({**CONFIG, **options, "number": 2})
     with pytest.raises(ValueError, match="there is no run number 2: count is 2"):
         record.run(refused)
+
+
+def test_every_edit_of_a_file_is_retrained(simfluence, tmp_path) -> None:
+    record_runs(CONFIG, tmp_path / "runs", count=4, progress=False)
+    runs = RunSet.load(tmp_path / "runs")
+    used = [runs.train.ids[row] for row in runs[-1].curriculum.used]
+    (tmp_path / "edits.yaml").write_text(
+        f"short: {{name: length, steps: 2}}\nboth: [{{name: remove, ids: [{used[0]}]}}, {{name: shuffle}}]\n"
+    )
+    linear = ("path=runs", "simulator=linear", "simulator.penalty=1.0", "validation=0")
+    options = (*linear, "file=edits.yaml", "verify=true", "output=out")
+    done = simfluence("whatif", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "true_change" in done.stdout
+    table = pd.read_csv(tmp_path / "out" / "edits.csv")
+    retrained = RunSet.load(tmp_path / "runs-whatif")
+    assert len(retrained) == 2
+    for run in retrained:
+        row = table[(table["steps"] == len(run)) & (table["test"] == "all")]
+        true = (run.loss[-1] - runs[-1].loss[-1]).mean()
+        assert row["true_change"].item() == pytest.approx(true, rel=1e-4, abs=1e-6)
+    assert len(set(verified.load(tmp_path / "runs")["edit"])) == 2
 
 
 def test_retrained_weights_are_the_recorded_runs(tmp_path) -> None:
