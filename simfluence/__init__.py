@@ -32,6 +32,7 @@ _HOMES = {
     "load_simulator": "simfluence.simulators",
     "evaluate": "simfluence.evaluation",
     "Edit": "simfluence.edit",
+    "Edits": "simfluence.edit",
     "Fitted": "simfluence.fitted",
     "fit": "simfluence.fitted",
     "ask": "simfluence.whatif",
@@ -43,6 +44,7 @@ __all__ = ["__version__", *_HOMES]
 if TYPE_CHECKING:
     from simfluence.curriculum import Curriculum as Curriculum
     from simfluence.edit import Edit as Edit
+    from simfluence.edit import Edits as Edits
     from simfluence.evaluation import evaluate as evaluate
     from simfluence.fitted import Fitted as Fitted
     from simfluence.fitted import fit as fit

@@ -56,6 +56,11 @@ EXAMPLES = {
         "simfluence search goal=order objective=worst risk=1 output=order",
         "simfluence search goal=repeats most=3 budget=120",
     ),
+    "next_runs": (
+        "simfluence next_runs   # to know best what leaving out each group changes",
+        "simfluence next_runs file=edits.yaml only='without which' count=4",
+        "simfluence record path=runs/mine curricula=next_runs.json",
+    ),
     "benchmark": (
         "simfluence benchmark path=runs/mine methods=[linear,auto,bm25,ekfac] output=benchmark",
         "simfluence benchmark path=runs/mine methods=[linear,my_scores.safetensors] scores=false",

@@ -47,7 +47,7 @@ TYPES: dict[str, Type] = {
     **dict.fromkeys(("steps", "keep_weights"), None),
     **dict.fromkeys(("edit.steps", "edit.count", "budget"), int),
     **dict.fromkeys(("above", "below"), float),
-    **dict.fromkeys(("file", "of", "edit.scores", "edit.text"), str),
+    **dict.fromkeys(("file", "of", "curricula", "next_runs.only", "edit.scores", "edit.text"), str),
 }
 """The types of options whose default is null, by name, by command and name, or by key."""
 

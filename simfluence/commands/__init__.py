@@ -22,6 +22,7 @@ COMMANDS: dict[str, str] = {
     "interactions": "pairs of training groups or examples: redundant, independent or synergetic",
     "when": "what a training group changes by its place in training: early, middle, late",
     "search": "find the edit that minimises the predicted loss",
+    "next_runs": "choose curricula to record, so that a question is answered best",
     "attribute": "score training examples for test examples by an attribution method",
     "runs": "list, show, verify and prune what is recorded",
     "predictability": "retrain runs from weights that hardly differ: a ceiling of skill",

@@ -6,8 +6,9 @@ these methods and a line in ``GOALS``.
 
     start           the choice that a search begins with
     first(choice)   better choices to begin with are looked for among these, until there are none
-    near(choice)    choices that differ a little, among which the local search looks for a better one
     joined(best)    one choice of several of ``first``, the best first
+    near(choice)    choices that differ a little, among which the local search looks for a better one: at most
+                    so many of them, drawn at random where there are more
     edit(choice)    what it is as an edit; None for the run as it is
 """
 
@@ -45,7 +46,13 @@ class Goal:
     def first(self, choice: Choice) -> list[Choice]:
         return []
 
-    def near(self, choice: Choice) -> list[Choice]:
+    def near(self, choice: Choice, most: int, rng: np.random.Generator) -> list[Choice]:
+        found = self.all_near(choice)
+        if len(found) <= most:
+            return found
+        return [found[number] for number in rng.choice(len(found), most, replace=False)]
+
+    def all_near(self, choice: Choice) -> list[Choice]:
         raise NotImplementedError
 
     def joined(self, best: Sequence[Choice], now: Choice) -> Choice:
@@ -74,7 +81,8 @@ class LeaveOut(Goal):
         return ()
 
     def _candidates(self, choice: Choice) -> list[int]:
-        return [number for number in self.shortlist or range(len(self.names)) if number not in choice]
+        out = set(choice)
+        return [number for number in self.shortlist or range(len(self.names)) if number not in out]
 
     def first(self, choice: Choice) -> list[Choice]:
         if len(choice) == self.k:
@@ -87,10 +95,15 @@ class LeaveOut(Goal):
         several = min(-(-self.k // GREEDY_ROUNDS), self.k - len(now))
         return tuple(sorted({number for choice in best[:several] for number in choice}))
 
-    def near(self, choice: Choice) -> list[Choice]:
+    def near(self, choice: Choice, most: int, rng: np.random.Generator) -> list[Choice]:
+        """One of them put back, and another one left out."""
         others = self._candidates(choice)
+        pairs = np.arange(len(choice) * len(others))
+        if len(pairs) > most:
+            pairs = rng.choice(len(pairs), most, replace=False)
         return [
-            tuple(sorted((set(choice) - {out}) | {other})) for out, other in itertools.product(choice, others)
+            tuple(sorted((set(choice) - {choice[pair // len(others)]}) | {others[pair % len(others)]}))
+            for pair in pairs.tolist()
         ]
 
     def edit(self, choice: Choice) -> Edit | None:
@@ -120,7 +133,7 @@ class Order(Goal):
         rng = np.random.default_rng(self.seed)
         return [tuple(rng.permutation(len(self.names)).tolist()) for _ in range(RANDOM_ORDERS)]
 
-    def near(self, choice: Choice) -> list[Choice]:
+    def all_near(self, choice: Choice) -> list[Choice]:
         found = set()
         for old, new in itertools.permutations(range(len(choice)), 2):
             moved = [*choice[:old], *choice[old + 1 :]]
@@ -143,7 +156,7 @@ class Repeats(Goal):
     def start(self) -> Choice:
         return (1,) * len(self.names)
 
-    def near(self, choice: Choice) -> list[Choice]:
+    def all_near(self, choice: Choice) -> list[Choice]:
         """One count more or less, or one more and one less."""
         changed = []
         for more, less in itertools.product(range(-1, len(choice)), repeat=2):
@@ -177,7 +190,7 @@ class Shares(Goal):
     def start(self) -> Choice:
         return self.before
 
-    def near(self, choice: Choice) -> list[Choice]:
+    def all_near(self, choice: Choice) -> list[Choice]:
         """Some percent of one group given to another."""
         found = set()
         for points, (more, less) in itertools.product(

@@ -8,8 +8,10 @@ x [train], as deviations from the mean of the recorded runs, with independent ef
 A question's answer is ⟨d, θ⟩, with d the change of use. Given recorded runs X its variance is τ² d'Pd with
 P = I − X'(XX' + λI)⁻¹X, and one more run with use c lowers it by τ² (d'Pc)² / (λ + c'Pc) (a rank-one
 update, as in Bayesian linear design: Chaloner and Verdinelli, 1995, section 2). Runs are chosen greedily, one
-after the other. All that is needed are the inner products of recorded, candidate and question rows, so that
-100 000 examples cost what 100 do. The variance does not depend on the losses; λ is the likeliest given those.
+after the other. Only inner products of recorded, candidate and question rows are needed, so that 100 000
+examples cost what 100 do. The variance does not depend on the losses. Nor does λ, of which few runs say
+nothing, since their rows are about equally long and orthogonal: it is ``NOISE`` times the mean squared length
+of a recorded row. analysis/results/next_runs.md has measurements of what choosing brings.
 """
 
 from __future__ import annotations
@@ -25,13 +27,12 @@ from simfluence.curriculum import Curriculum, check_counted
 from simfluence.curriculum.batches import usual_batch_size
 from simfluence.edit import Edit, Edits
 from simfluence.finetuning.designs import draw_curriculum
-from simfluence.questions.many import chosen_tests
 from simfluence.runs import Run, RunSet
 
 Array = npt.NDArray[np.float64]
 
-PENALTIES = np.logspace(-3, 3, 49)
-"""λ relative to the mean squared length of the rows of recorded use."""
+NOISE = 0.1
+"""λ, in mean squared lengths of a recorded row of use."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,6 @@ class NextRuns:
 
     curricula: Mapping[str, Curriculum]
     table: pd.DataFrame
-    penalty: float
 
     def __str__(self) -> str:
         return self.table.to_markdown(index=False, floatfmt=".3f")
@@ -55,10 +55,8 @@ def next_runs(
     question: Edit | Edits | None = None,
     *,
     run: Run | None = None,
-    of: str | None = None,
     count: int = 4,
     candidates: int | Sequence[Curriculum] = 200,
-    penalty: float | None = None,
     seed: int = 0,
 ) -> NextRuns:
     """Choose curricula to record, so that a question about a run is answered best.
@@ -68,10 +66,9 @@ def next_runs(
     runs : what is recorded so far.
     question : an edit of ``run`` (None: the last of the set); None: leaving out each group of training
         examples, or each example where there are no groups, all equally.
-    of : a group or an id of test examples that the question is about; None: all. It enters by λ alone.
-    count : how many to choose. candidates : what to choose from; a number of them is drawn as the recorded
-        runs were (the design that they name, or random subsets of as many examples and steps).
-    penalty : λ; None: the likeliest.
+    count : how many to choose. candidates : what to choose from; a number of them is drawn by the
+        design of the last recorded run, or as random halves of the examples where that is not known.
+    seed : of the draw.
 
     Raises ValueError for runs on shares, fewer than two recorded runs, a count above that of the candidates,
     and an edit that changes nothing.
@@ -87,13 +84,12 @@ def next_runs(
     if not 1 <= count <= len(drawn):
         raise ValueError(f"count must be 1 … {len(drawn)}, the number of candidates; got {count}")
     recorded, asked = _use(runs.curricula), _directions(runs, runs[-1] if run is None else run, question)
-    center = recorded.mean(0)
-    if penalty is None:
-        (rows,) = chosen_tests(runs.test, of or "all").values()
-        losses = np.stack([one.loss[-1, rows] for one in runs]).astype(np.float64)
-        penalty = likeliest_penalty(recorded - center, losses)
-    chosen, left = chosen_rows(recorded - center, _use(drawn) - center, asked, penalty, count)
-    names = [f"next-{number:03}" for number in range(count)]
+    rows = recorded - recorded.mean(0)
+    penalty = NOISE * float(np.square(rows).sum(1).mean())
+    if penalty == 0:
+        penalty = 1.0  # all recorded runs use the same: any will do
+    chosen, left = chosen_rows(rows, _use(drawn) - recorded.mean(0), asked, penalty, count)
+    names = [f"next-{drawn[at].fingerprint[:8]}" for at in chosen]
     table = pd.DataFrame(
         {
             "run": names,
@@ -102,7 +98,7 @@ def next_runs(
             "variance": left,
         }
     )
-    return NextRuns({name: drawn[at] for name, at in zip(names, chosen, strict=True)}, table, penalty)
+    return NextRuns({name: drawn[at] for name, at in zip(names, chosen, strict=True)}, table)
 
 
 def chosen_rows(
@@ -132,22 +128,6 @@ def chosen_rows(
     return chosen, left
 
 
-def likeliest_penalty(recorded: Array, losses: Array) -> float:
-    """The λ under which the losses [run, test] of recorded runs are likeliest, of ``PENALTIES``; τ² is a
-    test example's own.
-    """
-    values, vectors = np.linalg.eigh(recorded @ recorded.T)
-    values, scale = np.maximum(values, 0), float(np.square(recorded).sum(1).mean()) or 1.0
-    rotated = np.square(vectors.T @ (losses - losses.mean(0)))
-    known = rotated.sum(0) > 0
-    likelihoods = [
-        -0.5 * (len(losses) * np.log((rotated[:, known] / (values + part * scale)[:, None]).mean(0))).sum()
-        - 0.5 * known.sum() * np.log(values + part * scale).sum()
-        for part in PENALTIES
-    ]
-    return float(PENALTIES[int(np.argmax(likelihoods))] * scale)
-
-
 def _use(curricula: Sequence[Curriculum]) -> Array:
     """float [run, train]: how often each run uses each example."""
     return np.stack([np.bincount(one.examples, minlength=one.n_examples) for one in curricula]).astype(
@@ -174,14 +154,14 @@ def _directions(runs: RunSet, run: Run, question: Edit | Edits | None) -> Array:
 
 def _drawn(runs: RunSet, count: int, seed: int) -> list[Curriculum]:
     """Curricula like the recorded ones."""
-    batch = usual_batch_size(runs.curricula)
-    size = round(float(np.median([len(one.curriculum.used) for one in runs])))
-    steps = round(float(np.median([len(one) for one in runs])))
-    epochs = max(round(steps * batch / size), 1)
     named = (runs[-1].config or {}).get("run", {}).get("design")
-    design = dict(named or {"name": "random_subset", "size": size, "epochs": epochs, "batch_size": batch})
+    if named is None or named["name"] == "everything":
+        batch, size = int(usual_batch_size(runs.curricula)), len(runs.train) // 2
+        steps = round(float(np.median([len(one) for one in runs])))
+        epochs = -(-steps * batch // size)
+        named = {"name": "random_subset", "size": size, "epochs": epochs, "batch_size": batch}
     groups = runs.train.groups
     return [
-        draw_curriculum(groups=groups, seed=10_000 + seed * count + number, number=number, **design)
+        draw_curriculum(groups=groups, seed=10_000 + seed * count + number, number=number, **named)
         for number in range(count)
     ]

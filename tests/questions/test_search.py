@@ -18,7 +18,7 @@ from simfluence.edit_files import read_edits
 from simfluence.errors import RunDataError
 from simfluence.fitted import Fitted
 from simfluence.questions import search as searching
-from simfluence.questions.goals import Order, Repeats, Shares
+from simfluence.questions.goals import LeaveOut, Order, Repeats, Shares
 from simfluence.questions.many import chosen_tests, many_changes, with_bands
 from simfluence.questions.search import search
 from simfluence.runs import ExampleTable, Run
@@ -146,12 +146,18 @@ def test_many_are_left_out_several_a_round(asked, monkeypatch) -> None:
 
 
 def test_choices_near_others() -> None:
-    assert Order(list("abc"), 0).near((0, 1, 2)) == [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)]
-    assert sorted(Repeats(["a", "b"], 2).near((2, 0))) == [(1, 0), (1, 1), (2, 1)]
+    assert Order(list("abc"), 0).all_near((0, 1, 2)) == [(0, 2, 1), (1, 0, 2), (1, 2, 0), (2, 0, 1)]
+    assert sorted(Repeats(["a", "b"], 2).all_near((2, 0))) == [(1, 0), (1, 1), (2, 1)]
     shares = Shares(["a", "b"], (97, 3))
-    assert shares.near((97, 3)) == [(77, 23), (87, 13), (92, 8), (95, 5), (96, 4), (98, 2), (99, 1)]
+    assert shares.all_near((97, 3)) == [(77, 23), (87, 13), (92, 8), (95, 5), (96, 4), (98, 2), (99, 1)]
     assert shares.edit((97, 3)) is None
     assert shares.edit((100, 0)) == Edit("shares", shares="100% a")
+    rng = np.random.default_rng(0)
+    two, swaps = LeaveOut(list("abcde"), 2, "example"), {(0, 1), (0, 2), (0, 4), (1, 3), (2, 3), (3, 4)}
+    assert set(two.near((0, 3), 99, rng)) == swaps
+    some = two.near((0, 3), 4, rng)
+    assert len(set(some)) == 4
+    assert set(some) <= swaps
     seven = Order(list("abcdefg"), 0)
     assert len(seven.first(())) == 200
     assert seven.first(()) == seven.first(())
