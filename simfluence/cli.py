@@ -71,9 +71,9 @@ def _from_files(command: str, given: list[str]) -> list[str]:
         or (option.startswith("simulator=") and Path(option.removeprefix("simulator=")).is_file())
     ]
     if taken and command == "fit":
-        raise ValueError(f"{taken[0]} is fitted already: whatif and evaluate take it")
+        raise ValueError(f"{taken[0]} is fitted already: whatif, explore and evaluate take it")
     settings = [option for option in given if option.startswith("simulator.")]
-    if taken and settings and command == "whatif":
+    if taken and settings and command in ("whatif", "explore"):
         raise ValueError(f"{taken[0]} is fitted already: it does not take {settings[0]}")
     return [option.replace("simulator=", "fitted=", 1) if option in taken else option for option in given]
 

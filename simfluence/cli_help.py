@@ -31,6 +31,11 @@ EXAMPLES = {
         "simfluence whatif edit.groups=[completion] edit.schedule=keep   # the original's learning rates",
         "simfluence whatif path=runs/mine simulator.scores=scores/scores.safetensors edit.ids=[q-17]",
     ),
+    "explore": (
+        "simfluence explore output=openbookqa.html",
+        "simfluence explore path=runs/mine run_id=run-003 texts=true output=mine.html",
+        "simfluence explore path=runs/mine simulator=auto.safetensors output=mine.html   # what fit wrote",
+    ),
     "benchmark": (
         "simfluence benchmark path=runs/mine methods=[linear,auto,bm25,ekfac] output=benchmark",
         "simfluence benchmark path=runs/mine methods=[linear,my_scores.safetensors] scores=false",

@@ -26,12 +26,13 @@ EDITS: dict[str, tuple[str, ...]] = {
     "repeat": ("groups", "ids", "times", "seed"),
     "put_before": ("groups", "ids", "before_groups", "before_ids"),
     "shuffle": ("window", "seed"),
+    "length": ("steps",),
     "shares": ("shares",),
 }
 """The options that each edit takes, beside the schedule."""
 
 _LISTS = ("groups", "ids", "before_groups", "before_ids")
-_NUMBERS = ("times", "window", "seed")
+_NUMBERS = ("times", "window", "seed", "steps")
 
 
 @dataclass(frozen=True)
@@ -40,12 +41,14 @@ class Edit:
 
     Parameters
     ----------
-    name : "remove", "keep", "repeat", "put_before", "shuffle" or "shares".
+    name : "remove", "keep", "repeat", "put_before", "shuffle", "length" or "shares".
     groups, ids : the training examples, by their groups and by their ids: one name or several. A number
         means its text, as in :class:`ExampleTable`.
     before_groups, before_ids : of "put_before": the examples that these are put before.
     times : of "repeat": how often each occurrence is to occur.
     window : of "shuffle": within how many steps in turn; None is the whole curriculum.
+    steps : of "length": after how many steps the run is to end; past its own end it goes on with its examples
+        from the beginning.
     seed : of the places that "repeat" and "shuffle" draw.
     shares : of "shares", for a run that consumes shares of groups: the mixture that it is to consume, as
         "60% web, 40% code" or "30% code, rest as before" (:mod:`simfluence.curriculum.mixtures`).
@@ -65,6 +68,7 @@ class Edit:
     times: int | None = None
     window: int | None = None
     seed: int = 0
+    steps: int | None = None
     shares: str | None = None
     schedule: str = STRETCH
 
@@ -90,6 +94,8 @@ class Edit:
             )
         if self.name == "repeat" and self.times is None:
             raise ValueError("repeat takes times=, how often each occurrence is to occur")
+        if self.name == "length" and self.steps is None:
+            raise ValueError("length takes steps=, after how many steps the run is to end")
         if self.name == "shares" and not self.shares:
             raise ValueError("shares takes shares=, a mixture of groups, as '60% web, 40% code'")
 
@@ -98,7 +104,7 @@ class Edit:
         if self.name == "put_before":
             words += ["before", *self.before_groups, *self.before_ids]
         words += [self.shares] if self.shares else []
-        words += [f"{name} {value}" for name in ("times", "window") if (value := getattr(self, name))]
+        words += [f"{name} {value}" for name in ("times", "window", "steps") if (value := getattr(self, name))]
         words += [f"seed {self.seed}"] if self.seed else []
         words += ["schedule keep"] if self.schedule == KEEP else []
         return " ".join(words)
@@ -126,6 +132,8 @@ class Edit:
             edited = edits.shuffle(curriculum, rng, window=self.window)
         elif self.name == "repeat":
             edited = edits.repeat(curriculum, examples, self.times or 0, rng=rng)
+        elif self.name == "length":
+            edited = edits.of_length(curriculum, self.steps or 0)
         elif self.name == "shares":
             edited = edits.set_shares(curriculum, self.shares or "", train.ids)
         elif self.name == "put_before":

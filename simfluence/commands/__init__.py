@@ -17,6 +17,7 @@ COMMANDS: dict[str, str] = {
     "evaluate": "fit simulators on some runs, predict the others, print the table",
     "benchmark": "hold simulators and attribution methods to one standard, in paper tables",
     "whatif": "edit a curriculum, see the predicted change, verify it by retraining",
+    "explore": "write a page in which what-ifs of a run are answered by hand",
     "attribute": "score training examples for test examples by an attribution method",
     "runs": "list, show, verify and prune what is recorded",
     "predictability": "retrain runs from weights that hardly differ: a ceiling of skill",

@@ -112,6 +112,22 @@ def put_before(curriculum: Curriculum, first: Examples, second: Examples) -> Cur
     return Curriculum(stream, curriculum.offsets, curriculum.n_examples)
 
 
+def of_length(curriculum: Curriculum, steps: int) -> Curriculum:
+    """Let training end after that many steps: earlier, or going on with the examples from the beginning again.
+
+    Raises ValueError unless ``steps`` is a whole number, at least 1, or for shares of groups.
+    """
+    check_counted([curriculum], "of_length")
+    if isinstance(steps, bool) or int(steps) != steps or steps < 1:
+        raise ValueError(f"steps must be a whole number, at least 1, got {steps}")
+    more = int(steps) - len(curriculum)
+    if more <= 0:
+        offsets = curriculum.offsets[: int(steps) + 1]
+        return Curriculum(curriculum.examples[: offsets[-1]], offsets, curriculum.n_examples)
+    total = len(curriculum.examples) + more * int(np.median(curriculum.batch_sizes))
+    return _rebatch(curriculum, np.resize(curriculum.examples, total))
+
+
 def shuffle(curriculum: Curriculum, rng: np.random.Generator, *, window: int | None = None) -> Curriculum:
     """Permute the occurrences: over the whole curriculum, or within every ``window`` steps in turn.
 
