@@ -163,7 +163,7 @@ class App {
     byId("verdict").className = `verdict ${answer.changed ? found.verdict ?? "" : ""}`;
     const [before, after] = [stepsOf(page.original), stepsOf(answer.curriculum)];
     byId("length").textContent = before === after ? counted(before, "step") : `${before} → ${counted(after, "step")}`;
-    byId("kept").textContent = answer.changed ? `${percent(answer.kept)} of what the simulation of the recorded run misses is kept.` : "";
+    byId("kept").textContent = answer.changed ? `What was recorded differs from its own simulation; ${percent(answer.kept)} of that difference is kept under the edit.` : "";
     const reasons = answer.changed && answer.about ? answer.about.reasons : [];
     byId("reasons").replaceChildren(...reasons.map((reason) => el("li", {}, reason)));
     byId("why").hidden = !reasons.length;
@@ -215,8 +215,9 @@ function describe(page) {
   const { run, train, test, bands } = page;
   const used = page.originalUses.filter((uses) => uses > 0).length;
   byId("title").textContent = page.title;
-  byId("about").textContent = `${run.id}: ${counted(stepsOf(page.original), "step")} on ${used} of ${counted(train.ids.length, "training example")}, looked at through ${counted(test.ids.length, "test example")}. Change the training on the left; everything else follows.`;
+  byId("about").textContent = `${run.id} is a recorded fine-tuning: ${counted(stepsOf(page.original), "step")} on ${used} of ${counted(train.ids.length, "training example")}. Change its training, and this page predicts the loss that ${counted(test.ids.length, "test example")} would have ended with. The loss says how wrong the model is; lower is better.`;
   const level = bands ? ` Bands are of level ${percent(bands.level)}.` : "";
+  if (bands) byId("band-words").textContent = `The ${percent(bands.level)} band is meant to hold the true change in ${percent(bands.level)} of cases. “Sure”: it excludes zero; “leaning”: a band half as wide would; “unknown”: neither does. Skill says how well runs are predicted that were left out of the fit: 1 is perfect, 0 no better than the average run.`;
   byId("made").textContent = `${page.fittedTo}.${level} ${page.simulatorName}. Made by simfluence ${page.version}.`;
 }
 
@@ -233,6 +234,15 @@ function download(app) {
   const url = URL.createObjectURL(new Blob([yamlOf(app.answer.made)], { type: "application/yaml" }));
   el("a", { href: url, download: "edit.yaml" }).click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
+}
+
+// Pointing at a group, wherever it stands, lets the others fade.
+function highlightGroups() {
+  const style = document.head.appendChild(el("style"));
+  document.addEventListener("mouseover", (event) => {
+    const colour = event.target.closest?.("[data-colour]")?.dataset.colour;
+    style.textContent = colour ? `rect[data-colour]:not([data-colour="${colour}"]) { opacity: 0.2 }` : "";
+  });
 }
 
 function themeSwitch(app) {
@@ -255,6 +265,7 @@ function start() {
   const app = new App(parsed(byId("data").textContent));
   globalThis.simfluence = app; // for the browser's console, and for tests
   themeSwitch(app);
+  highlightGroups();
   byId("reset").onclick = () => app.reset();
   byId("copy").onclick = async () => app.say(await copyLink());
   byId("download").onclick = () => download(app);

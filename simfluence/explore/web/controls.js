@@ -26,9 +26,9 @@ export function groupControls(app) {
       }, sign);
     const item = el(
       "li",
-      { draggable: true, "data-group": name, class: used[at] ? "" : "unused" },
+      { draggable: true, "data-group": name, "data-colour": app.colours.get(name), class: used[at] ? "" : "unused" },
       el("span", { class: "grip", "aria-hidden": "true" }, "\u2807"),
-      el("label", { class: "name" }, use, swatch, el("span", {}, nameOf(name))),
+      el("label", { class: "name", title: nameOf(name) }, use, swatch, el("span", {}, nameOf(name))),
       el("span", { class: "uses", title: "how often the recorded run used examples of this group" }, `${used[at]}`),
       timesField(`${nameOf(name)}: how often each use is to occur`, () => app.state.groupTimes.get(name) ?? 1, (n) =>
         app.change((state) => setTimes(state.groupTimes, name, n)),

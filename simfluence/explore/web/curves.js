@@ -44,7 +44,7 @@ export function lossCurves(app) {
       scales: { x: { time: false } },
       axes: [
         { ...axis, label: "step of training", labelSize: 22, labelFont: axis.font, size: 34 },
-        { ...axis, label: "mean loss", labelSize: 22, labelFont: axis.font, size: 52 },
+        { ...axis, values: (_, splits) => alike(splits), label: "mean loss", labelSize: 22, labelFont: axis.font, size: 52 },
       ],
       series: [{}, ...LINES.map(line), edge, edge],
       bands: [{ series: [5, 4], fill: colourOf("accent-soft") }],
@@ -53,7 +53,7 @@ export function lossCurves(app) {
   }
 
   function read(index) {
-    const at = index ?? shownData[0].length - 1;
+    const at = index ?? lastKnown(shownData[app.answer.changed ? 3 : 1]);
     const values = shownData.slice(1).map((series) => series[at]);
     const digits = digitsFor(values.filter((value) => value !== null)) + 1;
     const parts = LINES.map(({ label }, n) => (values[n] === null ? null : `${label} ${plainly(values[n], digits)}`));
@@ -84,6 +84,14 @@ function simulatedOriginal(page, rows) {
   return Float64Array.from({ length: page.before.length / tests }, (_, t) =>
     rows.reduce((sum, z) => sum + page.before[t * tests + z] - page.residual[t * tests + z], 0) / rows.length,
   );
+}
+
+const lastKnown = (values) => values.findLastIndex((value) => value !== null);
+
+// Numbers of an axis, all with as many decimals as their distance needs.
+function alike(splits) {
+  const digits = Math.max(Math.ceil(-Math.log10(splits[1] - splits[0] || 1) - 1e-9), 0);
+  return splits.map((value) => plainly(value, digits));
 }
 
 const padded = (values, length) => Float64Array.from({ length }, (_, t) => values[t] ?? NaN);

@@ -8,7 +8,7 @@ import { percent } from "./trust.js";
 const BINS = 160;
 
 // A drawing area with axes: {root, x, y} with x and y from data to pixels.
-function frame(width, height, xs, ys, { left = 52, bottom = 34, top = 8, right = 10 } = {}) {
+function frame(width, height, xs, ys, { left = 52, bottom = 34, top = 8, right = 18 } = {}) {
   const scale = ([low, high], from, to) => (value) => from + ((value - low) / (high - low || 1)) * (to - from);
   const x = scale(xs, left, width - right);
   const y = scale(ys, height - bottom, top);
@@ -122,7 +122,7 @@ export function timeline(app) {
     place.replaceChildren(area.root);
     const groups = page.train.groupNames.filter((name) => page.train.members[page.train.groupNames.indexOf(name)].some((row) => page.originalUses[row]));
     const named = groups.filter((name) => app.colours.get(name) !== app.restColour);
-    const items = named.map((name) => el("li", {}, el("span", { class: "swatch", style: `background:${app.colours.get(name)}` }), nameOf(name)));
+    const items = named.map((name) => el("li", { "data-colour": app.colours.get(name) }, el("span", { class: "swatch", style: `background:${app.colours.get(name)}` }), nameOf(name)));
     if (named.length < groups.length) items.push(el("li", {}, el("span", { class: "swatch", style: `background:${app.restColour}` }), counted(groups.length - named.length, "more group")));
     byId("timeline-legend").replaceChildren(...items);
     const uses = (curriculum) => counted(curriculum.examples.length, "use");
@@ -149,7 +149,7 @@ function strip(app, { examples, offsets }, area, top, height) {
       const tall = ((counts.get(colour) ?? 0) / total) * height;
       if (!tall) continue;
       y -= tall;
-      found.push(svg("rect", { x, y, width: Math.max(width - (width > 4 ? 0.75 : 0), 0.5), height: tall, fill: colour }));
+      found.push(svg("rect", { x, y, width: Math.max(width - (width > 4 ? 0.75 : 0), 0.5), height: tall, fill: colour, "data-colour": colour }));
     }
   }
   return found;

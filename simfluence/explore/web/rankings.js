@@ -7,6 +7,7 @@ import { shownInWords, shownRows } from "./state.js";
 
 const ROWS_AT_ONCE = 25;
 const WIDE_MATRIX = 12;
+const NARROW_MATRIX = 5;
 
 // ------------------------------------------------------------------------------------------ group matrix
 
@@ -23,11 +24,12 @@ export function groupMatrix(app) {
     const small = columns.length > WIDE_MATRIX;
     const head = el("tr", {}, el("th", { scope: "col" }, "left out"), ...columns.map((name) => el("th", { scope: "col", class: "turned" }, el("span", {}, name))));
     const body = rows.map(({ name, removal }) =>
-      el("tr", {}, el("th", { scope: "row" }, el("span", { class: "swatch", style: `background:${app.colours.get(name)}` }), nameOf(name)),
+      el("tr", { "data-colour": app.colours.get(name) }, el("th", { scope: "row" }, el("span", { class: "swatch", style: `background:${app.colours.get(name)}` }), nameOf(name)),
         ...own(removal).map((cell, at) => matrixCell(cell, largest, digits, small, `${nameOf(name)} left out, ${columns[at]}`))),
     );
     byId("matrix").replaceChildren(el("thead", {}, head), el("tbody", {}, ...body));
     byId("matrix").classList.toggle("small", small);
+    byId("matrix-card").classList.toggle("whole", columns.length > NARROW_MATRIX);
 
     function own(removal) {
       return several ? removal.means : removal.means.slice(-1);
@@ -40,7 +42,7 @@ function matrixCell({ change, low, high, verdict }, largest, digits, small, what
   const band = low === undefined ? "" : `, band ${signed(low, digits)} to ${signed(high, digits)}, ${verdict}`;
   return el(
     "td",
-    { style: `--of: var(--${change < 0 ? "better" : "worse"}); --strength: ${0.62 * strength}%`, class: verdict ?? "", title: `${what}: ${signed(change, digits)}${band}` },
+    { style: `--of: var(--${change < 0 ? "better" : "worse"}); --strength: ${strength}%`, class: verdict ?? "", title: `${what}: ${signed(change, digits)}${band}` },
     small ? el("span", { class: "hidden" }, signed(change, digits)) : signed(change, digits),
   );
 }
@@ -81,20 +83,19 @@ export function trainingExamples(app) {
   }
 
   function exampleRow(row, change, largest, digits) {
-    const { ids, groups, hashes, texts } = page.train;
+    const { ids, groups } = page.train;
     const id = ids[row];
     const out = app.state.idsOut.has(id) || app.state.groupsOut.has(groups[row]);
     const use = el("input", {
       type: "checkbox", checked: !out, disabled: app.state.groupsOut.has(groups[row]), "aria-label": `use ${id}`,
       onchange: () => app.change((state) => toggled(state.idsOut, id, !use.checked)),
     });
-    const text = texts?.[row] || (hashes[row] ? `hash ${hashes[row]}` : "");
     const width = change === undefined ? 0 : (50 * Math.abs(change)) / largest;
     const bar = el("span", { class: `bar ${change < 0 ? "better" : "worse"}`, style: `--width: ${width}%` });
     return el(
       "tr", { class: out ? "out" : "" },
       el("td", {}, use),
-      el("td", { class: "what" }, el("span", { class: "id" }, id), text ? el("span", { class: "text", title: text }, text) : null),
+      el("td", { class: "what" }, ...nameAndText(page.train, row)),
       el("td", { class: "group" }, el("span", { class: "swatch", style: `background:${app.colours.get(groups[row])}` }), nameOf(groups[row])),
       el("td", { class: "number" }, `${page.originalUses[row]}`),
       el("td", {}, timesField(`${id}: how often each use is to occur`, () => app.state.idTimes.get(id) ?? 1, (n) => app.change((state) => setTimes(state.idTimes, id, n)))),
@@ -144,10 +145,9 @@ export function testExamples(app) {
         type: "checkbox", checked: shown.kind === "ids" && shown.ids.has(id), "aria-label": `look at ${id}`,
         onchange: () => app.lookAt(id, looked.checked),
       });
-      const text = page.test.texts?.[z] || (page.test.hashes[z] ? `hash ${page.test.hashes[z]}` : "");
       return el("tr", {},
         el("td", {}, looked),
-        el("td", { class: "what" }, el("span", { class: "id" }, id), text ? el("span", { class: "text", title: text }, text) : null),
+        el("td", { class: "what" }, ...nameAndText(page.test, z)),
         el("td", { class: "group" }, nameOf(page.test.groups[z])),
         el("td", { class: "number" }, original[z].toFixed(3)),
         el("td", { class: "number" }, changed ? final[z].toFixed(3) : ""),
@@ -169,6 +169,13 @@ export function testExamples(app) {
     draw();
   };
   return draw;
+}
+
+// An example's id with its text, or with the hash of its content where the page has no texts.
+function nameAndText({ ids, texts, hashes }, row) {
+  const id = el("span", { class: "id" }, ids[row]);
+  if (texts?.[row]) return [id, el("span", { class: "text", title: texts[row] }, texts[row])];
+  return hashes[row] ? [id, el("span", { class: "hash", title: `hash of its content: ${hashes[row]}` }, hashes[row].slice(0, 8))] : [id];
 }
 
 function fillGroups(select, names) {
