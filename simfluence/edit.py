@@ -104,7 +104,9 @@ class Edit:
         if self.name == "put_before":
             words += ["before", *self.before_groups, *self.before_ids]
         words += [self.shares] if self.shares else []
-        words += [f"{name} {value}" for name in ("times", "window", "steps") if (value := getattr(self, name))]
+        words += [
+            f"{name} {value}" for name in ("times", "window", "steps") if (value := getattr(self, name))
+        ]
         words += [f"seed {self.seed}"] if self.seed else []
         words += ["schedule keep"] if self.schedule == KEEP else []
         return " ".join(words)

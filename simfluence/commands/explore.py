@@ -17,13 +17,12 @@ def run(config: DictConfig) -> None:
         fail("output has no value: name the page to write, as output=mine.html")
     outputs.check_file(config.output, ("html",))
     runs = load(config.path)
-    run_id = config.run_id or runs.ids[-1]
-    position = runs.position(run_id)
+    run_id = page.checked_run(runs, config.run_id, config.texts).id
     if config.fitted is not None:
         fitted = Fitted.load(config.fitted)
     else:
         options = {"train": config.train, "validation": config.validation, "level": config.level}
-        fitted = fit(runs, make_simulator(config.simulator), **options, held_out=runs[position].id)
+        fitted = fit(runs, make_simulator(config.simulator), **options, held_out=run_id)
     known = verified.Verified()
     if fitted.bands is not None:
         known = verified.said(config.path, fitted.bands.level, fitted.simulator.name)

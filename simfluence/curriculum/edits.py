@@ -113,7 +113,7 @@ def put_before(curriculum: Curriculum, first: Examples, second: Examples) -> Cur
 
 
 def of_length(curriculum: Curriculum, steps: int) -> Curriculum:
-    """Let training end after that many steps: earlier, or going on with the examples from the beginning again.
+    """Let training end after that many steps: earlier, or going on with the examples from the beginning.
 
     Raises ValueError unless ``steps`` is a whole number, at least 1, or for shares of groups.
     """

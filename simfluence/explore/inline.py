@@ -1,9 +1,9 @@
 """The page's files put into one: the template, the style, the modules of web/, uPlot and the data.
 
-There is no build step. The modules of web/ are plain ES modules that import names from one another. They are
-written into one script in the order of ``MODULES``, without their ``import`` lines and the word ``export``; so
-every name at the top of a module must differ from those of all others, and every import must stand on a line
-(or several) that begins with ``import`` and ends with a semicolon.
+There is no build step. The modules of web/ are plain ES modules that import names from one another. They
+are written into one script in the order of ``MODULES``, without their ``import`` lines and the word
+``export``; so every name at the top of a module must differ from those of all others, and every import must
+stand on a line (or several) that begins with ``import`` and ends with a semicolon.
 """
 
 from __future__ import annotations

@@ -74,15 +74,9 @@ def page_data(
     widened: float = 1.0,
     retrained: Mapping[str, Mapping[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """What the page computes with, as numbers, texts, arrays and mappings of these. See :func:`write_page`."""
-    run = runs[runs.position(run_id) if run_id is not None else -1]
-    check_counted([run.curriculum], "the page does not take runs on shares of groups yet: it")
+    """What the page computes with: numbers, texts, arrays, mappings of these. See :func:`write_page`."""
+    run = checked_run(runs, run_id, texts)
     fitted.simulator.check_examples(runs)
-    if texts and not any([*runs.train.frame["text"], *runs.test.frame["text"]]):
-        raise RunDataError(
-            "texts=true, but this run set holds no texts (only ids, groups and hashes); leave it out, or add"
-            " texts to the tables of the set"
-        )
     recorded = fitted.simulator.recorded_
     assert recorded is not None  # since it is fitted
     generator = np.random.default_rng(0).bit_generator.state["state"]
@@ -103,6 +97,18 @@ def page_data(
         "retrained": {edit: _changes(of, runs.test) for edit, of in (retrained or {}).items()},
         "generator": {"state": str(generator["state"]), "increment": str(generator["inc"])},
     }
+
+
+def checked_run(runs: RunSet, run_id: str | None, texts: bool) -> Run:
+    """The run that a page is about; errors as in :func:`write_page`, for before a simulator is fitted."""
+    run = runs[runs.position(run_id) if run_id is not None else -1]
+    check_counted([run.curriculum], "the page does not take runs on shares of groups yet: it")
+    if texts and not any([*runs.train.frame["text"], *runs.test.frame["text"]]):
+        raise RunDataError(
+            "texts=true, but this run set holds no texts (only ids, groups and hashes); leave it out, or add"
+            " texts to the tables of the set"
+        )
+    return run
 
 
 def kept_answers(path: str | Path, run_id: str) -> dict[str, dict[str, float]]:

@@ -24,10 +24,10 @@ def quality(fitted: Fitted, runs: RunSet) -> dict[str, Any] | None:
 
     Returns
     -------
-    None where every run was fitted to, or it is not known which. Else runs: their ids; of each point (a run and
-    a test example) true and predicted loss, run and test (rows); skill: 1 − Σ e² / Σ ē² of final losses, with ē
-    the errors of the mean of the runs of the fit, None where it is not known; levels and held: of bands of
-    these levels the share of final losses inside them, without fitted bands both empty.
+    None where every run was fitted to, or it is not known which. Else runs: their ids; of each point (a run
+    and a test example) true and predicted loss, run and test (rows); skill: 1 − Σ e² / Σ ē² of final losses,
+    with ē the errors of the mean of the runs of the fit, None where it is not known; levels and held: of
+    bands of these levels the share of final losses inside them, without fitted bands both empty.
     """
     if fitted.runs is None:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from families import ADAM, replaced
+from families import ADAM
 
 from simfluence import RunSet
 from simfluence.curriculum import Curriculum
@@ -23,7 +24,7 @@ TRAIN, TESTS, WIDTH, STEPS = 24, 6, 5, 36
 GROUPS = ["red", "green", "blue & <b>", ""]
 
 
-def logistic_runs(runs: int = 10, scale: float = 1.0) -> RunSet:
+def logistic_runs(runs: int = 10) -> RunSet:
     """A logistic regression's losses, trained on batches of several sizes, for several numbers of steps, at
     learning rates that rise and fall; evaluated after most steps only.
     """
@@ -41,18 +42,25 @@ def logistic_runs(runs: int = 10, scale: float = 1.0) -> RunSet:
             if step < steps:
                 residual = 1 / (1 + np.exp(train[batches[step]] @ weights))
                 weights = weights + rates[step] * residual @ train[batches[step]] / len(batches[step])
-        values = np.array(of_run) * scale
+        values = np.array(of_run)
         values[3:-1:4] = np.nan
         curricula.append(Curriculum.from_batches(batches, TRAIN))
         losses.append(values)
     tables = [
-        ExampleTable(pd.DataFrame({"id": [f"{what}-{i}" for i in range(n)], "group": [GROUPS[i % of] for i in range(n)]}))
+        ExampleTable(
+            pd.DataFrame(
+                {"id": [f"{what}-{i}" for i in range(n)], "group": [GROUPS[i % of] for i in range(n)]}
+            )
+        )
         for what, n, of in (("q", TRAIN, 4), ("t", TESTS, 2))
     ]
-    made = RunSet.from_arrays(curricula, losses, train=tables[0], test=tables[1], optimizer=ADAM, allow_nonfinite=True)
-    each = [dict(learning_rate=rates[: len(run)], config={"warmup_steps": 4}) for run in made]
-    changed = [replaced(made[[number]], **of)[0] for number, of in enumerate(each)]
-    return RunSet(changed, made.train, made.test)
+    made = RunSet.from_arrays(
+        curricula, losses, train=tables[0], test=tables[1], optimizer=ADAM, allow_nonfinite=True
+    )
+    logged = [
+        dataclasses.replace(run, learning_rate=rates[: len(run)], config={"warmup_steps": 4}) for run in made
+    ]
+    return RunSet(logged, made.train, made.test)
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
+import yaml
 from explore_questions import ASK, TOLERANCE, asked, largest_difference
 
 from simfluence import RunSet
@@ -99,14 +102,10 @@ def test_runs_without_learning_rates(logistic, javascript, tmp_path) -> None:
 
 
 def scaled(run, by):
-    import dataclasses
-
     return dataclasses.replace(run, metrics={"loss": run.loss * by})
 
 
 def unlogged(run):
-    import dataclasses
-
     return dataclasses.replace(run, learning_rate=np.full(len(run), np.nan))
 
 
@@ -122,8 +121,6 @@ def test_the_page_draws_numpys_numbers(javascript, tmp_path) -> None:
 
 def test_edits_in_words_and_as_a_file(javascript, tmp_path) -> None:
     """The page names edits as Python does, and writes YAML that reads as they were."""
-    import yaml
-
     edits = [edit for several in EDITS.values() for edit in several]
     edits.append({"name": "length", "steps": 5, "schedule": "keep"})
     found = javascript("return {words: edits.map(wordsOf), file: yamlOf(edits)};", tmp_path, edits=edits)

@@ -1,5 +1,5 @@
-"""The page, driven in headless Chromium: what it computes, that its controls do what they say, that it asks no
-network, and that it can be used without a mouse and by screen readers.
+"""The page, driven in headless Chromium: what it computes, that its controls do what they say, that it asks
+no network, and that it can be used without a mouse and by screen readers.
 
 Skipped where Playwright or Chromium is missing; ``make test-page`` installs both.
 """
@@ -23,7 +23,9 @@ from simfluence.explore import write_page
 from simfluence.fitted import Fitted, fit
 from simfluence.simulators import make_simulator
 
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test-page does it")
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="Playwright is not installed: make test-page does it"
+)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = Path(sys.prefix) / "axe/node_modules/axe-core/axe.min.js"
 RUNS = Path(__file__).parents[2] / "runs"
@@ -35,7 +37,10 @@ SETS: dict[str, tuple[str, bool, list[list[dict[str, Any]]]]] = {
         False,
         [
             [{"name": "remove", "groups": ["completion"]}],
-            [{"name": "remove", "groups": ["what"], "ids": ["openbookqa-145"]}, {"name": "repeat", "groups": ["which"], "times": 3}],
+            [
+                {"name": "remove", "groups": ["what"], "ids": ["openbookqa-145"]},
+                {"name": "repeat", "groups": ["which"], "times": 3},
+            ],
             [
                 {"name": "put_before", "groups": ["which"], "before_groups": ["completion", "what"]},
                 {"name": "length", "steps": 60},
@@ -66,7 +71,7 @@ def browser():
 
 @pytest.fixture
 def opened(browser, tmp_path):
-    """Opens a page from disk; fails for an error, a word in the console, or a request to anything but files."""
+    """Opens a page from disk; fails for errors, words in the console, and requests to anything but files."""
     trouble: list[str] = []
     contexts = []
 
@@ -147,7 +152,9 @@ def test_the_page_gives_pythons_numbers(name, opened, tmp_path) -> None:
             edits,
         )
         print(f"{name}: {took:.0f} ms")
-    removals = page.evaluate("[...simfluence.removals.examples.entries()].map(([at, {change}]) => [at, [...change]])")
+    removals = page.evaluate(
+        "[...simfluence.removals.examples.entries()].map(([at, {change}]) => [at, [...change]])"
+    )
     row, change = max(removals, key=lambda of: abs(sum(of[1])))
     one = asked(fitted, runs, [{"name": "remove", "ids": [runs.train.ids[row]]}], "stretch")
     np.testing.assert_allclose(change, one.changes["change"], atol=1e-6)
@@ -163,14 +170,21 @@ def test_groups_and_examples_are_switched_off_and_repeated(opened, small, logist
     page.click('[data-group="red"] input[type=checkbox]')
     settled(page)
     edits: list[dict[str, Any]] = [{"name": "remove", "groups": ["red"]}]
-    assert shown_change(page) == pytest.approx(mean_change(asked(fitted, logistic, edits, "stretch")), abs=1e-3)
+    assert shown_change(page) == pytest.approx(
+        mean_change(asked(fitted, logistic, edits, "stretch")), abs=1e-3
+    )
     page.fill("#examples-search", "q-1")
     page.click('[aria-label="use q-1"]')
     page.fill('[data-group="green"] input[type=number]', "3")
     page.press('[data-group="green"] input[type=number]', "Enter")
     settled(page)
-    edits = [{"name": "remove", "groups": ["red"], "ids": ["q-1"]}, {"name": "repeat", "groups": ["green"], "times": 3}]
-    assert shown_change(page) == pytest.approx(mean_change(asked(fitted, logistic, edits, "stretch")), abs=1e-3)
+    edits = [
+        {"name": "remove", "groups": ["red"], "ids": ["q-1"]},
+        {"name": "repeat", "groups": ["green"], "times": 3},
+    ]
+    assert shown_change(page) == pytest.approx(
+        mean_change(asked(fitted, logistic, edits, "stretch")), abs=1e-3
+    )
     assert page.evaluate("simfluence.answer.made") == edits
     page.click("#reset")
     settled(page)
@@ -190,8 +204,13 @@ def test_groups_are_brought_into_an_order_with_keys_and_by_dragging(opened, smal
     settled(page)
     order = ["blue & <b>", "green", "red", ""]
     assert page.evaluate("simfluence.state.order") == order
-    edits = [{"name": "put_before", "groups": [one], "before_groups": order[at + 1 :]} for at, one in enumerate(order[:-1])]
-    assert shown_change(page) == pytest.approx(mean_change(asked(fitted, logistic, edits, "stretch")), abs=1e-3)
+    edits = [
+        {"name": "put_before", "groups": [one], "before_groups": order[at + 1 :]}
+        for at, one in enumerate(order[:-1])
+    ]
+    assert shown_change(page) == pytest.approx(
+        mean_change(asked(fitted, logistic, edits, "stretch")), abs=1e-3
+    )
     stream = page.evaluate("[...simfluence.answer.curriculum.examples]")
     of_group = [order.index(logistic.train.groups[row]) for row in stream]
     assert of_group == sorted(of_group)
@@ -240,7 +259,9 @@ def test_a_link_brings_everything_back(opened, small) -> None:
     settled(page)
     again = opened(small[1], page.evaluate("location.hash"))
     for what in ("answer.made", "answer.change", "state.order", "state.shown"):
-        assert json.dumps(again.evaluate(f"simfluence.{what}")) == json.dumps(page.evaluate(f"simfluence.{what}"))
+        assert json.dumps(again.evaluate(f"simfluence.{what}")) == json.dumps(
+            page.evaluate(f"simfluence.{what}")
+        )
     assert again.inner_text("#change") == page.inner_text("#change")
     stranger = opened(small[1], "#without=nobody&without-id=x&times-9=nobody&steps=-3&show=y&then=z")
     assert stranger.inner_text("#band") == "nothing changed yet"
@@ -266,7 +287,10 @@ def test_tables_are_searched_filtered_and_sorted(opened, small) -> None:
     page.select_option("#examples-group", "=red")
     found = page.evaluate(ids)
     assert set(found) <= {f"q-{i}" for i in range(0, 24, 4)}
-    effect = "id => { const row = simfluence.page.train.ids.indexOf(id); return simfluence.removals.examples.get(row).change.reduce((a, b) => a + b); }"
+    effect = """id => {
+        const row = simfluence.page.train.ids.indexOf(id);
+        return simfluence.removals.examples.get(row).change.reduce((a, b) => a + b);
+    }"""
     effects = [page.evaluate(effect, one) for one in found]
     assert effects == sorted(effects, reverse=True)
     page.select_option("#examples-sort", "harmful")
@@ -301,7 +325,9 @@ def test_nothing_serious_is_found_by_axe(scheme, width, opened, small) -> None:
     page.click("summary")
     page.add_script_tag(path=str(AXE))
     found = page.evaluate("axe.run().then(({violations}) => violations)")
-    serious = [(one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")]
+    serious = [
+        (one["id"], one["nodes"][0]["html"]) for one in found if one["impact"] in ("serious", "critical")
+    ]
     assert serious == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")  # no scrolling to the side
 

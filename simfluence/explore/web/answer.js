@@ -145,8 +145,10 @@ function meanChangeAt(page, answer, rows, t) {
   const [low, high] = [Math.floor(place), Math.ceil(place)];
   const part = place - low;
   if (t <= answer.same) return { change: 0, low: 0, high: 0 };
-  const before = Float64Array.from({ length: tests }, (_, z) =>
-    (1 - part) * page.before[low * tests + z] + part * page.before[high * tests + z]);
+  const before = Float64Array.from(
+    { length: tests },
+    (_, z) => (1 - part) * page.before[low * tests + z] + part * page.before[high * tests + z],
+  );
   const change = before.map((loss, z) => answer.losses[t * tests + z] - loss);
   return meanChange(page, change, rows, aboutAt(page, answer.about, before, Math.max(t, Math.round(place))));
 }

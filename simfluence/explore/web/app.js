@@ -8,7 +8,17 @@ import { stepsOf } from "./edits.js";
 import { byId, counted, digitsFor, el, groupColours, nameOf, REST, signed } from "./elements.js";
 import { changesFigure, qualityFigures, timeline } from "./figures.js";
 import { groupMatrix, testExamples, trainingExamples } from "./rankings.js";
-import { editsOf, fragmentOf, initialState, shownInWords, shownRows, stateOf, wordsOf, yamlOf } from "./state.js";
+import {
+  editsOf,
+  fragmentOf,
+  initialState,
+  sentenceOf,
+  shownInWords,
+  shownRows,
+  stateOf,
+  wordsOf,
+  yamlOf,
+} from "./state.js";
 import { percent } from "./trust.js";
 import { serve } from "./worker.js";
 
@@ -20,7 +30,7 @@ class App {
     this.page.mostSteps = LONGEST * stepsOf(this.page.original);
     this.colours = groupColours(this.page);
     this.restColour = REST;
-    this.removals = { groups: new Map(), examples: new Map(), left: 1 };
+    this.removals = { groups: new Map(), examples: new Map(), left: 1, seconds: 0, waits: false };
     this.answer = null;
     this.asked = 0;
     this.waiting = false;
@@ -31,7 +41,12 @@ class App {
     this.state = stateOf(location.hash.slice(1), this.page);
     describe(this.page);
     this.drawers = [
-      groupControls(this), lengthControls(this), lossCurves(this), changesFigure(this), timeline(this), testExamples(this),
+      groupControls(this),
+      lengthControls(this),
+      lossCurves(this),
+      changesFigure(this),
+      timeline(this),
+      testExamples(this),
     ];
     this.rankers = [groupMatrix(this), trainingExamples(this)];
     this.quality = qualityFigures(this);
@@ -90,7 +105,11 @@ class App {
     if (this.waiting) return void (this.again = true);
     this.waiting = true;
     this.asked += 1;
-    this.worker.postMessage({ number: this.asked, edits: editsOf(this.state, this.page), schedule: this.state.schedule });
+    this.worker.postMessage({
+      number: this.asked,
+      edits: editsOf(this.state, this.page),
+      schedule: this.state.schedule,
+    });
   }
 
   receive(message) {
@@ -103,22 +122,20 @@ class App {
       byId("problem").hidden = true;
     }
     if (this.answer) this.draw();
-    if (this.answer && this.rankedFor !== this.state) this.rank();
+    if (this.answer) this.rank();
     if (this.again) {
       this.again = false;
       this.ask();
     }
   }
 
-  collect({ found, left }) {
+  collect({ found, left, seconds, waits }) {
     for (const removal of found) {
       const kind = removal.what === "group" ? "groups" : "examples";
       if (removal.change) this.removals[kind].set(removal.at, removal);
     }
-    this.removals.left = left;
-    clearTimeout(this.soon);
-    if (left === 0) this.rank();
-    else if (!this.rankedAt || performance.now() - this.rankedAt > 400) this.rank();
+    Object.assign(this.removals, { left, seconds, waits });
+    if (left === 0 || waits || !this.rankedAt || performance.now() - this.rankedAt > 400) this.rank();
   }
 
   failed(message) {
@@ -131,8 +148,8 @@ class App {
   draw() {
     for (const draw of this.drawers) draw();
     this.sayAnswer();
-    const edits = this.answer.made.map(wordsOf).join(", then ");
-    byId("edit-words").textContent = edits ? `${edits}.` : "Nothing yet: the training is as it was recorded.";
+    byId("edit-words").textContent =
+      sentenceOf(this.answer.made) || "Nothing yet: the training is as it was recorded.";
     for (const id of ["reset", "download"]) byId(id).disabled = !this.answer.changed;
     const notes = [...this.answer.notes, ...this.page.fitNotes];
     byId("notes").replaceChildren(...notes.map((note) => el("li", {}, note)));
@@ -153,17 +170,25 @@ class App {
     const { answer, page } = this;
     const rows = shownRows(this.state, page);
     const found = meanChange(page, answer.change, rows, answer.changed ? answer.about : null);
-    const digits = digitsFor([found.change, found.low ?? 0]) ;
+    const digits = digitsFor([found.change, found.low ?? 0]);
     byId("of-what").textContent = shownInWords(this.state, page);
     byId("change").textContent = answer.changed ? signed(found.change, digits) : "0";
     byId("change").className = !answer.changed ? "" : found.change < 0 ? "better" : "worse";
     const level = page.bands ? percent(page.bands.level) : "";
-    byId("band").textContent = answer.changed && found.verdict ? `${level} band ${signed(found.low, digits)} to ${signed(found.high, digits)}` : answer.changed ? "no bands, since the simulator was fitted without" : "nothing changed yet";
+    byId("band").textContent =
+      answer.changed && found.verdict
+        ? `${level} band ${signed(found.low, digits)} to ${signed(found.high, digits)}`
+        : answer.changed
+          ? "no bands, since the simulator was fitted without"
+          : "nothing changed yet";
     byId("verdict").textContent = verdictInWords(answer.changed ? found : null);
-    byId("verdict").className = `verdict ${answer.changed ? found.verdict ?? "" : ""}`;
+    byId("verdict").className = `verdict ${answer.changed ? (found.verdict ?? "") : ""}`;
     const [before, after] = [stepsOf(page.original), stepsOf(answer.curriculum)];
-    byId("length").textContent = before === after ? counted(before, "step") : `${before} → ${counted(after, "step")}`;
-    byId("kept").textContent = answer.changed ? `What was recorded differs from its own simulation; ${percent(answer.kept)} of that difference is kept under the edit.` : "";
+    byId("length").textContent =
+      before === after ? counted(before, "step") : `${before} → ${counted(after, "step")}`;
+    byId("kept").textContent = answer.changed
+      ? `What was recorded differs from its own simulation; ${percent(answer.kept)} of that difference is kept under the edit.`
+      : "";
     const reasons = answer.changed && answer.about ? answer.about.reasons : [];
     byId("reasons").replaceChildren(...reasons.map((reason) => el("li", {}, reason)));
     byId("why").hidden = !reasons.length;
@@ -181,7 +206,9 @@ class App {
     const { test } = this.page;
     const digits = digitsFor([change[z]]);
     const group = test.groupNames.length > 1 ? ` (${nameOf(test.groups[z])})` : "";
-    const band = bands ? `, band ${signed(bands[z].low, digits)} to ${signed(bands[z].high, digits)}, ${bands[z].verdict}` : "";
+    const band = bands
+      ? `, band ${signed(bands[z].low, digits)} to ${signed(bands[z].high, digits)}, ${bands[z].verdict}`
+      : "";
     const truth = this.retrained();
     const true_ = truth && Number.isFinite(truth[z]) ? `, retrained ${signed(truth[z], digits)}` : "";
     const text = test.texts?.[z] ? `: ${test.texts[z]}` : "";
@@ -201,7 +228,11 @@ function verdictInWords(found) {
   if (!found) return "recorded training";
   const direction = found.change < 0 ? "learnt better" : "learnt worse";
   if (!found.verdict) return direction;
-  const words = { sure: `sure: ${direction}`, leaning: `leaning: ${direction}`, unknown: "unknown: could go either way" };
+  const words = {
+    sure: `sure: ${direction}`,
+    leaning: `leaning: ${direction}`,
+    unknown: "unknown: could go either way",
+  };
   return words[found.verdict];
 }
 
@@ -215,10 +246,14 @@ function describe(page) {
   const { run, train, test, bands } = page;
   const used = page.originalUses.filter((uses) => uses > 0).length;
   byId("title").textContent = page.title;
-  byId("about").textContent = `${run.id} is a recorded fine-tuning: ${counted(stepsOf(page.original), "step")} on ${used} of ${counted(train.ids.length, "training example")}. Change its training, and this page predicts the loss that ${counted(test.ids.length, "test example")} would have ended with. The loss says how wrong the model is; lower is better.`;
+  byId("about").textContent =
+    `${run.id} is a recorded fine-tuning: ${counted(stepsOf(page.original), "step")} on ${used} of ${counted(train.ids.length, "training example")}. Change its training, and this page predicts the loss that ${counted(test.ids.length, "test example")} would have ended with. The loss says how wrong the model is; lower is better.`;
   const level = bands ? ` Bands are of level ${percent(bands.level)}.` : "";
-  if (bands) byId("band-words").textContent = `The ${percent(bands.level)} band is meant to hold the true change in ${percent(bands.level)} of cases. “Sure”: it excludes zero; “leaning”: a band half as wide would; “unknown”: neither does. Skill says how well runs are predicted that were left out of the fit: 1 is perfect, 0 no better than the average run.`;
-  byId("made").textContent = `${page.fittedTo}.${level} ${page.simulatorName}. Made by simfluence ${page.version}.`;
+  if (bands)
+    byId("band-words").textContent =
+      `The ${percent(bands.level)} band is meant to hold the true change in ${percent(bands.level)} of cases. “Sure”: it excludes zero; “leaning”: a band half as wide would; “unknown”: neither does. Skill says how well runs are predicted that were left out of the fit: 1 is perfect, 0 no better than the average run.`;
+  byId("made").textContent =
+    `${page.fittedTo}.${level} ${page.simulatorName}. Made by simfluence ${page.version}.`;
 }
 
 async function copyLink() {
@@ -247,7 +282,9 @@ function highlightGroups() {
 
 function themeSwitch(app) {
   const button = byId("theme");
-  const dark = () => (document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
+  const dark = () =>
+    (document.documentElement.dataset.theme ??
+      (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")) === "dark";
   const label = () => (button.textContent = dark() ? "Light" : "Dark");
   button.onclick = () => {
     document.documentElement.dataset.theme = dark() ? "light" : "dark";
@@ -266,6 +303,11 @@ function start() {
   globalThis.simfluence = app; // for the browser's console, and for tests
   themeSwitch(app);
   highlightGroups();
+  byId("examples-go").onclick = () => {
+    app.removals.waits = false;
+    app.worker.postMessage({ go: true });
+    app.rank();
+  };
   byId("reset").onclick = () => app.reset();
   byId("copy").onclick = async () => app.say(await copyLink());
   byId("download").onclick = () => download(app);

@@ -20,18 +20,37 @@ export function groupControls(app) {
       onchange: () => app.change((state) => toggled(state.groupsOut, name, !use.checked)),
     });
     const move = (by, label, sign) =>
-      el("button", {
-        type: "button", class: "icon", "aria-label": `${label}: ${nameOf(name)}`, title: label,
-        "data-move": by, onclick: () => moveBy(name, by),
-      }, sign);
+      el(
+        "button",
+        {
+          type: "button",
+          class: "icon",
+          "aria-label": `${label}: ${nameOf(name)}`,
+          title: label,
+          "data-move": by,
+          onclick: () => moveBy(name, by),
+        },
+        sign,
+      );
     const item = el(
       "li",
-      { draggable: true, "data-group": name, "data-colour": app.colours.get(name), class: used[at] ? "" : "unused" },
+      {
+        draggable: true,
+        "data-group": name,
+        "data-colour": app.colours.get(name),
+        class: used[at] ? "" : "unused",
+      },
       el("span", { class: "grip", "aria-hidden": "true" }, "\u2807"),
       el("label", { class: "name", title: nameOf(name) }, use, swatch, el("span", {}, nameOf(name))),
-      el("span", { class: "uses", title: "how often the recorded run used examples of this group" }, `${used[at]}`),
-      timesField(`${nameOf(name)}: how often each use is to occur`, () => app.state.groupTimes.get(name) ?? 1, (n) =>
-        app.change((state) => setTimes(state.groupTimes, name, n)),
+      el(
+        "span",
+        { class: "uses", title: "how often the recorded run used examples of this group" },
+        `${used[at]}`,
+      ),
+      timesField(
+        `${nameOf(name)}: how often each use is to occur`,
+        () => app.state.groupTimes.get(name) ?? 1,
+        (n) => app.change((state) => setTimes(state.groupTimes, name, n)),
       ),
       el("span", { class: "moves" }, move(-1, "Earlier", "\u2191"), move(1, "Later", "\u2193")),
     );
@@ -70,7 +89,9 @@ export function groupControls(app) {
   }
 
   function draw() {
-    const focus = list.contains(document.activeElement) ? document.activeElement.getAttribute("aria-label") : null;
+    const focus = list.contains(document.activeElement)
+      ? document.activeElement.getAttribute("aria-label")
+      : null;
     list.replaceChildren(...app.state.order.map(row));
     if (focus) list.querySelector(`[aria-label="${CSS.escape(focus)}"]`)?.focus();
     byId("order-mixed").checked = !app.state.inOrder;
@@ -87,8 +108,14 @@ export function groupControls(app) {
 // A number field from 1 to MOST_TIMES.
 export function timesField(label, current, set) {
   const field = el("input", {
-    type: "number", min: "1", max: `${MOST_TIMES}`, step: "1", value: `${current()}`, class: "times",
-    "aria-label": label, title: label,
+    type: "number",
+    min: "1",
+    max: `${MOST_TIMES}`,
+    step: "1",
+    value: `${current()}`,
+    class: "times",
+    "aria-label": label,
+    title: label,
   });
   field.classList.toggle("changed", current() !== 1);
   field.onchange = () => {

@@ -20,8 +20,16 @@ export function lossCurves(app) {
     const rows = shownRows(app.state, page);
     const curves = { ...meanCurves(page, answer, rows), simulated: simulatedOriginal(page, rows) };
     if (!answer.changed) curves.edited = curves.edited.map(() => NaN);
-    const series = [curves.original, padded(curves.simulated, curves.steps.length), curves.edited, curves.low, curves.high];
-    shownData = [curves.steps, ...series].map((values) => Array.from(values, (value) => (Number.isFinite(value) ? value : null)));
+    const series = [
+      curves.original,
+      padded(curves.simulated, curves.steps.length),
+      curves.edited,
+      curves.low,
+      curves.high,
+    ];
+    shownData = [curves.steps, ...series].map((values) =>
+      Array.from(values, (value) => (Number.isFinite(value) ? value : null)),
+    );
     if (plot) plot.destroy();
     plot = new uPlot(optionsFor(place.clientWidth), shownData, place);
     plot.root.setAttribute("aria-hidden", "true");
@@ -31,9 +39,18 @@ export function lossCurves(app) {
 
   function optionsFor(width) {
     const [ink, grid] = [colourOf("muted"), colourOf("line")];
-    const axis = { stroke: ink, grid: { stroke: grid, width: 1 }, ticks: { stroke: grid, width: 1 }, font: "12px system-ui, sans-serif" };
+    const axis = {
+      stroke: ink,
+      grid: { stroke: grid, width: 1 },
+      ticks: { stroke: grid, width: 1 },
+      font: "12px system-ui, sans-serif",
+    };
     const line = ({ colour, dash }) => ({
-      stroke: colourOf(colour), width: dash ? 1.25 : 2, dash, points: { show: false }, spanGaps: true,
+      stroke: colourOf(colour),
+      width: dash ? 1.25 : 2,
+      dash,
+      points: { show: false },
+      spanGaps: true,
     });
     const edge = { stroke: "transparent", width: 0, points: { show: false } };
     return {
@@ -44,7 +61,14 @@ export function lossCurves(app) {
       scales: { x: { time: false } },
       axes: [
         { ...axis, label: "step of training", labelSize: 22, labelFont: axis.font, size: 34 },
-        { ...axis, values: (_, splits) => alike(splits), label: "mean loss", labelSize: 22, labelFont: axis.font, size: 52 },
+        {
+          ...axis,
+          values: (_, splits) => alike(splits),
+          label: "mean loss",
+          labelSize: 22,
+          labelFont: axis.font,
+          size: 52,
+        },
       ],
       series: [{}, ...LINES.map(line), edge, edge],
       bands: [{ series: [5, 4], fill: colourOf("accent-soft") }],
@@ -56,7 +80,9 @@ export function lossCurves(app) {
     const at = index ?? lastKnown(shownData[app.answer.changed ? 3 : 1]);
     const values = shownData.slice(1).map((series) => series[at]);
     const digits = digitsFor(values.filter((value) => value !== null)) + 1;
-    const parts = LINES.map(({ label }, n) => (values[n] === null ? null : `${label} ${plainly(values[n], digits)}`));
+    const parts = LINES.map(({ label }, n) =>
+      values[n] === null ? null : `${label} ${plainly(values[n], digits)}`,
+    );
     if (values[3] !== null && app.answer.changed) {
       parts.push(`band ${plainly(values[3], digits)} to ${plainly(values[4], digits)}`);
     }
@@ -66,7 +92,12 @@ export function lossCurves(app) {
   function legend(changed) {
     const lines = LINES.filter(({ key }) => changed || key !== "edited");
     const items = lines.map(({ label, colour, dash }) =>
-      el("li", {}, el("span", { class: `line ${dash ? "dashed" : ""}`, style: `--of: var(--${colour})` }), label),
+      el(
+        "li",
+        {},
+        el("span", { class: `line ${dash ? "dashed" : ""}`, style: `--of: var(--${colour})` }),
+        label,
+      ),
     );
     if (changed && app.answer.about) {
       const level = Math.round(100 * app.page.bands.level);
@@ -81,8 +112,11 @@ export function lossCurves(app) {
 // The original as it would have been predicted, without its recording.
 function simulatedOriginal(page, rows) {
   const tests = page.test.ids.length;
-  return Float64Array.from({ length: page.before.length / tests }, (_, t) =>
-    rows.reduce((sum, z) => sum + page.before[t * tests + z] - page.residual[t * tests + z], 0) / rows.length,
+  return Float64Array.from(
+    { length: page.before.length / tests },
+    (_, t) =>
+      rows.reduce((sum, z) => sum + page.before[t * tests + z] - page.residual[t * tests + z], 0) /
+      rows.length,
   );
 }
 

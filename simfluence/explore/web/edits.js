@@ -62,7 +62,10 @@ export function ofLength(curriculum, steps) {
     return { examples: examples.slice(0, offsets[steps]), offsets: offsets.slice(0, steps + 1) };
   }
   const total = examples.length + (steps - before) * usualSize(offsets);
-  return rebatched(curriculum, Int32Array.from({ length: total }, (_, at) => examples[at % examples.length]));
+  return rebatched(
+    curriculum,
+    Int32Array.from({ length: total }, (_, at) => examples[at % examples.length]),
+  );
 }
 
 // The stream cut at the curriculum's batch sizes, going on with its usual (median) size.

@@ -18,7 +18,8 @@ function filledIn(element, attributes, children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
-    else if (name in element && typeof value !== "string" && !(element instanceof SVGElement)) element[name] = value;
+    else if (name in element && typeof value !== "string" && !(element instanceof SVGElement))
+      element[name] = value;
     else element.setAttribute(name, value === true ? "" : value);
   }
   element.append(...children.filter((child) => child !== null && child !== undefined));
@@ -49,11 +50,14 @@ export const counted = (n, one, several = `${one}s`) => `${n} ${n === 1 ? one : 
 // A colour a group: seven for the most used, grey for the rest.
 export function groupColours(page) {
   const uses = page.train.members.map((rows) => rows.reduce((sum, row) => sum + page.originalUses[row], 0));
-  const ranked = page.train.groupNames.map((name, at) => ({ name, uses: uses[at] })).sort((a, b) => b.uses - a.uses);
+  const ranked = page.train.groupNames
+    .map((name, at) => ({ name, uses: uses[at] }))
+    .sort((a, b) => b.uses - a.uses);
   return new Map(ranked.map(({ name }, at) => [name, OKABE_ITO[at] ?? REST]));
 }
 
-export const colourOf = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+export const colourOf = (name) =>
+  getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 // Round numbers for an axis between two values.
 export function ticks(low, high, about = 5) {

@@ -9,7 +9,10 @@ const BINS = 160;
 
 // A drawing area with axes: {root, x, y} with x and y from data to pixels.
 function frame(width, height, xs, ys, { left = 52, bottom = 34, top = 8, right = 18 } = {}) {
-  const scale = ([low, high], from, to) => (value) => from + ((value - low) / (high - low || 1)) * (to - from);
+  const scale =
+    ([low, high], from, to) =>
+    (value) =>
+      from + ((value - low) / (high - low || 1)) * (to - from);
   const x = scale(xs, left, width - right);
   const y = scale(ys, height - bottom, top);
   const root = svg("svg", { width, height, viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true" });
@@ -17,15 +20,23 @@ function frame(width, height, xs, ys, { left = 52, bottom = 34, top = 8, right =
 }
 
 function yAxis(area, [low, high], label, format) {
-  for (const value of ticks(low, high)) {
+  for (const value of ticks(low, high, 6)) {
     const y = area.y(value);
     area.root.append(
-      svg("line", { x1: area.left, x2: area.right, y1: y, y2: y, class: Math.abs(value) < 1e-12 ? "zero" : "grid" }),
+      svg("line", {
+        x1: area.left,
+        x2: area.right,
+        y1: y,
+        y2: y,
+        class: Math.abs(value) < 1e-12 ? "zero" : "grid",
+      }),
       svg("text", { x: area.left - 6, y: y + 4, class: "tick end" }, format(value)),
     );
   }
   const middle = (area.top + area.bottom) / 2;
-  area.root.append(svg("text", { x: 12, y: middle, class: "label", transform: `rotate(-90 12 ${middle})` }, label));
+  area.root.append(
+    svg("text", { x: 12, y: middle, class: "label", transform: `rotate(-90 12 ${middle})` }, label),
+  );
 }
 
 function xAxis(area, [low, high], label, format, grid = false) {
@@ -34,7 +45,9 @@ function xAxis(area, [low, high], label, format, grid = false) {
     if (grid) area.root.append(svg("line", { x1: x, x2: x, y1: area.top, y2: area.bottom, class: "grid" }));
     area.root.append(svg("text", { x, y: area.bottom + 15, class: "tick middle" }, format(value)));
   }
-  area.root.append(svg("text", { x: (area.left + area.right) / 2, y: area.height - 3, class: "label" }, label));
+  area.root.append(
+    svg("text", { x: (area.left + area.right) / 2, y: area.height - 3, class: "label" }, label),
+  );
 }
 
 // ---------------------------------------------------------------------------- changes of test examples
@@ -57,30 +70,62 @@ export function changesFigure(app) {
     const rows = page.test.ids.map((_, z) => z);
     sorted = rows.sort(sorts[order.value](page, change));
     const edges = bands ? bands.flatMap(({ low, high }) => [low, high]) : [...change];
-    const reach = Math.max(...[...edges, ...change, ...(retrained ?? [])].filter(Number.isFinite).map(Math.abs), 1e-6) * 1.06;
-    area = frame(place.clientWidth, place.clientWidth < 480 ? 220 : 260, [-1, rows.length], [-reach, reach], { bottom: 22 });
+    const reach =
+      Math.max(...[...edges, ...change, ...(retrained ?? [])].filter(Number.isFinite).map(Math.abs), 1e-6) *
+      1.06;
+    area = frame(place.clientWidth, place.clientWidth < 480 ? 220 : 260, [-1, rows.length], [-reach, reach], {
+      bottom: 22,
+    });
     yAxis(area, [-reach, reach], "change of loss", (value) => signed(value, digitsFor([reach]) - 1));
     const chosen = new Set(shownRows(app.state, page));
     const few = chosen.size < rows.length;
     sorted.forEach((z, at) => {
       if (!changed) return;
       const x = area.x(at);
-      const group = svg("g", { class: `point ${change[z] < 0 ? "better" : "worse"} ${few && !chosen.has(z) ? "faint" : ""}` });
+      const group = svg("g", {
+        class: `point ${change[z] < 0 ? "better" : "worse"} ${few && !chosen.has(z) ? "faint" : ""}`,
+      });
       if (bands) {
-        group.append(svg("line", { x1: x, x2: x, y1: area.y(bands[z].low), y2: area.y(bands[z].high), class: "whisker" }));
+        group.append(
+          svg("line", {
+            x1: x,
+            x2: x,
+            y1: area.y(bands[z].low),
+            y2: area.y(bands[z].high),
+            class: "whisker",
+          }),
+        );
       }
       const verdict = bands ? bands[z].verdict : "sure";
-      group.append(svg("circle", { cx: x, cy: area.y(change[z]), r: rows.length > 120 ? 2.5 : 4, class: verdict }));
+      group.append(
+        svg("circle", { cx: x, cy: area.y(change[z]), r: rows.length > 120 ? 2.5 : 4, class: verdict }),
+      );
       if (retrained && Number.isFinite(retrained[z])) {
         const y = area.y(retrained[z]);
         group.append(svg("path", { d: `M${x} ${y - 4}l4 4l-4 4l-4 -4z`, class: "truth" }));
       }
       area.root.append(group);
     });
-    const words = { change: "test examples, from learnt better to learnt worse", group: "test examples, by group", name: "test examples, in the order of the table" };
-    area.root.append(svg("text", { x: (area.left + area.right) / 2, y: area.height - 5, class: "label" }, words[order.value]));
+    const words = {
+      change: "test examples, from learnt better to learnt worse",
+      group: "test examples, by group",
+      name: "test examples, in the order of the table",
+    };
+    area.root.append(
+      svg(
+        "text",
+        { x: (area.left + area.right) / 2, y: area.height - 5, class: "label" },
+        words[order.value],
+      ),
+    );
     if (!changed) {
-      area.root.append(svg("text", { x: (area.left + area.right) / 2, y: area.y(reach / 8), class: "empty" }, "Change something to see what it does."));
+      area.root.append(
+        svg(
+          "text",
+          { x: (area.left + area.right) / 2, y: area.y(reach / 8), class: "empty" },
+          "Change something to see what it does.",
+        ),
+      );
     }
     place.replaceChildren(area.root);
     byId("changes-truth").hidden = !retrained;
@@ -88,12 +133,17 @@ export function changesFigure(app) {
   }
 
   const nearest = (event) => {
-    const at = Math.round(-1 + ((event.offsetX - area.left) / (area.right - area.left)) * (sorted.length + 1));
+    const at = Math.round(
+      -1 + ((event.offsetX - area.left) / (area.right - area.left)) * (sorted.length + 1),
+    );
     return sorted[Math.min(Math.max(at, 0), sorted.length - 1)];
   };
 
   function read(z) {
-    byId("changes-read").textContent = z === null ? "Point at a test example to read it; click to look at its curve alone." : app.testInWords(z);
+    byId("changes-read").textContent =
+      z === null
+        ? "Point at a test example to read it; click to look at its curve alone."
+        : app.testInWords(z);
   }
 
   place.addEventListener("mousemove", (event) => app.answer.changed && read(nearest(event)));
@@ -113,20 +163,51 @@ export function timeline(app) {
     if (answer.changed) strips.push({ name: "edited", curriculum: answer.curriculum });
     const longest = Math.max(...strips.map(({ curriculum }) => stepsOf(curriculum)));
     const height = 62 * strips.length + 30;
-    const area = frame(place.clientWidth, height, [0, longest], [0, 1], { left: 66, bottom: 34, top: 0, right: 12 });
+    const area = frame(place.clientWidth, height, [0, longest], [0, 1], {
+      left: 66,
+      bottom: 34,
+      top: 0,
+      right: 12,
+    });
     strips.forEach(({ name, curriculum }, at) => {
       const top = 4 + at * 62;
-      area.root.append(svg("text", { x: 58, y: top + 30, class: "tick end" }, name), ...strip(app, curriculum, area, top, 52));
+      area.root.append(
+        svg("text", { x: 58, y: top + 30, class: "tick end" }, name),
+        ...strip(app, curriculum, area, top, 52),
+      );
     });
     xAxis(area, [0, longest], "step of training", (value) => `${value}`);
     place.replaceChildren(area.root);
-    const groups = page.train.groupNames.filter((name) => page.train.members[page.train.groupNames.indexOf(name)].some((row) => page.originalUses[row]));
+    const groups = page.train.groupNames.filter((name) =>
+      page.train.members[page.train.groupNames.indexOf(name)].some((row) => page.originalUses[row]),
+    );
     const named = groups.filter((name) => app.colours.get(name) !== app.restColour);
-    const items = named.map((name) => el("li", { "data-colour": app.colours.get(name) }, el("span", { class: "swatch", style: `background:${app.colours.get(name)}` }), nameOf(name)));
-    if (named.length < groups.length) items.push(el("li", {}, el("span", { class: "swatch", style: `background:${app.restColour}` }), counted(groups.length - named.length, "more group")));
+    const items = named.map((name) =>
+      el(
+        "li",
+        { "data-colour": app.colours.get(name) },
+        el("span", { class: "swatch", style: `background:${app.colours.get(name)}` }),
+        nameOf(name),
+      ),
+    );
+    if (named.length < groups.length)
+      items.push(
+        el(
+          "li",
+          {},
+          el("span", { class: "swatch", style: `background:${app.restColour}` }),
+          counted(groups.length - named.length, "more group"),
+        ),
+      );
     byId("timeline-legend").replaceChildren(...items);
     const uses = (curriculum) => counted(curriculum.examples.length, "use");
-    byId("timeline-words").textContent = strips.map(({ name, curriculum }) => `${name}: ${counted(stepsOf(curriculum), "step")}, ${uses(curriculum)} of examples`).join("; ") + ".";
+    byId("timeline-words").textContent =
+      strips
+        .map(
+          ({ name, curriculum }) =>
+            `${name}: ${counted(stepsOf(curriculum), "step")}, ${uses(curriculum)} of examples`,
+        )
+        .join("; ") + ".";
   };
 }
 
@@ -149,7 +230,16 @@ function strip(app, { examples, offsets }, area, top, height) {
       const tall = ((counts.get(colour) ?? 0) / total) * height;
       if (!tall) continue;
       y -= tall;
-      found.push(svg("rect", { x, y, width: Math.max(width - (width > 4 ? 0.75 : 0), 0.5), height: tall, fill: colour, "data-colour": colour }));
+      found.push(
+        svg("rect", {
+          x,
+          y,
+          width: Math.max(width - (width > 4 ? 0.75 : 0), 0.5),
+          height: tall,
+          fill: colour,
+          "data-colour": colour,
+        }),
+      );
     }
   }
   return found;
@@ -164,8 +254,12 @@ export function qualityFigures(app) {
     return () => {};
   }
   const runs = counted(quality.runs.length, "run");
-  const said = quality.skill === null ? "" : ` Of what distinguishes these runs' final losses from the average run's, it predicts ${percent(Math.max(quality.skill, 0))} (skill ${plainly(quality.skill, 2)}; 1 is perfect, 0 no better than the average run).`;
-  byId("quality-words").textContent = `The simulator never saw ${runs} of this set. Each point is the final loss of one test example in one of them.${said}`;
+  const said =
+    quality.skill === null
+      ? ""
+      : ` Of what distinguishes these runs' final losses from the average run's, it predicts ${percent(Math.max(quality.skill, 0))} (skill ${plainly(quality.skill, 2)}; 1 is perfect, 0 no better than the average run).`;
+  byId("quality-words").textContent =
+    `The simulator never saw ${runs} of this set. Each point is the final loss of one test example in one of them.${said}`;
   if (!quality.levels.length) byId("calibration-figure").hidden = true;
   return function draw() {
     const place = byId("scatter");
@@ -177,8 +271,20 @@ export function qualityFigures(app) {
     const digits = digitsFor([high]) - 1;
     yAxis(area, range, "recorded final loss", (value) => plainly(value, digits));
     xAxis(area, range, "predicted final loss", (value) => plainly(value, digits), true);
-    area.root.append(svg("line", { x1: area.x(low), y1: area.y(low), x2: area.x(high), y2: area.y(high), class: "diagonal" }));
-    quality.true.forEach((loss, at) => area.root.append(svg("circle", { cx: area.x(quality.predicted[at]), cy: area.y(loss), r: 2.2, class: "dot" })));
+    area.root.append(
+      svg("line", {
+        x1: area.x(low),
+        y1: area.y(low),
+        x2: area.x(high),
+        y2: area.y(high),
+        class: "diagonal",
+      }),
+    );
+    quality.true.forEach((loss, at) =>
+      area.root.append(
+        svg("circle", { cx: area.x(quality.predicted[at]), cy: area.y(loss), r: 2.2, class: "dot" }),
+      ),
+    );
     place.replaceChildren(area.root);
     if (quality.levels.length) calibration(byId("calibration"));
   };
@@ -187,12 +293,19 @@ export function qualityFigures(app) {
     const area = frame(place.clientWidth, Math.min(place.clientWidth * 0.8, 320), [0, 1], [0, 1]);
     yAxis(area, [0, 1], "share of losses inside", percent);
     xAxis(area, [0, 1], "level of the band", percent, true);
-    area.root.append(svg("line", { x1: area.x(0), y1: area.y(0), x2: area.x(1), y2: area.y(1), class: "diagonal" }));
+    area.root.append(
+      svg("line", { x1: area.x(0), y1: area.y(0), x2: area.x(1), y2: area.y(1), class: "diagonal" }),
+    );
     const points = quality.levels.map((level, at) => `${area.x(level)},${area.y(quality.held[at])}`);
     area.root.append(svg("polyline", { points: points.join(" "), class: "calibration" }));
-    quality.levels.forEach((level, at) => area.root.append(svg("circle", { cx: area.x(level), cy: area.y(quality.held[at]), r: 3.5, class: "dot strong" })));
+    quality.levels.forEach((level, at) =>
+      area.root.append(
+        svg("circle", { cx: area.x(level), cy: area.y(quality.held[at]), r: 3.5, class: "dot strong" }),
+      ),
+    );
     place.replaceChildren(area.root);
     const last = quality.levels.length - 1;
-    byId("calibration-words").textContent = `Bands are honest where the line follows the diagonal: the ${percent(quality.levels[last])} band held ${percent(quality.held[last])} of the losses.`;
+    byId("calibration-words").textContent =
+      `Bands are honest where the line follows the diagonal: the ${percent(quality.levels[last])} band held ${percent(quality.held[last])} of the losses.`;
   }
 }

@@ -43,7 +43,8 @@ export function residualOf(run, simulated, tests) {
       const near = Math.min(next, at.length - 1);
       residual[t * tests + z] = exact
         ? missed[near]
-        : missed[next - 1] + ((t - at[next - 1]) / (at[next] - at[next - 1])) * (missed[next] - missed[next - 1]);
+        : missed[next - 1] +
+          ((t - at[next - 1]) / (at[next] - at[next - 1])) * (missed[next] - missed[next - 1]);
     }
   }
   return residual;

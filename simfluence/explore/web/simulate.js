@@ -33,7 +33,13 @@ export function simulate(simulator, curriculum, initialLoss, rates) {
   return losses;
 }
 
-const MEMBERS = { effects: ofEffects, dynamics: ofDynamics, linear: ofLinear, mean: ofMean, constant: ofConstant };
+const MEMBERS = {
+  effects: ofEffects,
+  dynamics: ofDynamics,
+  linear: ofLinear,
+  mean: ofMean,
+  constant: ofConstant,
+};
 
 // Learning rates as multiples of their mean over the recorded steps.
 function relativeRates(own, steps, rates) {

@@ -25,11 +25,14 @@ export function editsOf(state, page) {
   const edits = [];
   const groups = train.groupNames.filter((name) => state.groupsOut.has(name) && used(membersOf(train, name)));
   const ids = [...state.idsOut];
-  if (groups.length || ids.length) edits.push({ name: "remove", ...named("groups", groups), ...named("ids", ids) });
+  if (groups.length || ids.length)
+    edits.push({ name: "remove", ...named("groups", groups), ...named("ids", ids) });
   const times = new Set([...state.groupTimes.values(), ...state.idTimes.values()]);
   for (const n of [...times].sort((a, b) => a - b)) {
     const ofGroups = train.groupNames.filter((name) => state.groupTimes.get(name) === n && inUse(name));
-    const ofIds = [...state.idTimes.keys()].filter((id) => state.idTimes.get(id) === n && !state.idsOut.has(id));
+    const ofIds = [...state.idTimes.keys()].filter(
+      (id) => state.idTimes.get(id) === n && !state.idsOut.has(id),
+    );
     if (n > 1 && (ofGroups.length || ofIds.length)) {
       edits.push({ name: "repeat", ...named("groups", ofGroups), ...named("ids", ofIds), times: n });
     }
@@ -55,6 +58,22 @@ export function wordsOf(edit) {
   if (edit.steps) words.push(`steps ${edit.steps}`);
   if (edit.schedule === "keep") words.push("schedule keep");
   return words.join(" ");
+}
+
+// All edits as one sentence for readers.
+export function sentenceOf(edits) {
+  const list = (names) => names.map((name) => name || "(no group)").join(", ");
+  const parts = edits.map(({ name, groups = [], ids = [], before_groups: later, times, steps }, at) => {
+    const what = list([...groups, ...ids]);
+    if (name === "remove") return `leave out ${what}`;
+    if (name === "repeat") return `use ${what} ${times} times as often`;
+    if (name === "length") return `train for ${steps} steps`;
+    const last = edits[at + 1]?.name === "put_before" ? [] : later;
+    const first = edits[at - 1]?.name === "put_before" ? "then" : "train first on";
+    return [`${first} ${what}`, ...(last.length ? [`then ${list(last)}`] : [])].join(", ");
+  });
+  const sentence = parts.join(", ");
+  return sentence && `${sentence[0].toUpperCase()}${sentence.slice(1)}.`;
 }
 
 // A YAML file with one named edit. JSON's texts and lists are YAML's.

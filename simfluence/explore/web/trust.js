@@ -145,9 +145,12 @@ export function beyondRecorded(page, edited, rates) {
     const are = beyond === 1 ? "step is" : "steps are";
     notes.push(`${beyond} ${are} beyond the longest recorded run (${recorded.steps} steps)`);
   }
-  const far = rates && recorded.highest.length ? Math.max(...rates.map((own) => rateOutside(recorded, own))) : 0;
+  const far =
+    rates && recorded.highest.length ? Math.max(...rates.map((own) => rateOutside(recorded, own))) : 0;
   if (far) {
-    notes.push(`the learning rate is unlike those recorded at the same step: by up to ${percent(far)} of the usual rate`);
+    notes.push(
+      `the learning rate is unlike those recorded at the same step: by up to ${percent(far)} of the usual rate`,
+    );
   }
   const uses = usesOf(edited, train.ids.length);
   const asked = train.ids.map((_, row) => row).filter((row) => uses[row] || page.originalUses[row]);

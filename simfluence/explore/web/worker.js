@@ -5,15 +5,23 @@ import { answerOf, meanChange, prepare, trustOf, wholeAnswer } from "./answer.js
 import { removed } from "./edits.js";
 
 const SLICE_MS = 25;
+const PATIENCE_S = 60; // removals that take longer in all wait until they are asked for
 
 export function serve(scope) {
   let page = null;
   const removals = [];
+  const spent = { milliseconds: 0, removals: 0 };
+  let patient = false;
   scope.onmessage = ({ data: message }) => {
     if (message.data) {
       page = prepare(message.data);
       removals.push(...groupRemovals(page), ...exampleRemovals(page));
       setTimeout(work, 0);
+      return;
+    }
+    if (message.go) {
+      patient = true;
+      work();
       return;
     }
     const started = performance.now();
@@ -26,11 +34,16 @@ export function serve(scope) {
   };
 
   function work() {
-    const until = performance.now() + SLICE_MS;
+    const started = performance.now();
     const found = [];
-    while (removals.length && performance.now() < until) found.push(removalOf(page, removals.shift()));
-    if (found.length) scope.postMessage({ found, left: removals.length });
-    if (removals.length) setTimeout(work, 0);
+    while (removals.length && performance.now() < started + SLICE_MS)
+      found.push(removalOf(page, removals.shift()));
+    spent.milliseconds += performance.now() - started;
+    spent.removals += found.length;
+    const seconds = (removals.length * spent.milliseconds) / spent.removals / 1000;
+    const waits = !patient && seconds > PATIENCE_S && removals[0].what === "example";
+    if (found.length) scope.postMessage({ found, left: removals.length, seconds, waits });
+    if (removals.length && !waits) setTimeout(work, 0);
   }
 }
 
@@ -40,9 +53,7 @@ const groupRemovals = (page) =>
     : page.train.groupNames.map((name, at) => ({ what: "group", at, chosen: page.rowsOf([name]) }));
 
 const exampleRemovals = (page) =>
-  page.train.ids
-    .map((id, at) => ({ what: "example", at, id }))
-    .filter(({ at }) => page.originalUses[at] > 0);
+  page.train.ids.map((id, at) => ({ what: "example", at, id })).filter(({ at }) => page.originalUses[at] > 0);
 
 // The change of every test example, [test], and the mean change of each group of them and of all with bands.
 function removalOf(page, { what, at, id, chosen }) {
