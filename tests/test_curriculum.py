@@ -15,6 +15,7 @@ from simfluence.curriculum import (
     concatenate,
     count_matrix,
     keep,
+    of_length,
     put_before,
     remove,
     repeat,
@@ -49,6 +50,17 @@ def test_a_curriculum_is_its_batches(rows):
     np.testing.assert_allclose(count_matrix([curriculum], 2.0).sum(axis=1), 2.0)
     assert curriculum == Curriculum.from_batches(rows, N)
     assert curriculum != Curriculum.from_batches(rows, N + 1)
+
+
+def test_a_run_ends_earlier_or_goes_on_from_the_beginning():
+    curriculum = Curriculum.from_batches([[0, 1], [2, 3], [1], [4, 0]], N)
+    assert as_lists(of_length(curriculum, 2)) == [[0, 1], [2, 3]]
+    assert of_length(curriculum, 4) == curriculum
+    longer = as_lists(of_length(curriculum, 9))
+    assert longer == [[0, 1], [2, 3], [1], [4, 0], [0, 1], [2, 3], [1, 4], [0, 0], [1, 2]]
+    for steps in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="steps must be a whole number, at least 1"):
+            of_length(curriculum, steps)
 
 
 @given(curricula, examples)
@@ -229,6 +241,7 @@ def test_curricula_of_shares_one_after_the_other():
     [
         lambda curriculum: put_before(curriculum, [0], [1]),
         lambda curriculum: shuffle(curriculum, np.random.default_rng(0)),
+        lambda curriculum: of_length(curriculum, 2),
     ],
 )
 def test_edits_that_move_single_examples_refuse_shares(edit):

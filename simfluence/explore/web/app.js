@@ -253,7 +253,7 @@ function describe(page) {
     byId("band-words").textContent =
       `The ${percent(bands.level)} band is meant to hold the true change in ${percent(bands.level)} of cases. “Sure”: it excludes zero; “leaning”: a band half as wide would; “unknown”: neither does. Skill says how well runs are predicted that were left out of the fit: 1 is perfect, 0 no better than the average run.`;
   byId("made").textContent =
-    `${page.fittedTo}.${level} ${page.simulatorName}. Made by simfluence ${page.version}.`;
+    `${page.fittedTo[0].toUpperCase()}${page.fittedTo.slice(1)}: ${page.simulatorName}.${level} Made by simfluence ${page.version}.`;
 }
 
 async function copyLink() {

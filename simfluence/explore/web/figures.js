@@ -8,7 +8,7 @@ import { percent } from "./trust.js";
 const BINS = 160;
 
 // A drawing area with axes: {root, x, y} with x and y from data to pixels.
-function frame(width, height, xs, ys, { left = 52, bottom = 34, top = 8, right = 18 } = {}) {
+function frame(width, height, xs, ys, { left = 62, bottom = 34, top = 8, right = 18 } = {}) {
   const scale =
     ([low, high], from, to) =>
     (value) =>
