@@ -1,6 +1,6 @@
 """Screenshots of the page that ``simfluence explore`` writes, into analysis/results/page/.
 
-    python analysis/screenshots.py    # takes Chromium and the extra `page` (make test-page installs both)
+python analysis/screenshots.py    # takes Chromium and the extra `page` (make test-page installs both)
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def shot(browser: Browser, page: Path, width: int, scheme: str, file: Path) -> N
     tab.goto(page.as_uri() + EDIT)
     tab.wait_for_function("document.body.dataset.left === '0'")
     picture = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(file, optimize=True)
+    palette = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+    palette.save(file, optimize=True)
     print(f"{file.name}: {picture.width} x {picture.height}, {file.stat().st_size / 1000:.0f} kB")
     tab.close()
 

@@ -16,6 +16,8 @@ import {
   verdictOf,
 } from "./trust.js";
 
+const BAND_POINTS = 120; // at so many steps the band along a run is computed, between them it is interpolated
+
 // Adds to the page's data what every answer needs, computed once.
 export function prepare(data) {
   const { run, train, test } = data;
@@ -130,10 +132,18 @@ export function meanCurves(page, answer, rows) {
   found.edited = nothing().map((none, t) => (t <= steps.edited ? mean(answer.losses, t) : none));
   [found.low, found.high] = [nothing(), nothing()];
   if (!answer.about || !answer.changed) return found;
-  for (let t = answer.same; t <= steps.edited; t++) {
+  const points = Math.min(steps.edited - answer.same, BAND_POINTS);
+  let before = { t: answer.same, down: 0, up: 0 };
+  for (let n = 0; n <= points; n++) {
+    const t = answer.same + Math.round((n * (steps.edited - answer.same)) / Math.max(points, 1));
     const { change, low, high } = meanChangeAt(page, answer, rows, t);
-    found.low[t] = found.edited[t] + low - change;
-    found.high[t] = found.edited[t] + high - change;
+    const now = { t, down: low - change, up: high - change };
+    for (let at = before.t; at <= t; at++) {
+      const part = t > before.t ? (at - before.t) / (t - before.t) : 1;
+      found.low[at] = found.edited[at] + before.down + part * (now.down - before.down);
+      found.high[at] = found.edited[at] + before.up + part * (now.up - before.up);
+    }
+    before = now;
   }
   return found;
 }

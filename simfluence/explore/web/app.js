@@ -5,7 +5,17 @@ import { groupControls, lengthControls } from "./controls.js";
 import { lossCurves } from "./curves.js";
 import { parsed } from "./data.js";
 import { stepsOf } from "./edits.js";
-import { byId, counted, digitsFor, el, groupColours, nameOf, REST, signed } from "./elements.js";
+import {
+  byId,
+  counted,
+  digitsFor,
+  el,
+  forgetWidths,
+  groupColours,
+  nameOf,
+  REST,
+  signed,
+} from "./elements.js";
 import { changesFigure, qualityFigures, timeline } from "./figures.js";
 import { groupMatrix, testExamples, trainingExamples } from "./rankings.js";
 import {
@@ -48,7 +58,8 @@ class App {
       timeline(this),
       testExamples(this),
     ];
-    this.rankers = [groupMatrix(this), trainingExamples(this)];
+    this.drawMatrix = groupMatrix(this);
+    this.rankExamples = trainingExamples(this);
     this.quality = qualityFigures(this);
     this.ask();
   }
@@ -67,7 +78,7 @@ class App {
     at(this.state);
     this.keepInUrl();
     this.draw();
-    this.rank();
+    this.rankExamples();
   }
 
   lookAt(id, chosen) {
@@ -122,7 +133,7 @@ class App {
       byId("problem").hidden = true;
     }
     if (this.answer) this.draw();
-    if (this.answer) this.rank();
+    if (this.answer) this.rankExamples();
     if (this.again) {
       this.again = false;
       this.ask();
@@ -162,7 +173,8 @@ class App {
   rank() {
     if (!this.answer) return;
     this.rankedAt = performance.now();
-    for (const draw of this.rankers) draw();
+    this.drawMatrix();
+    this.rankExamples();
     document.body.dataset.left = this.removals.left;
   }
 
@@ -319,6 +331,7 @@ function start() {
   addEventListener("resize", () => {
     if (innerWidth === width || !app.answer) return;
     width = innerWidth;
+    forgetWidths();
     app.drawnQuality = false;
     app.draw();
   });

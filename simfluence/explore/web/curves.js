@@ -1,7 +1,7 @@
 // The loss curves, drawn by uPlot.
 
 import { meanCurves } from "./answer.js";
-import { byId, colourOf, digitsFor, el, plainly } from "./elements.js";
+import { byId, colourOf, digitsFor, el, plainly, widthOf } from "./elements.js";
 import { shownRows } from "./state.js";
 
 const LINES = [
@@ -13,6 +13,7 @@ const LINES = [
 export function lossCurves(app) {
   const place = byId("curves");
   let plot = null;
+  let drawnAs = "";
   let shownData = null;
 
   function draw() {
@@ -30,9 +31,14 @@ export function lossCurves(app) {
     shownData = [curves.steps, ...series].map((values) =>
       Array.from(values, (value) => (Number.isFinite(value) ? value : null)),
     );
-    if (plot) plot.destroy();
-    plot = new uPlot(optionsFor(place.clientWidth), shownData, place);
-    plot.root.setAttribute("aria-hidden", "true");
+    const look = `${widthOf(place)} ${colourOf("ink")}`;
+    if (look === drawnAs) plot.setData(shownData);
+    else {
+      if (plot) plot.destroy();
+      plot = new uPlot(optionsFor(widthOf(place)), shownData, place);
+      plot.root.setAttribute("aria-hidden", "true");
+      drawnAs = look;
+    }
     legend(app.answer.changed);
     read(null);
   }

@@ -28,6 +28,16 @@ function filledIn(element, attributes, children) {
 
 export const byId = (id) => document.getElementById(id);
 
+// The width of a figure's place. It is measured once a layout, since measuring makes the browser lay out the page.
+const WIDTHS = new Map();
+
+export function widthOf(place) {
+  if (!WIDTHS.has(place)) WIDTHS.set(place, place.clientWidth);
+  return WIDTHS.get(place);
+}
+
+export const forgetWidths = () => WIDTHS.clear();
+
 const MINUS = "\u2212";
 
 // A change of a loss, with its sign.

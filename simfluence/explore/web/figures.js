@@ -1,7 +1,7 @@
 // Figures drawn as SVG: changes of test examples, the timeline of the curriculum, the simulator's quality.
 
 import { stepsOf } from "./edits.js";
-import { byId, counted, digitsFor, el, nameOf, plainly, signed, svg, ticks } from "./elements.js";
+import { byId, counted, digitsFor, el, nameOf, plainly, signed, svg, ticks, widthOf } from "./elements.js";
 import { shownRows } from "./state.js";
 import { percent } from "./trust.js";
 
@@ -73,7 +73,7 @@ export function changesFigure(app) {
     const reach =
       Math.max(...[...edges, ...change, ...(retrained ?? [])].filter(Number.isFinite).map(Math.abs), 1e-6) *
       1.06;
-    area = frame(place.clientWidth, place.clientWidth < 480 ? 220 : 260, [-1, rows.length], [-reach, reach], {
+    area = frame(widthOf(place), widthOf(place) < 480 ? 220 : 260, [-1, rows.length], [-reach, reach], {
       bottom: 22,
     });
     yAxis(area, [-reach, reach], "change of loss", (value) => signed(value, digitsFor([reach]) - 1));
@@ -163,7 +163,7 @@ export function timeline(app) {
     if (answer.changed) strips.push({ name: "edited", curriculum: answer.curriculum });
     const longest = Math.max(...strips.map(({ curriculum }) => stepsOf(curriculum)));
     const height = 62 * strips.length + 30;
-    const area = frame(place.clientWidth, height, [0, longest], [0, 1], {
+    const area = frame(widthOf(place), height, [0, longest], [0, 1], {
       left: 66,
       bottom: 34,
       top: 0,
@@ -267,7 +267,7 @@ export function qualityFigures(app) {
     const [low, high] = [Math.min(...all), Math.max(...all)];
     const margin = (high - low) * 0.04;
     const range = [low - margin, high + margin];
-    const area = frame(place.clientWidth, Math.min(place.clientWidth * 0.8, 320), range, range);
+    const area = frame(widthOf(place), Math.min(widthOf(place) * 0.8, 320), range, range);
     const digits = digitsFor([high]) - 1;
     yAxis(area, range, "recorded final loss", (value) => plainly(value, digits));
     xAxis(area, range, "predicted final loss", (value) => plainly(value, digits), true);
@@ -290,7 +290,7 @@ export function qualityFigures(app) {
   };
 
   function calibration(place) {
-    const area = frame(place.clientWidth, Math.min(place.clientWidth * 0.8, 320), [0, 1], [0, 1]);
+    const area = frame(widthOf(place), Math.min(widthOf(place) * 0.8, 320), [0, 1], [0, 1]);
     yAxis(area, [0, 1], "share of losses inside", percent);
     xAxis(area, [0, 1], "level of the band", percent, true);
     area.root.append(

@@ -145,7 +145,7 @@ export function trainingExamples(app) {
         el("span", { class: "swatch", style: `background:${app.colours.get(groups[row])}` }),
         nameOf(groups[row]),
       ),
-      el("td", { class: "number" }, `${page.originalUses[row]}`),
+      el("td", { class: "number uses" }, `${page.originalUses[row]}`),
       el(
         "td",
         {},
