@@ -5,7 +5,7 @@ BIN := .venv/bin
 PAPER := tables needs figures standards limit pbrf_or_retraining sparsity selection robustness layers_and_tokens by_size more_sets
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo tables test test-ray lint types clean
+.PHONY: demo tables test test-page test-ray lint types clean
 
 demo: .venv/text
 	$(BIN)/simfluence record experiment=demo
@@ -21,6 +21,16 @@ tables: .venv/text
 
 test: .venv/dev  # a thread a process: two processes with two each wait for one another
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# The page of `simfluence explore`, driven in headless Chromium; axe-core says whether everybody can use it.
+test-page: .venv/page
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/explore
+
+.venv/page: .venv/dev
+	command -v chromium > /dev/null || apt-get install --yes chromium
+	$(PIP) --editable ".[page]"
+	npm install --silent --no-audit --no-fund --prefix .venv/axe axe-core@4.14.1
+	@touch $@
 
 lint: .venv/dev
 	$(BIN)/ruff format --check .

@@ -71,7 +71,7 @@ def _from_files(command: str, given: list[str]) -> list[str]:
         or (option.startswith("simulator=") and Path(option.removeprefix("simulator=")).is_file())
     ]
     if taken and command == "fit":
-        raise ValueError(f"{taken[0]} is fitted already: whatif and evaluate take it")
+        raise ValueError(f"{taken[0]} is fitted already: whatif, explore and evaluate take it")
     settings = [option for option in given if option.startswith("simulator.")]
     if taken and settings and command != "evaluate":
         raise ValueError(f"{taken[0]} is fitted already: it does not take {settings[0]}")

@@ -61,6 +61,11 @@ EXAMPLES = {
         "simfluence next_runs file=edits.yaml only='without which' count=4",
         "simfluence record path=runs/mine curricula=next_runs.json",
     ),
+    "explore": (
+        "simfluence explore output=openbookqa.html",
+        "simfluence explore path=runs/mine run_id=run-003 texts=true output=mine.html",
+        "simfluence explore path=runs/mine simulator=auto.safetensors output=mine.html   # what fit wrote",
+    ),
     "benchmark": (
         "simfluence benchmark path=runs/mine methods=[linear,auto,bm25,ekfac] output=benchmark",
         "simfluence benchmark path=runs/mine methods=[linear,my_scores.safetensors] scores=false",

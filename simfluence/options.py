@@ -35,10 +35,11 @@ class Option(NamedTuple):
 
 TYPES: dict[str, Type] = {
     **dict.fromkeys(("number", "processes", "test", "seed", "times", "window", "attribute.only"), int),
+    **dict.fromkeys(("whatif.steps",), int),
     **dict.fromkeys(("first_label", "layers", "adam_batch", "batch", "rank", "keep_every"), int),
     **dict.fromkeys(("penalty", "momentum", "damping", "b", "dropout", "floor", "recency"), float),
     **dict.fromkeys(("device", "run_id", "output", "plot", "fitted", "experiment"), str),
-    **dict.fromkeys(("test_path", "archive", "kernel", "link", "kind", "shares"), str),
+    **dict.fromkeys(("test_path", "archive", "kernel", "link", "kind", "shares", "title"), str),
     **dict.fromkeys(("only", "test_ids", "prune", "labels", "targets", "parameters", "scores"), list),
     **dict.fromkeys(("class_words",), list),
     **dict.fromkeys(("rank.of", "groups.of", "interactions.of", "when.of"), str),
@@ -60,7 +61,7 @@ _NODES: dict[Type, tuple[Any, str]] = {
     float: (FloatNode, "a number"),
     bool: (BooleanNode, "true or false"),
 }
-_WHOLE_TEXTS = ("edit.shares", "edit.text")
+_WHOLE_TEXTS = ("edit.shares", "edit.text", "title")
 """Options of which blanks and commas are part of one text."""
 _LIST_ITEM = re.compile(r"((?:^\[?|,)\s*)([^\s,\[\](){}'\"\\$]+)(?=\s*(?:\]?$|,))")
 """An item of a list, or a value of its own: without blanks, quotes, brackets and interpolations."""

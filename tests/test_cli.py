@@ -92,7 +92,7 @@ def test_help_tells_a_newcomer_what_to_type(simfluence, tmp_path: Path) -> None:
         (["fit", "output=[a"], "'output=[a' cannot be read"),
         (["fit", "penalty=1", "simulator=linear"], "did you mean 'simulator.penalty'?"),
         (["fit", "~path"], "fit needs the option path"),
-        (["fit", "simulator=s.safetensors"], "is fitted already: whatif and evaluate take it"),
+        (["fit", "simulator=s.safetensors"], "is fitted already: whatif, explore and evaluate take it"),
         (["evaluate", "path=runs/small", "simulator=linear"], "only=[linear,auto] chooses among them"),
         (["evaluate", "path=runs/small", "simulator=s.safetensors"], "there is no file s.safetensors"),
         (["evaluate", "path=runs/small", "scores=s.safetensors"], "there is no file s.safetensors"),

@@ -19,6 +19,7 @@ from simfluence.curriculum import (
     remove,
     repeat,
     shuffle,
+    with_length,
 )
 
 N = 7
@@ -49,6 +50,17 @@ def test_a_curriculum_is_its_batches(rows):
     np.testing.assert_allclose(count_matrix([curriculum], 2.0).sum(axis=1), 2.0)
     assert curriculum == Curriculum.from_batches(rows, N)
     assert curriculum != Curriculum.from_batches(rows, N + 1)
+
+
+def test_a_run_ends_earlier_or_goes_on_from_the_beginning():
+    curriculum = Curriculum.from_batches([[0, 1], [2, 3], [1], [4, 0]], N)
+    assert as_lists(with_length(curriculum, 2)) == [[0, 1], [2, 3]]
+    assert with_length(curriculum, 4) == curriculum
+    longer = as_lists(with_length(curriculum, 9))
+    assert longer == [[0, 1], [2, 3], [1], [4, 0], [0, 1], [2, 3], [1], [4, 0], [0, 1]]
+    for steps in (0, -1, 1.5, True):
+        with pytest.raises(ValueError, match="steps must be a whole number, at least 1"):
+            with_length(curriculum, steps)
 
 
 @given(curricula, examples)

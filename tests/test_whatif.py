@@ -227,6 +227,7 @@ def test_examples_are_named_by_group_or_id(runs: RunSet) -> None:
     repeated = Edit("repeat", ids=3, times=10.0).apply(curriculum, table)
     assert np.sum(repeated.examples == 3) == 10 * np.sum(curriculum.examples == 3)
     assert len(Edit("shuffle", window=2).apply(curriculum, table)) == len(curriculum)
+    assert Edit("length", steps=7).apply(curriculum, table) == edits.with_length(curriculum, 7)
 
 
 def test_an_edit_says_what_it_is() -> None:
@@ -234,6 +235,7 @@ def test_an_edit_says_what_it_is() -> None:
     assert str(Edit("repeat", ids=3, times=2, seed=1)) == "repeat 3 times 2 seed 1"
     assert str(Edit("put_before", groups="a", before_ids=[1, 2])) == "put a before 1 2"
     assert str(Edit("shuffle", window=4)) == "shuffle window 4"
+    assert str(Edit("length", steps=4, schedule="keep")) == "length steps 4 schedule keep"
 
 
 def test_unclear_questions_are_answered_with_an_error(runs: RunSet) -> None:
@@ -244,6 +246,8 @@ def test_unclear_questions_are_answered_with_an_error(runs: RunSet) -> None:
         ({"name": "put_before", "ids": 1}, "by before_groups or before_ids"),
         ({"name": "repeat", "ids": 1}, "times="),
         ({"name": "repeat", "ids": 1, "times": 1.5}, "times must be a whole number, got 1.5"),
+        ({"name": "length"}, "length takes steps="),
+        ({"name": "length", "steps": 2, "ids": 1}, "'length' takes no ids"),
         ({"name": "shuffle", "window": "2"}, "window must be a whole number, got '2'"),
         ({"name": "remove", "ids": 1, "times": 10}, "'remove' takes no times"),
         ({"name": "shuffle", "groups": "a"}, "'shuffle' takes no groups"),

@@ -23,6 +23,7 @@ COMMANDS: dict[str, str] = {
     "when": "what a training group changes by its place in training: early, middle, late",
     "search": "find the edit that minimises the predicted loss",
     "next_runs": "choose curricula to record, so that a question is answered best",
+    "explore": "write a page in which what-ifs of a run are answered by hand",
     "attribute": "score training examples for test examples by an attribution method",
     "runs": "list, show, verify and prune what is recorded",
     "predictability": "retrain runs from weights that hardly differ: a ceiling of skill",

@@ -204,11 +204,15 @@ def progress_basis(steps: npt.ArrayLike, total: int, decay: float) -> Array:
 
     Returns float [step, k], for steps counted from 1 (step t leads to L_t).
     """
+    norms = basis_norms(decay)
+    polynomials = np.polynomial.legendre.legvander(progress(steps, total), len(norms) - 1)
+    return np.asarray(polynomials * norms, np.float64)
+
+
+def basis_norms(decay: float) -> Array:
+    """The factors of the Legendre polynomials P_k in ``progress_basis``, float [k]."""
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"decay must lie in 0 ≤ decay < 1, got {decay}")
     variance = decay ** np.arange(6)
     variance = variance[variance >= 1e-3 * variance.sum()]
-    polynomials = np.polynomial.legendre.legvander(progress(steps, total), len(variance) - 1)
-    return np.asarray(
-        polynomials * np.sqrt(variance / variance.sum() * (2 * np.arange(len(variance)) + 1)), np.float64
-    )
+    return np.asarray(np.sqrt(variance / variance.sum() * (2 * np.arange(len(variance)) + 1)), np.float64)
