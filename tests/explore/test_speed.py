@@ -15,7 +15,7 @@ SIZES = {
 
 @pytest.mark.parametrize("size", SIZES)
 def test_an_answer_comes_at_once(size, javascript, tmp_path) -> None:
-    """Two members with training dynamics, the dearest of simulators; the median of twelve answers in ms."""
+    """Two members with training dynamics, the dearest of simulators; the quickest of twelve answers in ms."""
     shape, most = SIZES[size]
     found = javascript(BODY, tmp_path, **shape)
     print(f"{size}: {found:.0f} ms")
