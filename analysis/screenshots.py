@@ -26,8 +26,6 @@ SHOTS = {
     "wide-dark": (1280, "dark"),
     "narrow": (390, "light"),
 }
-COLOURS = 256
-"""A page has few colours: with a palette its picture is a third of the size."""
 
 
 def main() -> None:
@@ -49,10 +47,17 @@ def shot(browser: Browser, page: Path, width: int, scheme: str, file: Path) -> N
     tab.goto(page.as_uri() + EDIT)
     tab.wait_for_function("document.body.dataset.left === '0'")
     picture = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
-    palette = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
-    palette.save(file, optimize=True)
+    in_few_colours(picture).save(file, optimize=True)
     print(f"{file.name}: {picture.width} x {picture.height}, {file.stat().st_size / 1000:.0f} kB")
     tab.close()
+
+
+def in_few_colours(picture: Image.Image) -> Image.Image:
+    """A third of the size: with the 256 most frequent colours, which leaves flat areas as they are."""
+    found = sorted(picture.getcolors(maxcolors=2**24), reverse=True)[:256]
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([part for _, colour in found for part in colour])
+    return picture.quantize(palette=palette, dither=Image.Dither.NONE)
 
 
 if __name__ == "__main__":

@@ -158,6 +158,14 @@ def test_the_page_gives_pythons_numbers(name, opened, tmp_path) -> None:
     row, change = max(removals, key=lambda of: abs(sum(of[1])))
     one = asked(fitted, runs, [{"name": "remove", "ids": [runs.train.ids[row]]}], "stretch")
     np.testing.assert_allclose(change, one.changes["change"], atol=1e-6)
+    group = questions[0][0]["groups"][0]  # the first question removes a group
+    without = asked(fitted, runs, questions[0], "stretch")
+    code = "name => simfluence.removals.groups.get(simfluence.page.train.groupNames.indexOf(name)).means"
+    means = page.evaluate(code, group)
+    assert without.means is not None
+    for found, said in zip(means, without.means.itertuples(), strict=True):
+        assert (found["low"], found["high"]) == pytest.approx((said.low, said.high), abs=1e-6)
+        assert found["verdict"] == said.verdict
 
 
 # --------------------------------------------------------------------------------------------- controls
@@ -307,6 +315,19 @@ def test_a_test_example_is_looked_at_alone(opened, small, logistic) -> None:
     answer = asked(fitted, logistic, [{"name": "remove", "groups": ["red"]}], "stretch")
     assert shown_change(page) == pytest.approx(answer.changes["change"][2], abs=1e-3)
     assert page.inner_text("#of-what") == "t-2"
+
+
+def test_retrained_changes_are_drawn_beside_the_predicted(opened, small, logistic, tmp_path) -> None:
+    true = dict.fromkeys(logistic.test.ids, 0.5)
+    write_page(tmp_path / "page.html", small[0], logistic, retrained={"remove red": true})
+    page = opened(tmp_path / "page.html", "#without=red")
+    assert page.locator("#changes .truth").count() == len(logistic.test)
+    assert page.is_visible("#changes-truth")
+    page.hover("#changes svg")
+    assert "retrained +0.5" in page.inner_text("#changes-read")
+    page.click('[data-group="green"] input[type=checkbox]')
+    settled(page)
+    assert page.locator("#changes .truth").count() == 0
 
 
 def test_names_and_titles_are_text(opened, small) -> None:

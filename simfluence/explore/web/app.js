@@ -197,7 +197,7 @@ class App {
     byId("verdict").className = `verdict ${answer.changed ? (found.verdict ?? "") : ""}`;
     const [before, after] = [stepsOf(page.original), stepsOf(answer.curriculum)];
     byId("length").textContent =
-      before === after ? counted(before, "step") : `${before} → ${counted(after, "step")}`;
+      "· " + (before === after ? counted(before, "step") : `${before} → ${counted(after, "step")}`);
     byId("kept").textContent = answer.changed
       ? `What was recorded differs from its own simulation; ${percent(answer.kept)} of that difference is kept under the edit.`
       : "";
