@@ -81,6 +81,12 @@ def fitted_for(config: DictConfig, runs: RunSet, run: Run) -> Fitted:
     return fitted
 
 
+def check_top(top: int) -> None:
+    """Raises ValueError unless at least one row is to be shown."""
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+
+
 def say_and_write(
     config: DictConfig,
     name: str,

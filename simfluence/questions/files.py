@@ -33,6 +33,11 @@ def readable(frame: pd.DataFrame, texts: dict[str, str] | None = None) -> pd.Dat
     return shown
 
 
+def largest(frame: pd.DataFrame, top: int, column: str = "change") -> pd.DataFrame:
+    """The ``top`` rows whose values are furthest from zero, in the order of the frame."""
+    return frame.loc[frame[column].abs().nlargest(top).index.sort_values()]
+
+
 def write_answer(
     frame: pd.DataFrame, shown: pd.DataFrame, figure: Figure, folder: str | Path, name: str, *notes: str
 ) -> None:
