@@ -2,8 +2,8 @@
 
     python analysis/benchmarks/page.py
 
-Two members with training dynamics, the dearest of simulators; the median of twelve answers. Seconds depend on
-the machine: both sizes are measured in one run, and the larger one is also given as a multiple of the smaller.
+Two members with training dynamics, the dearest of simulators; the median of twelve answers. Seconds depend
+on the machine: both sizes are measured in one run, the larger one also as a multiple of the smaller.
 """
 
 from __future__ import annotations

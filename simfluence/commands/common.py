@@ -132,8 +132,16 @@ def used_scores(path: str, options: DictConfig, simulator: Simulator) -> list[st
     return [f"with the scores in {Path(path) / INITIAL_SCORES} (scores=[] of the simulator goes without)"]
 
 
+def check_top(top: int) -> None:
+    """Raises ValueError unless at least one row is to be shown."""
+    if top < 1:
+        raise ValueError(f"top must be at least 1, got {top}")
+
+
 def say_and_write(
     config: DictConfig,
+    runs: RunSet,
+    asked: Run,
     name: str,
     frame: pd.DataFrame,
     shown: pd.DataFrame,
@@ -141,16 +149,22 @@ def say_and_write(
     question: str,
     notes: Iterable[str] = (),
 ) -> None:
-    """Print the question, notes and the rows that are shown; and write NAME.csv (the whole frame), .md, .tex,
-    .png and .pdf into the folder of the option ``output``, if there is one.
+    """Print the question about the run ``asked``, notes and the rows that are shown; and write report.html,
+    NAME.csv (the whole frame), .md, .tex, .png and .pdf into the folder of the option ``output``, if there is
+    one.
     """
     from simfluence.questions.files import write_answer
 
-    print_notes([*frame.attrs.get("notes", ()), *notes])
+    said = [*frame.attrs.get("notes", ()), *notes]
+    print_notes(said)
     print(f"{question}\n\n{shown.to_string(index=False)}")
     if config.output is not None:
-        write_answer(frame, shown, figure, config.output, name, question, *frame.attrs.get("notes", ()))
-        print(f"\nall {len(frame)} rows and the figure: {config.output}/{name}.csv, .md, .tex, .png, .pdf")
+        from simfluence.html_report import About, made_by
+
+        settings = {"run set": Path(config.path).name, "run": asked.id}
+        about = About(question, settings, made_by(runs, asked))
+        write_answer(frame, shown, figure, config.output, name, about, said)
+        print(f"\nreport: {config.output}/report.html; all {len(frame)} rows: {config.output}/{name}.csv")
 
 
 def widened(config: DictConfig, fitted: Fitted) -> float:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from simfluence import outputs
-from simfluence.commands.common import chosen_run, fitted_for, load, say_and_write, widened
+from simfluence.commands.common import check_top, chosen_run, fitted_for, load, say_and_write, widened
 from simfluence.questions import figures
-from simfluence.questions.files import readable
+from simfluence.questions.files import largest, readable
 from simfluence.questions.groups import group_matrix, used_groups
 from simfluence.questions.many import chosen_tests
 
@@ -15,6 +15,7 @@ from simfluence.questions.many import chosen_tests
 def run(config: DictConfig) -> None:
     if config.output is not None:
         outputs.check_folder(config.output)
+    check_top(config.top)
     runs = load(config.path)
     asked = chosen_run(config, runs)
     chosen_tests(runs.test, config.of)  # these raise before the work begins
@@ -34,4 +35,6 @@ def run(config: DictConfig) -> None:
     title = f"{asked.id}: what each training group does for each test group (grey: sign not known)"
     figure = figures.matrices(panels, title, unsure or None)
     question = f"each training group of {asked.id} removed or doubled: change of mean final losses"
-    say_and_write(config, "groups", matrix, readable(matrix), figure, question)
+    say_and_write(
+        config, runs, asked, "groups", matrix, readable(largest(matrix, config.top)), figure, question
+    )

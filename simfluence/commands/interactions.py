@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from simfluence import outputs
-from simfluence.commands.common import chosen_run, fitted_for, load, say_and_write, widened
+from simfluence.commands.common import check_top, chosen_run, fitted_for, load, say_and_write, widened
 from simfluence.questions import figures
 from simfluence.questions.files import readable
 from simfluence.questions.interactions import interactions, pair_units
@@ -15,8 +15,7 @@ from simfluence.questions.many import chosen_tests
 def run(config: DictConfig) -> None:
     if config.output is not None:
         outputs.check_folder(config.output)
-    if config.top < 1:
-        raise ValueError(f"top must be at least 1, got {config.top}")
+    check_top(config.top)
     runs = load(config.path)
     asked = chosen_run(config, runs)
     tests = chosen_tests(runs.test, config.of)  # these raise before the work begins
@@ -50,5 +49,5 @@ def run(config: DictConfig) -> None:
     if "verdict" in one:
         verdict = one.pivot(index="second", columns="first", values="verdict")
         unsure = {panel: verdict.reindex(index=wide.index, columns=wide.columns) == "unknown"}
-    figure = figures.matrices({panel: wide}, f"{title}\n(grey: sign not known)", unsure)
-    say_and_write(config, "interactions", frame, shown, figure, question)
+    figure = figures.matrices({panel: wide}, f"{title}\n(grey: sign not known)", unsure, "interaction")
+    say_and_write(config, runs, asked, "interactions", frame, shown, figure, question)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from simfluence import outputs
-from simfluence.commands.common import chosen_run, fitted_for, load, say_and_write, widened
+from simfluence.commands.common import check_top, chosen_run, fitted_for, load, say_and_write, widened
 from simfluence.questions import figures
 from simfluence.questions.files import readable
 from simfluence.questions.many import chosen_tests
@@ -17,8 +17,7 @@ WORDS = {"leave_out": "left out", ADD_ONE: "used once more"}
 def run(config: DictConfig) -> None:
     if config.output is not None:
         outputs.check_folder(config.output)
-    if config.top < 1:
-        raise ValueError(f"top must be at least 1, got {config.top}")
+    check_top(config.top)
     check_options(config.per, config.what)
     runs = load(config.path)
     asked = chosen_run(config, runs)
@@ -48,4 +47,4 @@ def run(config: DictConfig) -> None:
     texts = dict(zip(runs.train.ids, runs.train.frame["text"], strict=True))
     shown = readable(figures.ends(one, config.top).drop(columns=["test", "method"]), texts)
     title = f"{asked.id}, each training {config.per} {WORDS[config.what]}: what changes for {whom}"
-    say_and_write(config, "rank", frame, shown, figures.ranked(one, title, config.top), question)
+    say_and_write(config, runs, asked, "rank", frame, shown, figures.ranked(one, title, config.top), question)

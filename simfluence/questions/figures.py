@@ -48,42 +48,51 @@ def ends(frame: pd.DataFrame, top: int) -> pd.DataFrame:
 
 
 def matrices(
-    panels: dict[str, pd.DataFrame], title: str, unsure: dict[str, pd.DataFrame] | None = None
+    panels: dict[str, pd.DataFrame],
+    title: str,
+    unsure: dict[str, pd.DataFrame] | None = None,
+    label: str = CHANGE,
 ) -> Figure:
     """Heat maps of changes side by side, training groups by test groups, each with a colour scale of its own.
 
     panels : title of the panel → [group, test]. unsure : bool of the same shapes, whose numbers are grey.
+    label : of the colours.
     """
     rows, columns = next(iter(panels.values())).shape
-    width = 1.9 + 0.75 * columns
-    figure = Figure(figsize=(width * len(panels), 1.7 + 0.34 * rows), layout="constrained")
+    width, height = 2 + min(0.75 * columns, 7), 1.8 + min(0.34 * rows, 6)
+    few = max(rows, columns) <= 25
+    slanted = {"rotation": 45 if few else 90, "ha": "right" if few else "center"}
+    size = 7 if few else 4
+    figure = Figure(figsize=(width * len(panels), height), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(panels)))
     for axis, (name, values) in zip(axes, panels.items(), strict=True):
         largest = float(np.nanmax(np.abs(values.to_numpy()), initial=0.0)) or 1.0
         image = axis.imshow(values, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto")
         grey = unsure[name].to_numpy() if unsure else np.zeros(values.shape, bool)
         _write_cells(axis, values.to_numpy(), grey, largest)
-        axis.set_xticks(
-            range(values.shape[1]), map(_plain, values.columns), rotation=45, ha="right", fontsize=7
-        )
-        axis.set_yticks(range(values.shape[0]), map(_plain, values.index), fontsize=7)
+        axis.set_xticks(range(values.shape[1]), map(_plain, values.columns), fontsize=size, **slanted)
+        axis.set_yticks(range(values.shape[0]), map(_plain, values.index), fontsize=size)
         axis.set_title(name, fontsize=9)
         axis.set(xlabel=values.columns.name, ylabel=values.index.name)
-        figure.colorbar(image, ax=axis, label=CHANGE).ax.tick_params(labelsize=7)
+        figure.colorbar(image, ax=axis, label=label).ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=10)
     return figure
 
 
 def placed(frame: pd.DataFrame, title: str) -> Figure:
-    """Changes with their bands by place in training, a line a group of one set of :func:`.when.when`."""
-    places, groups = list(dict.fromkeys(frame["place"])), list(dict.fromkeys(frame["group"]))
+    """Changes with their bands by place in training, a line a group of one set of :func:`.when.when`; of many
+    groups, those with the largest changes.
+    """
+    places = list(dict.fromkeys(frame["place"]))
+    spread = frame.groupby("group", sort=False)["change"].agg(lambda changes: changes.abs().max())
+    groups = list(spread.index[spread.isin(spread.nlargest(len(COLOURS)))])
     figure = Figure(figsize=(6.4, 4), layout="constrained")
     axis = figure.subplots()
     axis.axhline(0, color="black", lw=0.8)
     for number, group in enumerate(groups):
         rows = frame[frame["group"] == group]
         at = np.arange(len(places)) + 0.05 * (number - (len(groups) - 1) / 2)
-        colour = COLOURS[number] if number < len(COLOURS) else OTHER
+        colour = COLOURS[number % len(COLOURS)]
         label = _plain(group) or "no group"
         axis.errorbar(
             at,
@@ -98,6 +107,8 @@ def placed(frame: pd.DataFrame, title: str) -> Figure:
         )
     axis.set_xticks(range(len(places)), places)
     axis.set(xlabel="third of the training that the group's uses are moved to", ylabel=CHANGE)
+    if len(groups) < len(spread):
+        title += f"\n(the {len(groups)} groups that change most)"
     axis.set_title(title, fontsize=9)
     figure.legend(loc="outside right center", fontsize=7, frameon=False)
     return figure

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
 
 from simfluence.evaluation.tables import write_table
+from simfluence.html_report import About, Section, write_report
 
 _TEXT = 70
 """Longer texts are cut."""
@@ -33,12 +35,27 @@ def readable(frame: pd.DataFrame, texts: dict[str, str] | None = None) -> pd.Dat
     return shown
 
 
+def largest(frame: pd.DataFrame, top: int, column: str = "change") -> pd.DataFrame:
+    """The ``top`` rows whose values are furthest from zero, in the order of the frame."""
+    return frame.loc[frame[column].abs().nlargest(top).index.sort_values()]
+
+
 def write_answer(
-    frame: pd.DataFrame, shown: pd.DataFrame, figure: Figure, folder: str | Path, name: str, *notes: str
+    frame: pd.DataFrame,
+    shown: pd.DataFrame,
+    figure: Figure,
+    folder: str | Path,
+    name: str,
+    about: About,
+    notes: Sequence[str] = (),
 ) -> None:
-    """NAME.csv (the whole frame), NAME.md and NAME.tex (what is shown, and notes), NAME.png and NAME.pdf."""
+    """report.html, NAME.csv (the whole frame), NAME.md and NAME.tex (what is shown, and notes), NAME.png and
+    NAME.pdf.
+    """
     folder = Path(folder)
-    write_table(shown.set_index(shown.columns[0]), folder, name, *notes)
+    write_table(shown.set_index(shown.columns[0]), folder, name, about.question, *notes)
+    sections = [Section("", figure=figure, table=shown.reset_index(drop=True))]
+    write_report(folder, name.replace("_", " "), about, sections, notes=notes)
     frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
     figure.savefig(folder / f"{name}.png", dpi=150)
     figure.savefig(folder / f"{name}.pdf")

@@ -82,7 +82,7 @@ def test_rank_prints_the_ends_and_texts(simfluence, tmp_path):
         ("rank", ["what=drop"], "what must be 'leave_out' or 'add_one', got 'drop'"),
         ("rank", ["first_order=maybe"], "first_order must be true or false"),
         ("rank", ["first_order=true", "simulator=mean_trajectory", "train=5"], "has no first-order changes"),
-        ("rank", ["top=0"], "top must be at least 1"),
+        *((command, ["top=0"], "top must be at least 1") for command in COMMANDS),
         ("rank", ["path=runs/one"], "used one training example"),
         ("interactions", ["per=example"], "name the examples"),
         ("interactions", ["among=[nobody,which]"], "no example is in group 'nobody'"),
