@@ -1,7 +1,8 @@
 """Does choosing which runs to record pay? Four chosen runs against four random ones, on committed sets.
 
-    python analysis/next_runs.py                 (a minute)
-    python analysis/next_runs.py --measure auto  (ten minutes on one quiet core)
+    python analysis/next_runs.py                    (a minute)
+    python analysis/next_runs.py --measure effects  (three minutes on one quiet core)
+    python analysis/next_runs.py --measure auto     (three minutes)
 
 Of a set of recorded runs, 6 are taken as recorded so far, 6 (of the sets of 16 runs: 3) as questions, and the
 others as candidates. A question is what changes where one of the 6 is trained on a question run's curriculum
@@ -11,14 +12,15 @@ examples is divided by that of predicting no change. All of it is repeated for t
 interval is over these).
 
 The simulator is ridge regression of the last loss on how often each example was used, with the λ that is
-used for choosing. With --measure auto it is the default simulator, on two sets, with four draws, three
-questions each and one random choice a question. Results: results/next_runs.csv and .md.
+used for choosing. With --measure effects or auto it is one of the package's, on fewer sets, draws and
+questions (``MEASURED``). Results: results/next_runs.csv and .md.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +30,7 @@ from scipy import stats
 from simfluence import RunSet
 from simfluence.questions.many import many_changes
 from simfluence.questions.next_runs import NOISE, chosen_rows
-from simfluence.simulators import make_simulator
+from simfluence.simulators import Simulator, make_simulator
 
 HERE = Path(__file__).resolve().parent
 RESULTS, SETS = HERE / "results", HERE.parent / "runs"
@@ -36,6 +38,12 @@ NAMES = (
     *("openbookqa-minilm", "copa-minilm", "facts-minilm", "rte-minilm", "copa-minilm-high-rate"),
     *("openbookqa-minilm-pool", "copa-minilm-pool"),
 )
+MEASURED = {
+    "ridge": (NAMES, 10, 6, 10),
+    "effects": (NAMES[:3], 10, 4, 2),
+    "auto": (NAMES[:2], 4, 3, 1),
+}
+"""Sets, draws of the six, questions a draw, and random choices a question, by simulator."""
 Predict = Callable[[np.ndarray, int, int], np.ndarray]
 """From the runs to fit to, a run and another: the predicted change [test] from one to the other."""
 
@@ -57,10 +65,13 @@ def by_ridge(runs: RunSet) -> Predict:
     return predict
 
 
-def by_auto(runs: RunSet) -> Predict:
+def by_simulator(runs: RunSet, name: str) -> Predict:
+    @lru_cache
+    def fitted(rows: tuple[int, ...]) -> Simulator:
+        return make_simulator(name).fit(runs[list(rows)])
+
     def predict(rows: np.ndarray, one: int, other: int) -> np.ndarray:
-        fitted = make_simulator("auto").fit(runs[rows.tolist()])
-        return many_changes(fitted, runs[one], [runs[other].curriculum]).change[0]
+        return many_changes(fitted(tuple(rows.tolist())), runs[one], [runs[other].curriculum]).change[0]
 
     return predict
 
@@ -69,27 +80,25 @@ def measured(name: str, draws: int, questions: int, randoms: int, simulator: str
     """A row a draw: errors relative to predicting no change."""
     runs = RunSet.load(SETS / name)
     use, last = use_of(runs), np.stack([run.loss[-1] for run in runs]).astype(np.float64)
-    predict, held = {"ridge": by_ridge, "auto": by_auto}[simulator](runs), 6 if len(runs) > 20 else 3
+    predict = by_ridge(runs) if simulator == "ridge" else by_simulator(runs, simulator)
+    held = 6 if len(runs) > 20 else 3
     found = []
     for draw in range(draws):
         rng = np.random.default_rng(draw)
         order = rng.permutation(len(runs))
         recorded, asked, candidates = np.split(order, [6, 6 + held])
+        one, rows = int(recorded[0]), use[recorded] - use[recorded].mean(0)
+        penalty = NOISE * float(np.square(rows).sum(1).mean())
         errors = []
-        for question in asked[:questions]:
-            one, rows = int(recorded[0]), use[recorded] - use[recorded].mean(0)
-            true = last[question] - last[one]
-            penalty = NOISE * float(np.square(rows).sum(1).mean())
+        for question in asked[:questions].tolist():
             change = (use[question] - use[one])[None]
             chosen, _ = chosen_rows(rows, use[candidates] - use[recorded].mean(0), change, penalty, 4)
-
-            def error(more: np.ndarray, q: int = int(question), a: int = one, t: np.ndarray = true) -> float:
-                return float(np.square(predict(np.append(recorded, more), a, q) - t).mean())  # noqa: B023
-
-            drawn = [error(rng.choice(candidates, 4, replace=False)) for _ in range(randoms)]
-            none = error(np.array([], int))
-            parts = (none, error(candidates[chosen]), np.mean(drawn), np.square(true).mean())
-            errors.append(parts)
+            more = [np.array([], int), candidates[chosen]]
+            more += [rng.choice(candidates, 4, replace=False) for _ in range(randoms)]
+            true = last[question] - last[one]
+            missed = [predict(np.append(recorded, each), one, question) - true for each in more]
+            none, best, *drawn = np.square(missed).mean(1)
+            errors.append((none, best, np.mean(drawn), np.square(true).mean()))
         six, four, random, zero = np.mean(errors, 0)
         print(name, draw, six / zero, four / zero, random / zero, flush=True)
         about = {"set": name, "simulator": simulator, "draw": draw, "candidates": len(candidates)}
@@ -119,13 +128,11 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--measure", choices=["ridge", "auto"], default="ridge")
+    parser.add_argument("--measure", choices=list(MEASURED), default="ridge")
     simulator, file = parser.parse_args().measure, RESULTS / "next_runs.csv"
     before = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["simulator"])
-    if simulator == "ridge":
-        rows = [row for name in NAMES for row in measured(name, 10, 6, 10, simulator)]
-    else:
-        rows = [row for name in NAMES[:2] for row in measured(name, 4, 3, 1, simulator)]
+    names, *counts = MEASURED[simulator]
+    rows = [row for name in names for row in measured(name, *counts, simulator)]
     parts = [before[before["simulator"] != simulator], pd.DataFrame(rows)]
     table = pd.concat([part for part in parts if len(part)]).sort_values("simulator", ascending=False,
                                                                          kind="stable")  # fmt: skip
@@ -134,7 +141,7 @@ def main() -> None:
     note = (
         "Mean squared error of the predicted change, divided by that of predicting none; the last column is"
         " a mean over draws of the six runs [95% interval].\n\n"
-        "Made by `python analysis/next_runs.py` and `… --measure auto`."
+        "Made by `python analysis/next_runs.py`, `… --measure effects` and `… --measure auto`."
     )
     (RESULTS / "next_runs.md").write_text(f"{text}\n\n{note}\n", encoding="utf-8")
     print(text)

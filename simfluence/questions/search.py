@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ def search(
     candidates: int = 2000,
     seed: int = 0,
     state: str | Path | None = None,
-    say: Any = None,
+    say: Callable[[str], object] | None = None,
 ) -> SearchResult:
     """Search for the edit of a run that minimises the predicted loss of test examples.
 
@@ -214,7 +214,15 @@ class _Value:
 class _Search:
     """A search that can be stopped after every round and go on from its file."""
 
-    def __init__(self, goal: Goal, value: _Value, rounds: int, candidates: int, seed: int, say: Any) -> None:
+    def __init__(
+        self,
+        goal: Goal,
+        value: _Value,
+        rounds: int,
+        candidates: int,
+        seed: int,
+        say: Callable[[str], object] | None,
+    ) -> None:
         self.goal, self.value, self.rounds, self.seed = goal, value, rounds, seed
         self.candidates, self.say = candidates, say or (lambda sentence: None)
         self.file: Path | None = None
