@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from simfluence import outputs
 from simfluence.commands.common import chosen_run, fitted_for, load
 from simfluence.edit_files import write_edits
+from simfluence.html_report import About, Section, made_by, write_report
 from simfluence.questions.search import check_options, search
 
 
@@ -36,9 +37,22 @@ def run(config: DictConfig) -> None:
     write_edits(folder / "edits.yaml", {f"best {config.goal}": found.edit})
     found.path.to_csv(folder / "path.csv", index=False)
     found.predicted.to_csv(folder / "predicted.csv", index=False)
+    goal = (
+        f"{config.goal}, for {config.of or 'all test examples'}: which edit of {asked.id} is predicted best?"
+    )
+    about = About(goal, {"run set": Path(config.path).name, "run": asked.id, **options}, made_by(runs, asked))
+    sections = [
+        Section(
+            found.edit.sentence,
+            "Predicted changes of mean final losses; negative: learnt better.",
+            table=found.predicted,
+        ),
+        Section("How the search went", "The best objective after so many predictions.", table=found.path),
+    ]
+    write_report(folder, "search", about, sections, notes=[*fitted.notes, found.caution])
     print(f"in {asked.id}, {found}")
     where = (
         f"path={shlex.quote(config.path)} run_id={asked.id} file={shlex.quote(str(folder / 'edits.yaml'))}"
     )
-    print(f"\nthe edit: {folder}/edits.yaml; the search: {folder}/path.csv")
+    print(f"\nthe edit: {folder}/edits.yaml; the search: {folder}/path.csv, report.html")
     print(f"retrain it: simfluence whatif {where} verify=true")

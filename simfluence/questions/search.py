@@ -51,10 +51,14 @@ class SearchResult:
 
     def __str__(self) -> str:
         table = self.predicted.to_markdown(index=False, floatfmt=".4f")
+        return f"best found: {self.edit.sentence}\n\n{table}\n\nnote: {self.caution}"
+
+    @property
+    def caution(self) -> str:
+        """A sentence on how far its own prediction is to be trusted."""
         return (
-            f"best found: {self.edit.sentence}\n\n{table}\n\nnote: it is the best of"
-            f" {self.path['tried'].iloc[-1]} predictions, which makes its own too good: expect less of it,"
-            " and retrain it (simfluence whatif file=… verify=true)"
+            f"it is the best of {self.path['tried'].iloc[-1]} predictions, which makes its own too good:"
+            " expect less of it, and retrain it (simfluence whatif file=… verify=true)"
         )
 
 
