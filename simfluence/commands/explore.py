@@ -7,9 +7,8 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from simfluence import outputs, verified
-from simfluence.commands.common import fail, load, make_simulator, print_notes
+from simfluence.commands.common import fail, fitted_for, load
 from simfluence.explore import page
-from simfluence.fitted import Fitted, fit
 
 
 def run(config: DictConfig) -> None:
@@ -17,12 +16,8 @@ def run(config: DictConfig) -> None:
         fail("output has no value: name the page to write, as output=mine.html")
     outputs.check_file(config.output, ("html",))
     runs = load(config.path)
-    run_id = page.checked_run(runs, config.run_id, config.texts).id
-    if config.fitted is not None:
-        fitted = Fitted.load(config.fitted)
-    else:
-        options = {"train": config.train, "validation": config.validation, "level": config.level}
-        fitted = fit(runs, make_simulator(config.simulator), **options, held_out=run_id)
+    run = page.checked_run(runs, config.run_id, config.texts)
+    fitted, run_id = fitted_for(config, runs, run), run.id
     known = verified.Verified()
     if fitted.bands is not None:
         known = verified.said(config.path, fitted.bands.level, fitted.simulator.name)
@@ -36,6 +31,5 @@ def run(config: DictConfig) -> None:
         widened=known.widened,
         retrained=page.kept_answers(config.path, run_id),
     )
-    print_notes([*fitted.notes, *fitted.simulator.notes])
     size = Path(config.output).stat().st_size / 1e6
     print(f"{config.output} ({size:.1f} MB): open it in a browser; it needs no server and no network")
