@@ -91,7 +91,7 @@ def opened(browser, tmp_path):
 
         page.route("**/*", route)
         page.goto(f"{file.as_uri()}{fragment}")
-        page.wait_for_function("document.body.dataset.left === '0'")
+        page.wait_for_function("document.body.dataset.left === '0'", polling=20)
         return page
 
     yield open_page
@@ -118,7 +118,7 @@ def answer_to(page: Any, edits: list[dict[str, Any]], schedule: str = "stretch")
 
 def settled(page: Any) -> None:
     """Waits until the page has answered the last change."""
-    page.wait_for_function("!simfluence.waiting && !simfluence.again")
+    page.wait_for_function("!simfluence.waiting && !simfluence.again", polling=20)
 
 
 def shown_change(page: Any) -> float:
@@ -197,6 +197,41 @@ def test_groups_and_examples_are_switched_off_and_repeated(opened, small, logist
     page.click("#reset")
     settled(page)
     assert page.inner_text("#edit-words").startswith("Nothing yet")
+
+
+def test_the_focus_and_what_is_typed_stay(opened, small) -> None:
+    page = opened(small[1])
+    active = "document.activeElement.dataset.key"
+    page.focus('[data-group="red"] input[type=checkbox]')
+    page.keyboard.press("Space")
+    settled(page)
+    assert page.evaluate(active) == "use red"
+    page.focus('[data-group="green"] input[type=number]')
+    page.keyboard.press("Control+A")
+    page.keyboard.type("12")
+    page.evaluate("simfluence.draw()")
+    assert page.input_value('[data-group="green"] input[type=number]') == "12"
+    page.keyboard.press("Enter")
+    settled(page)
+    assert page.evaluate("simfluence.answer.made")[1]["times"] == 12
+    page.fill("#examples-search", "q-2")
+    page.focus('[aria-label="use q-2"]')
+    page.keyboard.press("Space")
+    settled(page)
+    assert page.evaluate(active) == "use q-2"
+
+
+def test_without_groups_and_bands(opened, runs, tmp_path) -> None:
+    fitted = fit(runs, make_simulator("linear", penalty=1.0), train=6, validation=0, level=None)
+    write_page(tmp_path / "page.html", fitted, runs)
+    page = opened(tmp_path / "page.html")
+    page.click('[aria-label="use 3"]')
+    settled(page)
+    answer = asked(fitted, runs, [{"name": "remove", "ids": ["3"]}], "stretch")
+    assert shown_change(page) == pytest.approx(mean_change(answer), abs=1e-2)
+    assert "fitted without" in page.inner_text("#band")
+    assert page.is_hidden("#matrix-card")
+    assert page.is_hidden("#order")
 
 
 def test_groups_are_brought_into_an_order_with_keys_and_by_dragging(opened, small, logistic) -> None:

@@ -261,6 +261,7 @@ function describe(page) {
   byId("about").textContent =
     `${run.id} is a recorded fine-tuning: ${counted(stepsOf(page.original), "step")} on ${used} of ${counted(train.ids.length, "training example")}. Change its training, and this page predicts the loss that ${counted(test.ids.length, "test example")} would have ended with. The loss says how wrong the model is; lower is better.`;
   const level = bands ? ` Bands are of level ${percent(bands.level)}.` : "";
+  document.body.classList.toggle("no-bands", !bands);
   if (bands)
     byId("band-words").textContent =
       `The ${percent(bands.level)} band is meant to hold the true change in ${percent(bands.level)} of cases. “Sure”: it excludes zero; “leaning”: a band half as wide would; “unknown”: neither does. Skill says how well runs are predicted that were left out of the fit: 1 is perfect, 0 no better than the average run.`;
@@ -311,7 +312,15 @@ function themeSwitch(app) {
 }
 
 function start() {
-  const app = new App(parsed(byId("data").textContent));
+  let app;
+  try {
+    app = new App(parsed(byId("data").textContent));
+  } catch (error) {
+    byId("problem").textContent =
+      `This page cannot compute in this browser (${error.message}); try a newer one.`;
+    byId("problem").hidden = false;
+    throw error;
+  }
   globalThis.simfluence = app; // for the browser's console, and for tests
   themeSwitch(app);
   highlightGroups();

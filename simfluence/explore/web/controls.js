@@ -1,6 +1,6 @@
 // The controls that change the training: groups, order, length, learning rate.
 
-import { byId, counted, el, nameOf } from "./elements.js";
+import { byId, counted, el, nameOf, redraw } from "./elements.js";
 
 const MOST_TIMES = 20;
 
@@ -17,6 +17,7 @@ export function groupControls(app) {
       type: "checkbox",
       checked: !app.state.groupsOut.has(name),
       disabled: used[at] === 0,
+      "data-key": `use ${name}`,
       onchange: () => app.change((state) => toggled(state.groupsOut, name, !use.checked)),
     });
     const move = (by, label, sign) =>
@@ -28,6 +29,7 @@ export function groupControls(app) {
           "aria-label": `${label}: ${nameOf(name)}`,
           title: label,
           "data-move": by,
+          "data-key": `move ${by} ${name}`,
           onclick: () => moveBy(name, by),
         },
         sign,
@@ -84,16 +86,11 @@ export function groupControls(app) {
     const place = app.state.order.indexOf(name) + by;
     if (place < 0 || place >= app.state.order.length) return;
     placeAt(name, place);
-    list.querySelector(`[data-group="${CSS.escape(name)}"] [data-move="${by}"]`).focus();
     app.say(`${nameOf(name)} is now number ${place + 1} of ${app.state.order.length}`);
   }
 
   function draw() {
-    const focus = list.contains(document.activeElement)
-      ? document.activeElement.getAttribute("aria-label")
-      : null;
-    list.replaceChildren(...app.state.order.map(row));
-    if (focus) list.querySelector(`[aria-label="${CSS.escape(focus)}"]`)?.focus();
+    redraw(list, app.state.order.map(row));
     byId("order-mixed").checked = !app.state.inOrder;
     byId("order-groups").checked = app.state.inOrder;
     list.classList.toggle("ordered", app.state.inOrder);
@@ -115,6 +112,7 @@ export function timesField(label, current, set) {
     value: `${current()}`,
     class: "times",
     "aria-label": label,
+    "data-key": label,
     title: label,
   });
   field.classList.toggle("changed", current() !== 1);

@@ -26,6 +26,17 @@ function filledIn(element, attributes, children) {
   return element;
 }
 
+// Puts new rows into a list; the focus, and what is being typed, stays where its `data-key` is.
+export function redraw(list, rows) {
+  const before = list.contains(document.activeElement) ? document.activeElement : null;
+  const { value } = before ?? {};
+  list.replaceChildren(...rows);
+  if (!before?.dataset.key) return;
+  const after = list.querySelector(`[data-key="${CSS.escape(before.dataset.key)}"]`);
+  after?.focus();
+  if (after?.type === "number") after.value = value;
+}
+
 export const byId = (id) => document.getElementById(id);
 
 // The width of a figure's place. It is measured once a layout, since measuring makes the browser lay out the page.

@@ -2,7 +2,7 @@
 // test example.
 
 import { timesField, setTimes, toggled } from "./controls.js";
-import { byId, counted, digitsFor, el, nameOf, signed } from "./elements.js";
+import { byId, counted, digitsFor, el, nameOf, redraw, signed } from "./elements.js";
 import { shownInWords, shownRows } from "./state.js";
 
 const ROWS_AT_ONCE = 25;
@@ -102,15 +102,8 @@ export function trainingExamples(app) {
     found.sort(sorts[sort.value](effect));
     const largest = Math.max(...[...effects.values()].map(Math.abs), 1e-12);
     const digits = digitsFor([largest]) + 1;
-    const focus = document.activeElement?.getAttribute("aria-label");
-    const inside = byId("examples").contains(document.activeElement);
-    byId("examples").replaceChildren(
-      ...found.slice(0, most).map((row) => exampleRow(row, effects.get(row), largest, digits)),
-    );
-    if (inside && focus)
-      byId("examples")
-        .querySelector(`[aria-label="${CSS.escape(focus)}"]`)
-        ?.focus();
+    const drawn = found.slice(0, most).map((row) => exampleRow(row, effects.get(row), largest, digits));
+    redraw(byId("examples"), drawn);
     byId("examples-more").hidden = found.length <= most;
     byId("examples-more").textContent = `Show more (${found.length - most} left)`;
     const { left: toGo, seconds, waits } = app.removals;
@@ -130,6 +123,7 @@ export function trainingExamples(app) {
       checked: !out,
       disabled: app.state.groupsOut.has(groups[row]),
       "aria-label": `use ${id}`,
+      "data-key": `use ${id}`,
       onchange: () => app.change((state) => toggled(state.idsOut, id, !use.checked)),
     });
     const width = change === undefined ? 0 : (50 * Math.abs(change)) / largest;
@@ -204,13 +198,15 @@ export function testExamples(app) {
     show.value = shown.kind === "group" ? `group:${shown.name}` : shown.kind;
     const digits = digitsFor([...change]);
     const found = matching(page.test, search.value, group.value).sort((a, b) => change[a] - change[b]);
-    byId("tests").replaceChildren(
-      ...found.slice(0, most).map((z) => {
+    redraw(
+      byId("tests"),
+      found.slice(0, most).map((z) => {
         const id = page.test.ids[z];
         const looked = el("input", {
           type: "checkbox",
           checked: shown.kind === "ids" && shown.ids.has(id),
           "aria-label": `look at ${id}`,
+          "data-key": id,
           onchange: () => app.lookAt(id, looked.checked),
         });
         return el(

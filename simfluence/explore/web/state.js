@@ -62,7 +62,7 @@ export function wordsOf(edit) {
 
 // All edits as one sentence for readers.
 export function sentenceOf(edits) {
-  const list = (names) => names.map((name) => name || "(no group)").join(", ");
+  const list = (names) => names.map((name) => (name ? `“${name}”` : "(no group)")).join(", ");
   const parts = edits.map(({ name, groups = [], ids = [], before_groups: later, times, steps }, at) => {
     const what = list([...groups, ...ids]);
     if (name === "remove") return `leave out ${what}`;
