@@ -100,6 +100,15 @@ def test_a_wheel_answers_questions_without_the_repository(installed: Path, tmp_p
     assert f"{ROOT}/" not in printed
 
 
+def test_a_wheel_carries_the_recordings_and_nothing_else(installed: Path) -> None:
+    """Whatever commands wrote beside the run set in the checkout, texts among it."""
+    files = [file for file in (installed / "simfluence" / "example_runs").rglob("*") if file.is_file()]
+    names = {"examples.parquet", "run.json", "steps.parquet", "scores.safetensors", "scores_adam.safetensors"}
+    assert {file.name for file in files} == names
+    assert len(files) == 2 * 32 + 3
+    assert sum(file.stat().st_size for file in files) < 3e6
+
+
 def test_the_readmes_ten_lines_run_from_a_wheel(installed: Path, tmp_path: Path) -> None:
     block = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
     assert block is not None
