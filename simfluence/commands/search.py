@@ -49,7 +49,7 @@ def run(config: DictConfig) -> None:
         ),
         Section("How the search went", "The best objective after so many predictions.", table=found.path),
     ]
-    write_report(folder, "search", about, sections, notes=[*fitted.notes, found.caution])
+    write_report(folder, "Search", about, sections, notes=[*fitted.notes, found.caution])
     print(f"in {asked.id}, {found}")
     where = (
         f"path={shlex.quote(config.path)} run_id={asked.id} file={shlex.quote(str(folder / 'edits.yaml'))}"

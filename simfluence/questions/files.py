@@ -55,7 +55,7 @@ def write_answer(
     folder = Path(folder)
     write_table(shown.set_index(shown.columns[0]), folder, name, about.question, *notes)
     sections = [Section("", figure=figure, table=shown.reset_index(drop=True))]
-    write_report(folder, name.replace("_", " "), about, sections, notes=notes)
+    write_report(folder, name.replace("_", " ").capitalize(), about, sections, notes=notes)
     frame.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
     figure.savefig(folder / f"{name}.png", dpi=150)
     figure.savefig(folder / f"{name}.pdf")
