@@ -172,12 +172,14 @@ def write_attribution(
     shown: Sequence[int],
     top: int = 5,
     question: About | None = None,
+    more: Sequence[Section] = (),
 ) -> str:
     """report.html; scores.safetensors; sparsity.csv and its figure (.png, .pdf); card.md, the proponents and
     opponents of chosen test examples, as they stand in the report too.
 
     train, test : ids. texts : of the training and the test examples, if the card may show them.
     shown : the test examples whose proponents and opponents are listed, ``top`` of each.
+    more : further sections of the report, before its last one.
     Of scores at several steps, the file holds each; all else is of their mean.
 
     Returns the card as markdown.
@@ -200,7 +202,7 @@ def write_attribution(
         markdown += ["", f"## {test[z]}{said}", "", frame.to_markdown(index=False, floatfmt="+.3g")]
         cells = frame.assign(score=[f"{value:+.3g}" for value in frame["score"]])
         sections.append(Section(f"{test[z]}{said}", table=cells))
-    sections.append(Section("How concentrated the scores are", figure=tails))
+    sections += [*more, Section("How concentrated the scores are", figure=tails)]
     title = f"Attribution by {scores.method}"
     write_report(folder, title, question or About(), sections, notes=about)
     (folder / "card.md").write_text("\n".join(markdown) + "\n", encoding="utf-8")
@@ -209,20 +211,25 @@ def write_attribution(
 
 def write_heat_map(
     parts: LayerTokenScores, tokens: Sequence[Sequence[str]], titles: Sequence[str], folder: str | Path
-) -> None:
+) -> Section:
     """layers_and_tokens (.png, .pdf, .csv) of scores for one test example.
 
     tokens : those of every training example, in words. titles : one a training example.
+
+    Returns the report's section.
     """
     folder, frames = Path(folder), []
+    folder.mkdir(parents=True, exist_ok=True)
     for i, (words, title) in enumerate(zip(tokens, titles, strict=True)):
         by_token = parts.tokens[:, i, 0, : len(words)]
         frame = pd.DataFrame(by_token, index=list(parts.blocks), columns=list(words))
         frames.append(frame.assign(**{"(pooled)": parts.whole[:, i, 0]}).rename_axis(columns=title))
-    plots.save(plots.layers_and_tokens(frames), folder, "layers_and_tokens")
+    figure = plots.layers_and_tokens(frames)
+    plots.save(figure, folder, "layers_and_tokens")
     pd.concat(dict(zip(titles, (frame.T for frame in frames), strict=True)), names=["pair", "token"]).to_csv(
         folder / "layers_and_tokens.csv"
     )
+    return Section("Layers and tokens", "Red: the token's part in this layer lowers the loss.", figure)
 
 
 def _strongest(

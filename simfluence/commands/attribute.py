@@ -41,14 +41,15 @@ def run(config: DictConfig) -> None:
     scores = report.with_run(scores, Path(config.path).name, run.id)
     texts = (context.train_texts, context.test_texts) if config.text else None
     train, test = runs.train.ids, runs.test.ids
-    question = "Which training examples raise or lower the losses of these test examples?"
-    about = About(
-        question, {"run set": Path(config.path).name, "run": run.id, "method": name}, made_by(runs, run)
-    )
-    print(report.write_attribution(scores, config.output, train, test, texts, shown, config.top, about))
+    more = []
     if method.get("factors") is not None:
         pair = [*scores.proponents(shown[0], 1), *scores.opponents(shown[0], 1)]
         parts = layers_and_tokens(context, pair, shown[:1], method["factors"])
         tokens = [context.tokens(context.train[i]) for i in pair]
-        report.write_heat_map(parts, tokens, [f"{train[i]} for {ids[0]}" for i in pair], config.output)
+        titles = [f"{train[i]} for {ids[0]}" for i in pair]
+        more = [report.write_heat_map(parts, tokens, titles, config.output)]
+    question = "Which training examples raise or lower the losses of these test examples?"
+    settings = {"run set": Path(config.path).name, "run": run.id, "method": name}
+    about = About(question, settings, made_by(runs, run))
+    print(report.write_attribution(scores, config.output, train, test, texts, shown, config.top, about, more))
     print(f"report: {config.output}/report.html; scores, card and figures lie beside it")
