@@ -249,14 +249,18 @@ prediction for one order cannot be expected to agree with another better than or
 READ = """\
 ## What this says
 
-On openbookqa, trained gently, single removals are predicted nearly exactly, in both orders, by simulation and
-to first order. On facts, trained at twice the rate, the change of the mean loss over all 40 facts is not
-predicted: it does not repeat in another order either, and all removals raise it alike, since each leaves a
-last batch of one example. What is predicted there is the change of the fact that the example states. Where
-training goes on until losses are near 0.03 ("all 200"), single removals do not repeat between seeds, and
-nothing predicts them. Without the residual more signs are right in the recorded runs, and as much or more is
-explained; `rank` leaves it out. Bands held every true change: for edits as small as these they are wider
-than they need be."""
+On openbookqa, trained gently, single removals are predicted nearly exactly, in both orders, by simulation
+and to first order. On facts, trained at twice the rate, the change of the mean loss over all 40 facts is not
+predicted: it hardly repeats in another order, and most removals raise it, perhaps since each leaves a last
+batch of one example. What is predicted there is the change of the fact that the example states, in each
+order for itself: it depends on the order, as the low agreement between orders shows. Where training goes on
+until losses are near 0.03 ("all 200"), single removals do not repeat between seeds, and no prediction does
+well in both.
+
+Without the residual more signs are right in the recorded and shuffled runs, and more is explained; in one of
+the longer trainings ("seed 1") it is the other way round. The order of examples is the same either way, or
+nearly. `rank` leaves the residual out. Bands held every true change: for edits as small as these they are
+wider than they need be."""
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:
