@@ -74,7 +74,7 @@ def main() -> None:
     frame.to_csv(RESULTS / "leave_one_out.csv", index=False, float_format="%.4g")
     noise = pd.DataFrame(list(between_orders(cases)))
     shown = [cells(part).to_markdown(index=False, disable_numparse=True) for part in (frame, noise)]
-    (RESULTS / "leave_one_out.md").write_text("\n\n".join([ABOUT, shown[0], NOISE, shown[1]]) + "\n")
+    (RESULTS / "leave_one_out.md").write_text("\n\n".join([ABOUT, shown[0], NOISE, shown[1], READ]) + "\n")
     figure(predicted).savefig(RESULTS / "leave_one_out.png", dpi=130)
 
 
@@ -177,6 +177,7 @@ def row(key: tuple[str, str, str, str], case: Case, fitted: Fitted, change: Arra
         "Pearson": stats.pearsonr(mean, true).statistic,
         "Spearman": stats.spearmanr(mean, true).statistic,
         "Pearson, all pairs": stats.pearsonr(change.ravel(), case.true.ravel()).statistic,
+        "Pearson, own group": stats.pearsonr(own_group(case, change), own_group(case, case.true)).statistic,
         "worst third": len(both) / worst,
         "explained": 1 - np.square(true - mean).mean() / np.square(true).mean(),
         "sign": np.mean(np.sign(mean) == np.sign(true)),
@@ -187,6 +188,15 @@ def row(key: tuple[str, str, str, str], case: Case, fitted: Fitted, change: Arra
     }
 
 
+def own_group(case: Case, change: Array) -> Array:
+    """The mean change over the test examples of the group of the example that is left out, [example]; over
+    all of them where none is of its group.
+    """
+    groups, labels = np.array(case.runs.test.groups), np.array(case.runs.train.groups)[case.left_out]
+    of = [groups == label if (groups == label).any() else np.ones(len(groups), bool) for label in labels]
+    return np.array([values[which].mean() for values, which in zip(change, of, strict=True)])
+
+
 def between_orders(cases: list[Case]) -> Iterator[dict[str, object]]:
     """How far the true changes of one order agree with those of another."""
     for number, one in enumerate(cases):
@@ -194,6 +204,8 @@ def between_orders(cases: list[Case]) -> Iterator[dict[str, object]]:
             if one.name != other.name:
                 continue
             _, first, second = np.intersect1d(one.left_out, other.left_out, return_indices=True)
+            if len(first) < 5:  # other trainings, which share few of the examples
+                continue
             true, again = one.true[first], other.true[second]
             yield {
                 "set": one.name,
@@ -202,6 +214,9 @@ def between_orders(cases: list[Case]) -> Iterator[dict[str, object]]:
                 "Pearson": stats.pearsonr(true.mean(1), again.mean(1)).statistic,
                 "Spearman": stats.spearmanr(true.mean(1), again.mean(1)).statistic,
                 "Pearson, all pairs": stats.pearsonr(true.ravel(), again.ravel()).statistic,
+                "Pearson, own group": stats.pearsonr(
+                    own_group(one, one.true)[first], own_group(other, other.true)[second]
+                ).statistic,
                 "sd of both": f"{true.mean(1).std():.2g}, {again.mean(1).std():.2g}",
             }
 
@@ -214,7 +229,11 @@ ABOUT = """\
 
 Made by `python analysis/leave_one_out.py`. Each example is left out of a run with all its uses, later
 examples move up, and the run is trained again in place. Compared are predicted and true changes of the mean
-final loss over test examples; over all pairs: of every single test example.
+final loss over test examples; over all pairs: of every single test example; own group: of the test examples
+of the group of the example that is left out (in facts: of the one fact that it states). "recorded" and
+"shuffled" are the last recorded run and the same in another order; "all 200, seed …" are trainings on all
+facts, three passes, half as long again as those that the simulator was fitted to, with an incomplete last
+batch dropped (first order and bands take it as it is with one).
 
 worst third: how many of the third of examples whose removal lowers the loss most are found (by chance: .33).
 explained: 1 − mean squared error / mean squared true change. sign: the share of examples whose direction is
@@ -225,6 +244,23 @@ NOISE = """\
 
 The same examples left out of the same training in another order, true changes against true changes. A
 prediction for one order cannot be expected to agree with another better than orders agree."""
+
+
+READ = """\
+## What this says
+
+On openbookqa, trained gently, single removals are predicted nearly exactly, in both orders, by simulation
+and to first order. On facts, trained at twice the rate, the change of the mean loss over all 40 facts is not
+predicted: it hardly repeats in another order, and most removals raise it, perhaps since each leaves a last
+batch of one example. What is predicted there is the change of the fact that the example states, in each
+order for itself: it depends on the order, as the low agreement between orders shows. Where training goes on
+until losses are near 0.03 ("all 200"), single removals do not repeat between seeds, and no prediction does
+well in both.
+
+Without the residual more signs are right in the recorded and shuffled runs, and more is explained; in one of
+the longer trainings ("seed 1") it is the other way round. The order of examples is the same either way, or
+nearly. `rank` leaves the residual out. Bands held every true change: for edits as small as these they are
+wider than they need be."""
 
 
 def cells(frame: pd.DataFrame) -> pd.DataFrame:

@@ -144,7 +144,7 @@ def pair_units(
     if unused := [name for name, rows in units.items() if not np.isin(rows, run.curriculum.examples).any()]:
         raise ValueError(f"{run.id} never used {unused[0]!r}: there is nothing to leave out")
     if len(units) < 2:
-        raise ValueError(f"a pair takes two training {per}s, got {', '.join(units) or 'none'}")
+        raise ValueError(f"a pair takes two training {per}s, got {', '.join(map(repr, units)) or 'none'}")
     uses = np.asarray(run.curriculum.counts().sum(0))
     if any(
         uses[np.concatenate(pair)].sum() == uses.sum() for pair in itertools.combinations(units.values(), 2)

@@ -85,7 +85,8 @@ def rank(
 
     Simulated losses are compared with simulated ones. What the simulation misses of the recorded run is not
     carried over as in ``what_if``: of single examples nearly the same is lost, whichever is left out, which
-    changes no order but would move all changes to one side.
+    changes no order but would move all changes to one side. Beside retraining:
+    analysis/results/leave_one_out.md.
 
     Raises ValueError for unknown options, a run that used no training example, first-order changes that the
     simulator does not have, and more uses of shares of groups; RunDataError for other test examples than
