@@ -1,10 +1,11 @@
 """The edit of a run that minimises the predicted loss: found by greedy choice, then by local search.
 
 What is found was chosen for its predicted loss, so errors in its favour helped to choose it, and where the
-simulator's bands are wide it may be no better than any other edit. Five searches on three sets were retrained
-beside ten random choices of equal size each (analysis/results/search.md). Four, whose verdict was "sure", beat
-all ten, by 0.96 to 1.42 times as much as predicted; the fifth, whose verdict was "leaning", was worse than all
-ten. ``risk`` changed little there, since bands are about as wide for all edits of one size.
+simulator's bands are wide it may be no better than any other edit. Five searches on three sets were retrained,
+each beside ten random choices of equal size (analysis/results/search.md). The four whose verdict was "sure"
+beat all ten, and the mean of the ten by 0.96 to 1.42 times as much as predicted; the fifth, whose verdict was
+"leaning", was worse than all ten. ``risk`` changed little there, since bands are about as wide for all edits of
+one size.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ IntArray = npt.NDArray[np.int64]
 OBJECTIVES = ("mean", "worst")
 
 KEPT = (
-    "Of five such searches that were retrained, the four with the verdict sure were 0.96 to 1.42 times as much"
-    " better than random edits of equal size as predicted; the one with the verdict leaning was worse than"
-    " they. Retrain it: simfluence whatif file=… verify=true"
+    "Of five such edits that were retrained, the four with the verdict sure were better than random edits of"
+    " equal size, by 0.96 to 1.42 times as much as predicted; the one with the verdict leaning was worse."
+    " Retrain it: simfluence whatif file=… verify=true"
 )
 """What was measured, as the answer says it: analysis/results/search.md."""
 
@@ -61,7 +62,8 @@ class SearchResult:
     def __str__(self) -> str:
         table = self.predicted.to_markdown(index=False, floatfmt=".4f")
         tried = self.path["tried"].iloc[-1]
-        return f"best found: {self.edit.sentence}\n\n{table}\n\nnote: it is the best of {tried} predictions. {KEPT}"
+        note = f"note: it is the best of {tried} predictions. {KEPT}"
+        return f"best found: {self.edit.sentence}\n\n{table}\n\n{note}"
 
 
 def search(
