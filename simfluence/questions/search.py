@@ -1,11 +1,11 @@
 """The edit of a run that minimises the predicted loss: found by greedy choice, then by local search.
 
 What is found was chosen for its predicted loss, so errors in its favour helped to choose it, and where the
-simulator's bands are wide it may be no better than any other edit. Five searches on three sets were retrained,
-each beside ten random choices of equal size (analysis/results/search.md). The four whose verdict was "sure"
-beat all ten, and the mean of the ten by 0.96 to 1.42 times as much as predicted; the fifth, whose verdict was
-"leaning", was worse than all ten. ``risk`` changed little there, since bands are about as wide for all edits of
-one size.
+simulator's bands are wide it may be no better than any other edit. Five searches on three sets were
+retrained, each beside ten random choices of equal size (analysis/results/search.md). The four whose verdict
+was "sure" beat all ten, and the mean of the ten by 0.96 to 1.42 times as much as predicted; the fifth, whose
+verdict was "leaning", was worse than all ten. ``risk`` changed little there, since bands are about as wide
+for all edits of one size.
 """
 
 from __future__ import annotations
