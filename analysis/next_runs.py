@@ -1,8 +1,8 @@
 """Does choosing which runs to record pay? Four chosen runs against four random ones, on committed sets.
 
-    python analysis/next_runs.py                    (a minute)
-    python analysis/next_runs.py --measure effects  (three minutes on one quiet core)
-    python analysis/next_runs.py --measure auto     (three minutes)
+    python analysis/next_runs.py                          (a minute)
+    python analysis/next_runs.py --measure effects        (three minutes on one quiet core)
+    python analysis/next_runs.py --measure "effects, few"
 
 Of a set of recorded runs, 6 are taken as recorded so far, 6 (of the sets of 16 runs: 3) as questions, and the
 others as candidates. A question is what changes where one of the 6 is trained on a question run's curriculum
@@ -12,8 +12,10 @@ examples is divided by that of predicting no change. All of it is repeated for t
 interval is over these).
 
 The simulator is ridge regression of the last loss on how often each example was used, with the λ that is
-used for choosing. With --measure effects or auto it is one of the package's, on fewer sets, draws and
-questions (``MEASURED``). Results: results/next_runs.csv and .md.
+used for choosing. With --measure effects it is the package's effects simulator, which reads the losses of
+all steps; with "effects, few" 2 runs are recorded and 1 is added (``MEASURED``).
+
+Results: results/next_runs.csv and .md.
 """
 
 from __future__ import annotations
@@ -39,11 +41,11 @@ NAMES = (
     *("openbookqa-minilm-pool", "copa-minilm-pool"),
 )
 MEASURED = {
-    "ridge": (NAMES, 10, 6, 10),
-    "effects": (NAMES[:3], 10, 4, 2),
-    "auto": (NAMES[:2], 4, 3, 1),
+    "ridge": (NAMES, 6, 4, 10, 6, 10),
+    "effects": (NAMES[:3], 6, 4, 10, 4, 2),
+    "effects, few": (NAMES[:3], 2, 1, 10, 4, 4),
 }
-"""Sets, draws of the six, questions a draw, and random choices a question, by simulator."""
+"""By name: sets, runs recorded so far, runs added, draws, questions a draw, random choices a question."""
 Predict = Callable[[np.ndarray, int, int], np.ndarray]
 """From the runs to fit to, a run and another: the predicted change [test] from one to the other."""
 
@@ -76,25 +78,27 @@ def by_simulator(runs: RunSet, name: str) -> Predict:
     return predict
 
 
-def measured(name: str, draws: int, questions: int, randoms: int, simulator: str) -> list[dict[str, object]]:
+def measured(
+    name: str, so_far: int, added: int, draws: int, questions: int, randoms: int, simulator: str
+) -> list[dict[str, object]]:
     """A row a draw: errors relative to predicting no change."""
     runs = RunSet.load(SETS / name)
     use, last = use_of(runs), np.stack([run.loss[-1] for run in runs]).astype(np.float64)
-    predict = by_ridge(runs) if simulator == "ridge" else by_simulator(runs, simulator)
+    predict = by_ridge(runs) if simulator == "ridge" else by_simulator(runs, simulator.split(",")[0])
     held = 6 if len(runs) > 20 else 3
     found = []
     for draw in range(draws):
         rng = np.random.default_rng(draw)
         order = rng.permutation(len(runs))
-        recorded, asked, candidates = np.split(order, [6, 6 + held])
+        recorded, asked, candidates = np.split(order, [so_far, so_far + held])
         one, rows = int(recorded[0]), use[recorded] - use[recorded].mean(0)
         penalty = NOISE * float(np.square(rows).sum(1).mean())
         errors = []
         for question in asked[:questions].tolist():
             change = (use[question] - use[one])[None]
-            chosen, _ = chosen_rows(rows, use[candidates] - use[recorded].mean(0), change, penalty, 4)
+            chosen, _ = chosen_rows(rows, use[candidates] - use[recorded].mean(0), change, penalty, added)
             more = [np.array([], int), candidates[chosen]]
-            more += [rng.choice(candidates, 4, replace=False) for _ in range(randoms)]
+            more += [rng.choice(candidates, added, replace=False) for _ in range(randoms)]
             true = last[question] - last[one]
             missed = [predict(np.append(recorded, each), one, question) - true for each in more]
             none, best, *drawn = np.square(missed).mean(1)
@@ -102,7 +106,8 @@ def measured(name: str, draws: int, questions: int, randoms: int, simulator: str
         six, four, random, zero = np.mean(errors, 0)
         print(name, draw, six / zero, four / zero, random / zero, flush=True)
         about = {"set": name, "simulator": simulator, "draw": draw, "candidates": len(candidates)}
-        found.append({**about, "six": six / zero, "chosen": four / zero, "random": random / zero})
+        about |= {"so far": so_far, "added": added}
+        found.append({**about, "before": six / zero, "chosen": four / zero, "random": random / zero})
     return found
 
 
@@ -111,15 +116,17 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     for (simulator, name), part in table.groupby(["simulator", "set"], sort=False):
         gain = (part["random"] - part["chosen"]).to_numpy()
         half = stats.t.ppf(0.975, len(gain) - 1) * gain.std(ddof=1) / np.sqrt(len(gain))
-        means, mean = part[["six", "random", "chosen"]].mean(), gain.mean()
+        means, mean = part[["before", "random", "chosen"]].mean(), gain.mean()
         rows.append(
             {
                 "simulator": simulator,
                 "set": name,
                 "candidates": part["candidates"].iloc[0],
-                "6 runs": means["six"],
-                "and 4 random": means["random"],
-                "and 4 chosen": means["chosen"],
+                "runs": part["so far"].iloc[0],
+                "error": means["before"],
+                "added": part["added"].iloc[0],
+                "error, random": means["random"],
+                "error, chosen": means["chosen"],
                 "random − chosen": f"{mean:+.3f} [{mean - half:+.3f}, {mean + half:+.3f}]",
             }
         )
@@ -141,7 +148,7 @@ def main() -> None:
     note = (
         "Mean squared error of the predicted change, divided by that of predicting none; the last column is"
         " a mean over draws of the six runs [95% interval].\n\n"
-        "Made by `python analysis/next_runs.py`, `… --measure effects` and `… --measure auto`."
+        "Made by `python analysis/next_runs.py`, `… --measure effects` and `… --measure 'effects, few'`."
     )
     (RESULTS / "next_runs.md").write_text(f"{text}\n\n{note}\n", encoding="utf-8")
     print(text)

@@ -125,22 +125,25 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """One row a question."""
     found = []
     for (name, goal, of), part in table.groupby(["set", "goal", "of"], sort=False):
-        random = part[part["choice"].str.startswith("random")]["true"]
+        random = part[part["choice"].str.startswith("random")]
         for risk in RISKS:
             row = part[part["choice"] == f"search, risk {risk:g}"].iloc[0]
+            promised, kept = (row[column] - random[column].mean() for column in ("change", "true"))
             found.append(
                 {
                     "set": name,
                     "question": f"{goal.replace('_', ' ')}, {of}",
-                    "risk": risk,
-                    "promised": row["change"],
-                    "kept": row["true"],
-                    "share kept": row["true"] / row["change"],
-                    "in its band": "yes" if row["low"] <= row["true"] <= row["high"] else "no",
+                    "risk": f"{risk:g}",
+                    "predicted": row["change"],
+                    "verdict": row["verdict"],
                     "elsewhere": row["elsewhere"],
-                    "random, mean": random.mean(),
-                    "random, best": random.min(),
-                    "beats": f"{(random > row['true']).sum()} of {len(random)}",
+                    "true": row["true"],
+                    "in its band": "yes" if row["low"] <= row["true"] <= row["high"] else "no",
+                    "random, predicted": random["change"].mean(),
+                    "random, true": random["true"].mean(),
+                    "best of random": random["true"].min(),
+                    "beats": f"{(random['true'] > row['true']).sum()} of {len(random)}",
+                    "share kept": kept / promised,
                 }
             )
     return pd.DataFrame(found)
@@ -159,6 +162,7 @@ def figure(table: pd.DataFrame) -> plt.Figure:
                          label=label, zorder=3)  # fmt: skip
         edges = [part[["change", "true"]].to_numpy().min(), part[["change", "true"]].to_numpy().max()]
         axis.plot(edges, edges, c="0.8", lw=1)
+        axis.locator_params(axis="x", nbins=3)
         axis.set(
             title=f"{name}\n{goal.replace('_', ' ')}, loss of {of}", xlabel="predicted change of the loss"
         )
@@ -176,10 +180,12 @@ def main() -> None:
         os.chdir(options.measure)  # where the sets' configurations find copa.jsonl
         measure(file)
     table = pd.read_csv(file)
-    text = summary(table).to_markdown(index=False, floatfmt=".3f")
+    text = summary(table).to_markdown(index=False, floatfmt=".4f")
     note = (
         "Changes of the mean loss after the last step; negative is better. `elsewhere`: as a simulator fitted"
-        " to nine other runs predicts.\n\nMade by `python analysis/search.py --measure DATA`."
+        " to nine other runs predicts. `share kept`: how much better than the mean random choice it truly is,"
+        " as a share of how much better it was predicted to be."
+        "\n\nMade by `python analysis/search.py --measure DATA`."
     )
     (RESULTS / "search.md").write_text(f"{text}\n\n{note}\n", encoding="utf-8")
     shown = figure(table)
