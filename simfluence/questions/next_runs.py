@@ -9,14 +9,14 @@ A question's answer is ⟨d, θ⟩, with d the change of use. Given recorded run
 P = I − X'(XX' + λI)⁻¹X, and one more run with use c lowers it by τ² (d'Pc)² / (λ + c'Pc) (a rank-one
 update, as in Bayesian linear design: Chaloner and Verdinelli, 1995, section 2). Runs are chosen greedily, one
 after the other. Only inner products of recorded, candidate and question rows are needed, no matrix over
-pairs of examples. The variance does not depend on the losses. Nor does λ, of which few runs say nothing, since
-their rows are about equally long and orthogonal: it is ``NOISE`` times the mean squared length of a recorded
-row.
+pairs of examples. The variance does not depend on the losses. Nor does λ, of which few runs say nothing,
+since their rows are about equally long and orthogonal: it is ``NOISE`` times the mean squared length of a
+recorded row.
 
 What choosing brings is measured in analysis/results/next_runs.md. Where 4 of 20 runs were added to 6, it
 lowered the error of ridge regression of the last losses by 1.5 to 2.2 times as much as random runs did, on
-four of five sets. Simulators that read the losses of all steps learn more of each run: their squared error was
-4 to 17 % lower than with random runs, on each of three sets by less than is certain.
+four of five sets. Simulators that read the losses of all steps learn more of each run: their squared error
+was 4 to 17 % lower than with random runs, on each of three sets by less than is certain.
 """
 
 from __future__ import annotations
