@@ -38,7 +38,7 @@ TYPES: dict[str, Type] = {
     **dict.fromkeys(("first_label", "layers", "adam_batch", "batch", "rank", "keep_every"), int),
     **dict.fromkeys(("penalty", "momentum", "damping", "b", "dropout", "floor", "recency"), float),
     **dict.fromkeys(("device", "run_id", "output", "plot", "fitted", "experiment"), str),
-    **dict.fromkeys(("test_path", "archive", "kernel", "link", "kind", "shares"), str),
+    **dict.fromkeys(("test_path", "split", "test_split", "archive", "kernel", "link", "kind", "shares"), str),
     **dict.fromkeys(("only", "test_ids", "prune", "labels", "targets", "parameters", "scores"), list),
     **dict.fromkeys(("class_words",), list),
     **dict.fromkeys(("steps", "keep_weights"), None),
