@@ -13,6 +13,7 @@ EXAMPLES = {
         "simfluence record task=piqa tuning=full run.optimizer.lr=3e-5 count=8",
         'simfluence record -m "number=range(0,32)" hydra/launcher=submitit_slurm',
         "simfluence record task=jsonl task.path=my.jsonl model=pretrained model.name=bert-base-uncased",
+        "simfluence record task=instructions task.path=my.jsonl model=smollm2 run=everything count=1",
     ),
     "fit": (
         "simfluence fit output=auto.safetensors",

@@ -9,12 +9,13 @@ import torch
 
 from simfluence.errors import RunDataError
 from simfluence.finetuning.classifiers import TextClassifier
+from simfluence.finetuning.completions import CompletionModel, LossOn
 from simfluence.finetuning.language_models import LanguageModel
 from simfluence.finetuning.packaged import CONVERTED, PACKAGED, model_path
 from simfluence.finetuning.tasks import Task
 
 Kind = Literal["encoder", "causal", "seq2seq"]
-Model: TypeAlias = TextClassifier | LanguageModel
+Model: TypeAlias = TextClassifier | LanguageModel | CompletionModel
 
 _DROPOUT = (
     *("hidden_dropout_prob", "attention_probs_dropout_prob"),  # BERT and its kin
@@ -34,6 +35,7 @@ def load_model(
     seed: int = 0,
     class_words: Sequence[str] | None = None,
     per_token: bool = True,
+    loss_on: LossOn = "completion",
     archive: str | None = None,
 ) -> Model:
     """A pretrained model for a task.
@@ -46,11 +48,14 @@ def load_model(
     dropout : in place of the model's own rates, if given.
     pooling, seed : of an encoder, see :class:`TextClassifier`.
     class_words, per_token : of a language model, see :class:`LanguageModel`.
+    loss_on : of a task of completions, see :class:`.completions.CompletionModel`.
     archive : bigbench's source archive, needed once for "bleurt_tiny".
 
     Raises
     ------
     RunDataError : the package or the folder is not there.
+    ValueError : the task is of completions, and the model is no causal language model, takes fewer tokens, or
+        has no chat template for its chats.
     """
     try:
         import transformers
@@ -79,12 +84,21 @@ def load_model(
         for key in _DROPOUT:
             if hasattr(config, key):
                 setattr(config, key, dropout)
+    if task.kind == "completion" and kind != "causal":
+        raise ValueError(
+            f"task {task.name!r} is to write completions, which takes a causal language model, and {name!r}"
+            f" is of the kind {kind!r}: choose another by model=pretrained model.name=…, or model=smollm2"
+        )
     with torch.random.fork_rng(devices=[]):  # loading draws random numbers that it then overwrites
         body = classes[kind].from_pretrained(path, config=config)
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         if kind == "encoder":
             return TextClassifier(
                 body, tokenizer, task.n_labels or 1, pooling=pooling, max_length=max_length, seed=seed
+            )
+        if task.kind == "completion":
+            return CompletionModel(
+                body, tokenizer, task, per_token=per_token, loss_on=loss_on, max_length=max_length
             )
         return LanguageModel(
             body, tokenizer, class_words=class_words or (), per_token=per_token, max_length=max_length

@@ -18,7 +18,7 @@ from simfluence.errors import RecordingError, RunDataError
 from simfluence.recording import training_state
 from simfluence.recording.consumption import NOTHING, Consumption, Step, whole_step
 from simfluence.recording.environment import describe_environment, describe_optimizers
-from simfluence.recording.evaluator import Evaluator, Metrics
+from simfluence.recording.evaluator import Evaluate, Metrics
 from simfluence.recording.fingerprint import weights_fingerprint
 from simfluence.recording.mirror import Mirror
 from simfluence.recording.notices import (
@@ -52,7 +52,7 @@ class ActiveRun:
         folder: Path,
         train: ExampleTable,
         test: ExampleTable,
-        evaluator: Evaluator,
+        evaluator: Evaluate,
         *,
         model: Any,
         optimizers: Sequence[torch.optim.Optimizer],

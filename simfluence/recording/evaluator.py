@@ -26,6 +26,9 @@ Metrics: TypeAlias = dict[str, npt.NDArray[np.floating]]
 LossFunction: TypeAlias = Callable[[Any, list[Any]], Tensor | Mapping[str, Tensor]]
 """(model, examples) → loss of each example [len(examples)], or name → values, "loss" among them."""
 
+Evaluate: TypeAlias = Callable[[Any, Processes | None], Metrics]
+"""(model, processes) → metric → values [test]: an :class:`Evaluator`, or one whose time is measured."""
+
 
 class Evaluator:
     """Evaluates a loss function on fixed test examples.

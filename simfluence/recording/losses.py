@@ -10,7 +10,8 @@ of these forms it has, by calling the model on a few single examples:
     regression   logits and labels [batch, output]: mean squared error over outputs
     multi-label  logits and labels [batch, label]: mean binary cross entropy over labels
 
-Of a loss of no such form, each example's is the model's own, from a call for the example alone.
+Of a loss of no such form, each example's is the model's own, from a call for the example alone. So it is
+where the collator lays all examples end to end in one sequence (padding-free).
 """
 
 from __future__ import annotations
@@ -69,8 +70,11 @@ def model_loss(
     def loss(model: Any, examples: list[Any]) -> Tensor | dict[str, Tensor]:
         names = set(features) if features is not None else _accepted(model)
 
+        def collated(some: list[Any]) -> Mapping[str, Tensor]:
+            return collate([{key: e[key] for key in e if key in names} for e in some])
+
         def call(some: list[Any]) -> _Output:
-            return _called(model, collate([{key: e[key] for key in e if key in names} for e in some]))
+            return _called(model, collated(some))
 
         key = plain_model(model)
         if key not in forms:
@@ -81,13 +85,25 @@ def model_loss(
             if metrics:
                 raise ValueError(f"the model has a loss of its own, without {' and '.join(metrics)}; {_HINT}")
             return {"loss": torch.stack([call([example]).own_loss() for example in examples])}
-        output = call(examples)
-        values = form(output.logits, output.labels)
+        batch = collated(examples)
+        if len(examples) > 1 and _is_end_to_end(batch):
+            outputs = [call([example]) for example in examples]
+            parts = [form(output.logits, output.labels) for output in outputs]
+            values = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        else:
+            output = _called(model, batch)
+            values = form(output.logits, output.labels)
         if missing := [name for name in metrics if name not in values]:
             raise ValueError(f"{missing[0]} is of classes, and the model predicts numbers; {_HINT}")
         return {"loss": values["loss"], **{name: values[name] for name in metrics}}
 
     return loss
+
+
+def _is_end_to_end(batch: Mapping[str, Any]) -> bool:
+    """Whether a batch of several examples is one sequence."""
+    ids = batch.get("input_ids")
+    return isinstance(ids, Tensor) and ids.ndim == 2 and len(ids) == 1
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from simfluence.errors import RecordingError, RunExistsError
 from simfluence.recording import mirror as mirrors
 from simfluence.recording import schedule, training_state
 from simfluence.recording.active import ActiveRun
-from simfluence.recording.evaluator import Evaluator, LossFunction
+from simfluence.recording.budget import Budget
+from simfluence.recording.evaluator import Evaluate, Evaluator, LossFunction
 from simfluence.recording.notices import RecordingStoppedWarning
 from simfluence.recording.processes import Processes
 from simfluence.recording.schedule import KeepWeights
@@ -110,6 +111,7 @@ class RunRecorder:
         total_steps: int | None = None,
         evaluate_every: int = 1,
         evaluate_at: Iterable[int] | None = None,
+        evaluate_within: float | None = None,
         keep_weights: KeepWeights = None,
         resume_every: int | None = None,
         state: Mapping[str, Any] | None = None,
@@ -135,7 +137,11 @@ class RunRecorder:
             unless :meth:`ActiveRun.ends_early` was called.
         evaluate_every : steps between evaluations of the test examples (the last step is evaluated
             too, if ``total_steps`` is given); or
-        evaluate_at : the steps to evaluate after, 0 (before the first) always among them.
+        evaluate_at : the steps to evaluate after, 0 (before the first) always among them; or
+        evaluate_within : the share of the time of training that evaluations may add: with 0.1 recording
+            takes at most 10 % more time. The steps are chosen as training goes, more of them at the
+            beginning (see :mod:`.budget`); those before the first and after the last of ``total_steps`` are
+            always evaluated.
         keep_weights : when weights are kept, for attribution: after "every" step (and at 0), at a number
             of steps evenly spaced over ``total_steps``, or at given steps. Where most parameters are
             frozen, only those that train, or did so earlier in the run, are kept.
@@ -179,15 +185,22 @@ class RunRecorder:
         training_state.check(state or {})
         if self._recording:
             Processes.current().from_writer(lambda: self._check_free(run_id, restart or bool(resume)))
+        evaluator: Evaluate = Evaluator(self.test_examples, loss, **self._batching)  # type: ignore[arg-type]
+        evaluate_after = schedule.evaluations(evaluate_every, evaluate_at, total_steps)
+        if evaluate_within is not None:
+            if evaluate_every != 1 or evaluate_at is not None:
+                raise ValueError("give one of evaluate_every, evaluate_at and evaluate_within")
+            budget = Budget(evaluate_within, total_steps)
+            evaluator, evaluate_after = budget.measuring(evaluator), budget
         return ActiveRun(
             self.path / run_id,
             self.train,
             self.test,
-            Evaluator(self.test_examples, loss, **self._batching),  # type: ignore[arg-type]
+            evaluator,
             model=model,
             optimizers=[innermost(one) for one in optimizers],
             total_steps=total_steps,
-            evaluate_at=schedule.evaluations(evaluate_every, evaluate_at, total_steps),
+            evaluate_at=evaluate_after,
             weights_at=schedule.weights(keep_weights, total_steps),
             resume_every=resume_every,
             state=state or {},

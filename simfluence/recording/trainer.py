@@ -7,6 +7,9 @@
 The trainer's sampling, batches, arguments and reports stay what they were. Row numbers travel with the
 examples through the data loader and are taken out of a batch before the model sees it, which is why
 ``remove_unused_columns`` does not matter; micro-batches of one optimizer step become one step.
+
+TRL's SFTTrainer is recorded likewise: make it first, then the recorder, with ``test=trainer.eval_dataset``,
+which it has tokenized (and, with packing, ``eval_packing=False``). For packed rows see :mod:`.packing`.
 """
 
 from __future__ import annotations
@@ -15,24 +18,27 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerCallback
 
 from simfluence import renamed
-from simfluence.errors import RecordingError, RunDataError
+from simfluence.errors import RecordingError
 from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import LossFunction
 from simfluence.recording.losses import model_loss
 from simfluence.recording.recorder import RunRecorder
+from simfluence.recording.training_rows import (
+    ROW,
+    CollateNumbered,
+    CollateStreamed,
+    Numbered,
+    RowOrderWarning,
+    held_rows,
+    is_streamed,
+)
 from simfluence.runs.tables import TableFingerprints
 
-_ROW = "simfluence_row"
-
-
-class RowOrderWarning(UserWarning):
-    """Training rows without ids were taken to be the recorder's training examples, in their order."""
+__all__ = ["NoScoresWarning", "RowOrderWarning", "record_trainer"]
 
 
 class NoScoresWarning(UserWarning):
@@ -56,9 +62,10 @@ def record_trainer(
     loss : (model, test examples) → loss of each; by default what the trainer's collator and model make
         of the examples, see :func:`~simfluence.recording.losses.model_loss` (classification, causal
         and sequence-to-sequence language models).
-    example_ids : the ids of the training data set's rows, or the column that has them. Without such a
-        column, rows are taken in the order of the recorder's training table, if there are as many; a
-        RowOrderWarning says so, for it is wrong if the data set was shuffled.
+    example_ids : the ids of the training data set's rows, or the column that has them; of a row that holds
+        several examples, a list of theirs. Without such a column, rows are taken in the order of the
+        recorder's training table, if there are as many; a RowOrderWarning says so, for it is wrong if the
+        data set was shuffled. A streamed training set needs the column.
     scores : keep gradient scores of the weights before training beside the set
         (:mod:`simfluence.attribution.initial`), with which simulators need a single run. What they cost is
         printed first; where they cannot be had, a warning says why.
@@ -72,8 +79,7 @@ def record_trainer(
     Raises
     ------
     RunDataError : training examples whose ids are not in the recorder's table.
-    RecordingError : a streamed training set, whose examples have no row numbers; or a trainer that is
-        recorded already.
+    RecordingError : a streamed training set without ids; or a trainer that is recorded already.
     """
     renamed.check(options, renamed.RECORDING)
     for callback in trainer.callback_handler.callbacks:
@@ -82,10 +88,14 @@ def record_trainer(
                 f"this trainer is recorded already, as run {callback.run_id!r} (was a notebook's cell run"
                 " again?): call record_trainer() once for each new Trainer"
             )
-    rows = _rows_in_table(trainer.train_dataset, recorder, example_ids)
+    stream = _stream_column(trainer, example_ids)
+    rows = None
+    if stream is None:
+        packed = bool(getattr(trainer.args, "packing", False))
+        rows = held_rows(trainer.train_dataset, recorder.train, example_ids, packed)
     if loss is None:
         loss = model_loss(trainer.data_collator)
-    recording = _TrainerRecording(trainer, recorder, run_id, rows, {"loss": loss, **options}, scores)
+    recording = _TrainerRecording(trainer, recorder, run_id, rows, stream, {"loss": loss, **options}, scores)
     trainer.add_callback(recording)
     trainer.get_train_dataloader = recording.numbering(trainer.get_train_dataloader)
     trainer.training_step = recording.noting(trainer.training_step)
@@ -100,13 +110,17 @@ class _TrainerRecording(TrainerCallback):
         trainer: Trainer,
         recorder: RunRecorder,
         run_id: str,
-        rows: np.ndarray,
+        rows: list[list[int]] | None,
+        stream: str | None,
         options: Mapping[str, Any],
         scores: bool,
     ) -> None:
         self._trainer, self._recorder, self.run_id = trainer, recorder, run_id
-        self._rows, self._scores = rows, scores
-        self._ids = [recorder.train.ids[row] for row in rows]
+        self._rows, self._stream, self._scores = rows, stream, scores
+        ids = recorder.train.ids
+        self._ids = [[example_id] for example_id in ids]  # of each row that a batch may name
+        if rows is not None:
+            self._ids = [[ids[row] for row in held] for held in rows]
         self._options = dict(options)
         self._run: ActiveRun | None = None
         self._losses: list[torch.Tensor] = []
@@ -121,9 +135,12 @@ class _TrainerRecording(TrainerCallback):
             loader = getattr(outer, "base_dataloader", outer)  # accelerate wraps torch's
             if not isinstance(loader, torch.utils.data.DataLoader):
                 raise RecordingError(f"expected a torch data loader to follow, got {type(loader).__name__}")
+            if self._stream is not None:
+                loader.collate_fn = CollateStreamed(loader.collate_fn, self._recorder.train, self._stream)
+                return outer
             # a data loader refuses to have its data set exchanged; its sampler was made for the same rows
-            object.__setattr__(loader, "dataset", _Numbered(loader.dataset))
-            loader.collate_fn = _CollateNumbered(loader.collate_fn)
+            object.__setattr__(loader, "dataset", Numbered(loader.dataset))
+            loader.collate_fn = CollateNumbered(loader.collate_fn)
             return outer
 
         return numbered
@@ -132,9 +149,9 @@ class _TrainerRecording(TrainerCallback):
         """Takes the row numbers out of each batch."""
 
         def noted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
-            numbers = inputs.pop(_ROW)
+            numbers = inputs.pop(ROW)
             if self._run is not None:
-                self._run.consumes([self._ids[number] for number in numbers.tolist()])
+                self._run.consumes([held for number in numbers.tolist() for held in self._ids[number]])
             loss = training_step(model, inputs, *args, **kwargs)
             self._losses.append(loss.detach())
             return loss
@@ -175,8 +192,11 @@ class _TrainerRecording(TrainerCallback):
         from simfluence.attribution.initial import keep_initial_scores  # all methods of attribution
 
         assert self._run is not None
-        place = {int(row): number for number, row in enumerate(self._rows)}
+        rows = self._rows or []
+        place = {held[0]: number for number, held in enumerate(rows)}
         try:
+            if not rows or any(len(held) != 1 for held in rows):
+                raise ValueError("they need a training set of single examples, neither packed nor streamed")
             if args.world_size > 1:
                 raise ValueError(f"they are computed by one process, not by {args.world_size}")
             if missing := len(self._recorder.train) - len(place):
@@ -212,70 +232,21 @@ class _TrainerRecording(TrainerCallback):
             run.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
 
 
-class _Numbered(torch.utils.data.Dataset):
-    """Wraps a data set so that each item comes with its number; all else is the data set's own."""
+def _stream_column(trainer: Trainer, example_ids: str | Sequence[Any]) -> str | None:
+    """The field that has the ids of a streamed training set; None for one with a length.
 
-    def __init__(self, dataset: Any) -> None:
-        self._dataset = dataset
-        if hasattr(dataset, "__getitems__"):
-            self.__getitems__ = self._several
-
-    def __getitem__(self, number: int) -> tuple[int, Any]:
-        return int(number), self._dataset[number]
-
-    def _several(self, numbers: list[int]) -> list[tuple[int, Any]]:
-        return list(zip(map(int, numbers), self._dataset.__getitems__(numbers), strict=True))
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_dataset":  # while it is being copied to a worker process
-            raise AttributeError(name)
-        return getattr(self._dataset, name)
-
-
-class _CollateNumbered:
-    def __init__(self, collate: Callable[[list[Any]], Any]) -> None:
-        self._collate = collate
-
-    def __call__(self, items: list[tuple[int, Any]]) -> Any:
-        batch = self._collate([features for _, features in items])
-        if not hasattr(batch, "__setitem__") or not hasattr(batch, "keys"):
-            raise RecordingError(f"batches must be mappings to be followed, got {type(batch).__name__}")
-        batch[_ROW] = torch.tensor([number for number, _ in items])
-        return batch
-
-
-def _rows_in_table(dataset: Any, recorder: RunRecorder, example_ids: str | Sequence[Any]) -> np.ndarray:
-    """The row in the recorder's training table of each row of the data set."""
-    if dataset is None or isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
+    Raises RecordingError for a stream without such a field, as far as can be seen from outside.
+    """
+    dataset = trainer.train_dataset
+    if dataset is not None and not is_streamed(dataset):
+        return None
+    columns = getattr(dataset, "column_names", None)
+    if dataset is None or not isinstance(example_ids, str) or (columns and example_ids not in columns):
         raise RecordingError(
-            "examples are followed by their row numbers, which a streamed training set does not have;"
-            " use a data set with a length, or call run.step() with the ids in a loop of your own"
+            "the examples of a streamed training set have no row numbers: they are followed by their ids, in"
+            f" a field that example_ids= names; got {example_ids!r}, and the fields {columns}"
         )
-    if not isinstance(example_ids, str):
-        ids = list(example_ids)
-    elif example_ids in (getattr(dataset, "column_names", None) or ()):
-        ids = list(dataset[example_ids])
-    elif isinstance(dataset[0], Mapping) and example_ids in dataset[0]:
-        ids = [example[example_ids] for example in dataset]
-    else:
-        ids = recorder.train.ids
-        if len(ids) == len(dataset):
-            warnings.warn(
-                f"the training set has no column {example_ids!r}: its rows are taken to be the recorder's"
-                " training examples in their order, which is wrong if the data set was shuffled; keep the"
-                " column, or pass example_ids=, one id a row",
-                RowOrderWarning,
-                stacklevel=3,
-            )
-    if len(ids) != len(dataset):
-        raise RunDataError(
-            f"the training set has {len(dataset)} rows, but there are {len(ids)} ids for them; give the data"
-            f" set a column {example_ids!r}, or pass example_ids=, one id a row"
-        )
-    return recorder.train.rows(ids)
+    return example_ids
 
 
 def _described(args: Any) -> dict[str, Any]:

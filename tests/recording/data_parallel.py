@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,7 @@ from tiny import TEST, TRAIN, new_model, per_example
 from torch import nn
 
 from simfluence.errors import RecordingError, RunDataError, RunExistsError
-from simfluence.recording import RunRecorder
+from simfluence.recording import RunRecorder, budget
 
 STEPS, SHARE = 8, 2
 
@@ -104,6 +105,18 @@ def one_update_is_skipped(path: Path) -> None:
             run.step([example["id"] for example in batch])
 
 
+def within_a_budget(path: Path) -> None:
+    """To process 1 time stands still: it evaluates when process 0 does, or both would wait for ever."""
+    passing = 1.0 if dist.get_rank() == 0 else 0.0
+    clock = iter(range(10_000))
+    budget.time = SimpleNamespace(monotonic=lambda: passing * next(clock))
+    recorder = RunRecorder(path / "within", TRAIN, TEST, batch_size=2)
+    options = {"total_steps": 40, "evaluate_within": 0.3}
+    with recorder.run("run", model=new_model(), loss=per_example, **options) as run:
+        for step in range(40):
+            run.step([example["id"] for example in batch_of(step, dist.get_rank(), 2)])
+
+
 def main(path: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -130,6 +143,7 @@ def main(path: Path) -> None:
 
     one_evaluation_fails(path)
     one_update_is_skipped(path)
+    within_a_budget(path)
     for on_error in ("continue", "raise"):
         fragile = RunRecorder(path / on_error, TRAIN, TEST, on_error=on_error)
 

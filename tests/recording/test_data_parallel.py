@@ -58,6 +58,10 @@ def test_two_gloo_processes(tmp_path):
     assert skipped.learning_rate.tolist() == [0.1, 0.1]
     assert [batch.tolist() for batch in skipped.curriculum] == [[0, 1, 2, 3], [8, 9, 10, 11]]
     assert said.count("no optimizer changed a weight in step 2") == 1
+    within = RunSet.load(tmp_path / "within")[0].evaluated.tolist()
+    assert within[0] == 0
+    assert within[-1] == 40
+    assert 3 < len(within) < 40
     plain = new_model(seed=3)
     plain[1] = torch.nn.Identity()
     load_weights(tmp_path / "skipped" / "run", 2, plain)

@@ -234,12 +234,60 @@ def test_errors_and_reports(tmp_path):
         record_trainer(trainer, new_recorder(tmp_path), "seed-1")
     with pytest.raises(RunDataError, match="has 13 rows, but there are 2 ids"):
         record_trainer(trainer, new_recorder(tmp_path), "seed-1", example_ids=["0-1", "0-2"])
-    trainer.train_dataset = (
-        trainer.train_dataset.__class__
-        and datasets.Dataset.from_list(features(3, 0, "bert")).to_iterable_dataset()
-    )
-    with pytest.raises(RecordingError, match="streamed"):
+    unnamed = datasets.Dataset.from_list(features(3, 0, "bert")).remove_columns("id")
+    trainer.train_dataset = unnamed.to_iterable_dataset()
+    with pytest.raises(RecordingError, match="streamed training set have no row numbers"):
         record_trainer(trainer, new_recorder(tmp_path), "seed-1")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stream_is_followed_by_its_ids(tmp_path, workers):
+    rows = datasets.Dataset.from_list(features(12, 0, "bert"))
+
+    def stream(folder):
+        shuffled = rows.to_iterable_dataset().shuffle(seed=1, buffer_size=5)
+        return new_trainer(folder, train=shuffled, max_steps=3, dataloader_num_workers=workers)
+
+    bare, seen = stream(tmp_path / "bare"), Batches()
+    bare.data_collator = seen
+    bare.train()
+    trainer = stream(tmp_path)
+    record_trainer(trainer, new_recorder(tmp_path), "seed-0", evaluate_every=3)
+    trainer.train()
+    assert weights(trainer) == weights(bare)
+    found = [batch.tolist() for batch in RunSet.load(tmp_path / "set")[0].curriculum]
+    assert sorted(chain(*found)) == list(range(12))
+    if workers == 0:  # else the collator is in another process
+        number = {tuple(e["input_ids"]): i for i, e in enumerate(features(12, 0, "bert"))}
+        assert found == [[number[tuple(row)] for row in batch] for batch in seen.micro_batches[:3]]
+
+
+def test_a_row_may_hold_several_examples(tmp_path):
+    rows = features(6, 0, "bert")
+    held = [["0-0", "0-1"], ["0-2"], ["0-3", "0-4", "0-5"], ["0-6", "0-7"], ["0-8"], ["0-9", "0-10", "0-11"]]
+    trainer = new_trainer(tmp_path, train=rows, max_steps=2, per_device_train_batch_size=3)
+    record_trainer(trainer, new_recorder(tmp_path), "seed-0", example_ids=held)
+    trainer.train()
+    curriculum = RunSet.load(tmp_path / "set")[0].curriculum
+    assert sorted(chain(*(batch.tolist() for batch in curriculum))) == list(range(12))
+
+
+def test_examples_laid_end_to_end_are_evaluated_one_by_one(tmp_path):
+    """As a padding-free collator lays them."""
+
+    def end_to_end(examples):
+        ids = [token for e in examples for token in e["input_ids"]]
+        starts = [position for e in examples for position in range(len(e["input_ids"]))]
+        labels = [label for e in examples for label in e["labels"]]
+        return {"input_ids": torch.tensor([ids]), "position_ids": torch.tensor([starts]),
+                "labels": torch.tensor([labels])}  # fmt: skip
+
+    model, examples = new_model("gpt2").eval(), features(5, 1, "gpt2")
+    with torch.no_grad():
+        found = model_loss(end_to_end, metrics=["accuracy"])(model, examples)
+        expected = model_loss(collate, metrics=["accuracy"])(model, examples)
+    for name in ("loss", "accuracy"):
+        torch.testing.assert_close(found[name], expected[name])
 
 
 def test_a_trainer_that_is_recorded_twice_is_told_so(tmp_path):

