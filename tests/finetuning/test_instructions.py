@@ -356,3 +356,9 @@ def test_from_chats_of_ones_own_to_a_verified_what_if(simfluence, tmp_path) -> N
     assert "retrained" in answer.stdout
     (again,) = RunSet.load(tmp_path / "set-whatif")
     assert not set(runs.train.in_group("red")) & set(again.curriculum.examples)
+
+    within = ["record", "path=within", "count=1", "processes=1", "scores=false", *task, *trained]
+    refused = simfluence(*within, "run.evaluate_within=0", cwd=tmp_path)
+    assert "a share of the time of training above 0, got 0" in refused.stderr
+    assert simfluence(*within, "run.evaluate_within=0.01", cwd=tmp_path).returncode == 0
+    assert RunSet.load(tmp_path / "within")[0].evaluated.tolist() == [0, 6]
