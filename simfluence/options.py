@@ -37,7 +37,9 @@ TYPES: dict[str, Type] = {
     **dict.fromkeys(("number", "processes", "test", "seed", "times", "window", "attribute.only"), int),
     **dict.fromkeys(("whatif.steps",), int),
     **dict.fromkeys(("first_label", "layers", "adam_batch", "batch", "rank", "keep_every"), int),
-    **dict.fromkeys(("penalty", "momentum", "damping", "b", "dropout", "floor", "recency"), float),
+    **dict.fromkeys(
+        ("penalty", "momentum", "damping", "b", "dropout", "floor", "recency", "evaluate_within"), float
+    ),
     **dict.fromkeys(("device", "run_id", "output", "plot", "fitted", "experiment"), str),
     **dict.fromkeys(("test_path", "split", "test_split", "archive", "kernel", "link", "kind"), str),
     **dict.fromkeys(("shares", "title"), str),

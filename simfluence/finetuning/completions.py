@@ -9,6 +9,7 @@ sequence is never scored.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -35,7 +36,7 @@ class CompletionModel(LanguageModel):
 
     Plain texts are put together as they are, and the tokenizer's end token, if there is one, is added and
     belongs to the last target. A chat is put together by the tokenizer's chat template; what the template
-    writes from the assistant's header to the next turn belongs to the assistant's turn.
+    writes between the assistant's header and the next turn belongs to the assistant's turn.
 
     Parameters
     ----------
@@ -171,14 +172,12 @@ def _plain_text(example: Completion) -> tuple[str, list[Span]]:
 def _chat_text(tokenizer: Any, example: Completion) -> tuple[str, list[Span]]:
     """The text that the template makes of a chat, and where its targets are.
 
-    A target begins where the text of the turns before it, with the assistant's header, ends; and it ends
-    where the text of the turns up to it ends.
-
-    Raises ValueError if the template refuses the chat, or does not write turns one after the other.
+    Raises ValueError if the template refuses the chat, or the targets are not found in the text.
     """
     messages = [{"role": turn.role, "content": turn.text} for turn in example.turns]
 
     def rendered(number: int, **options: Any) -> str:
+        """The text of the first turns."""
         try:
             text: str = tokenizer.apply_chat_template(messages[:number], tokenize=False, **options)
         except Exception as error:  # jinja's, or whatever the template raises
@@ -192,18 +191,39 @@ def _chat_text(tokenizer: Any, example: Completion) -> tuple[str, list[Span]]:
     for number, turn in enumerate(example.turns):
         if not turn.is_target:
             continue
-        before = rendered(number, add_generation_prompt=True) if number else ""
+        before = [rendered(number, add_generation_prompt=True), rendered(number)] if number else [""]
         up_to = rendered(number + 1) if number + 1 < len(messages) else whole
-        if not (whole.startswith(before) and whole.startswith(up_to) and len(before) < len(up_to)):
+        found = _target(whole, before, up_to, turn.text.strip())
+        if found is None:
             raise ValueError(
-                f"example {example.id!r}: the tokenizer's chat template changes turn {number + 1} when others"
-                " follow or come before, so that its tokens cannot be told from theirs; give the chat as"
-                " prompt and completion with one turn of the assistant"
+                f"example {example.id!r}: the tokenizer's chat template leaves out or changes the text of"
+                f" turn {number + 1}, or of a turn before it; its tokens cannot be told from the others"
             )
-        targets.append((len(before), len(up_to)))
+        targets.append(found)
     return whole, targets
 
 
+def _target(whole: str, before: Sequence[str], up_to: str, content: str) -> Span | None:
+    """Where in the text of a chat a turn is that the model writes; None if it is not found.
+
+    It begins where the assistant's header ends, and ends with what the template writes after the content (an
+    end token), as far as this is the same whether or not other turns follow.
+
+    before : the text of the turns before, with and without the assistant's header; the header of some
+        templates has more in it (thinking) than they write in the end.
+    up_to : the text of the turns up to this one.
+    """
+    opening = next((text for text in before if whole.startswith(text)), None)
+    if opening is None or (found := whole.find(content, len(opening))) < 0:
+        return None
+    start = len(opening) if opening == before[0] else found
+    end = found + len(content)
+    last = up_to.rfind(content)
+    after = up_to[last + len(content) :] if last >= 0 else ""
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(whole[end:], after, strict=False))
+    return start, end + sum(1 for _ in same)
+
+
 def _is_in(token: Span, targets: Sequence[Span]) -> bool:
-    """Whether a token has a character of a target."""
-    return any(token[0] < end and start < token[1] for start, end in targets)
+    """Whether a token ends in a target: its last character is in it."""
+    return token[0] < token[1] and any(start < token[1] <= end for start, end in targets)

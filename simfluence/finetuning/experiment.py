@@ -32,6 +32,7 @@ from simfluence.finetuning.optimizers import make_optimizer
 from simfluence.finetuning.tasks import Task, load_task
 from simfluence.finetuning.tunings import apply_tuning
 from simfluence.recording import RunRecorder, schedule
+from simfluence.recording.budget import Budget
 from simfluence.runs import storage
 
 Config = Mapping[str, Any]
@@ -45,7 +46,8 @@ DRAWN_BY = ("run.design", "run.seed")
 """What a run's curriculum follows from, beside its number."""
 
 RUN_OPTIONS = (
-    *("seed", "design", "optimizer", "eval_batch_size", "text", "metrics", "keep_weights", "resume_every"),
+    *("seed", "design", "optimizer", "eval_batch_size", "evaluate_within", "text", "metrics"),
+    *("keep_weights", "resume_every"),
 )
 
 RESUME_EVERY = 25
@@ -171,6 +173,8 @@ def check_run_options(options: Mapping[str, Any], curricula: Mapping[str, Curric
     make_optimizer([torch.nn.Parameter(torch.zeros(1))], 1, **options["optimizer"])
     for curriculum in curricula.values():
         schedule.weights(options.get("keep_weights"), len(curriculum))
+        if (share := options.get("evaluate_within")) is not None:
+            Budget(share, len(curriculum))
 
 
 def check_settings(path: Path, config: Config, names: Sequence[str], *, drawn: bool, mixed: bool) -> None:
@@ -270,6 +274,7 @@ def _record_one(
                 seed=int(config["run"]["seed"]),
                 resume=True,
                 total_steps=len(curriculum),
+                evaluate_within=config["run"].get("evaluate_within"),
                 keep_weights=config["run"].get("keep_weights"),
                 resume_every=config["run"].get("resume_every", RESUME_EVERY),
                 state={"model": _Trained(model), "optimizer": optimizer, "schedule": schedule},

@@ -138,8 +138,8 @@ class RunRecorder:
         evaluate_every : steps between evaluations of the test examples (the last step is evaluated
             too, if ``total_steps`` is given); or
         evaluate_at : the steps to evaluate after, 0 (before the first) always among them; or
-        evaluate_within : the share of the time of training that evaluations may add: with 0.1 recording
-            takes at most 10 % more time. The steps are chosen as training goes, more of them at the
+        evaluate_within : the share of the time of training that evaluations may add: with 0.1 they take at
+            most 10 % more time. The steps are chosen as training goes, more of them at the
             beginning (see :mod:`.budget`); those before the first and after the last of ``total_steps`` are
             always evaluated.
         keep_weights : when weights are kept, for attribution: after "every" step (and at 0), at a number

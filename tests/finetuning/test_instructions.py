@@ -272,10 +272,48 @@ def test_models_that_cannot_be_used_are_refused(tmp_path) -> None:
         small(tmp_path).losses([single])
 
 
+TURN = "{% for m in messages %}<|im_start|>{{ m.role }}:"
+HEADER = "{% if add_generation_prompt %}<|im_start|>assistant:"
+THOUGHT = "{% if loop.last and m.role == 'assistant' %}(){% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        (CHATML, ["Hello!<|im_end|>\n", "See you.<|im_end|>\n"]),
+        # an end of the whole chat, which is written where no turn follows
+        (
+            TURN + "{{ m.content }}~{% endfor %}" + HEADER + "{% else %}<|im_end|>{% endif %}",
+            ["Hello!~", "See you.~<|im_end|>"],
+        ),
+        # thoughts, which are written in the last turn alone, and are not in the header
+        (
+            TURN + THOUGHT + "{{ m.content }}~{% endfor %}" + HEADER + "{% endif %}",
+            ["Hello!~", "()See you.~"],
+        ),
+        # and in the header, but not in the end
+        (
+            TURN + "{{ m.content }}~{% endfor %}" + HEADER + "({% endif %}",
+            ["Hello!~", "See you.~"],
+        ),
+    ],
+)
+def test_what_the_assistant_writes_under_several_templates(tmp_path, template, written) -> None:
+    echoing = [said("user", "Hello!"), *CHAT[2:4], CHAT[4]]  # words that come before, too
+    for chat in (CHAT, echoing):
+        example = completion_of({"messages": chat}, 0).example
+        folder = save_model(tmp_path, template=template)
+        model = load_model(folder, Task("own", "completion", [example], []))
+        scored = model._token_ids(example)[0][1]
+        text = "".join("\0" if token == -100 else model._tokenizer.decode(token) for token in scored)
+        assert [piece for piece in text.split("\0") if piece] == written
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{% for m in messages %}{{ m.content[:loop.revindex] }}|{% endfor %}", "changes turn 3 when others"),
+        ("{% for m in messages %}{{ m.content[:loop.revindex] }}|{% endfor %}", "leaves out or changes"),
+        ("{% for m in messages %}{{ m.role }}|{% endfor %}", "leaves out or changes the text of turn 3"),
         ("{{ raise_exception('no system, please') }}", "refuses the chat: no system, please"),
     ],
 )  # fmt: skip
@@ -318,3 +356,9 @@ def test_from_chats_of_ones_own_to_a_verified_what_if(simfluence, tmp_path) -> N
     assert "retrained" in answer.stdout
     (again,) = RunSet.load(tmp_path / "set-whatif")
     assert not set(runs.train.in_group("red")) & set(again.curriculum.examples)
+
+    within = ["record", "path=within", "count=1", "processes=1", "scores=false", *task, *trained]
+    refused = simfluence(*within, "run.evaluate_within=0", cwd=tmp_path)
+    assert "a share of the time of training above 0, got 0" in refused.stderr
+    assert simfluence(*within, "run.evaluate_within=0.01", cwd=tmp_path).returncode == 0
+    assert RunSet.load(tmp_path / "within")[0].evaluated.tolist() == [0, 6]

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("trl", reason="TRL is not installed: pip install --no-deps trl")
 datasets = pytest.importorskip("datasets")
 
+from peft import LoraConfig  # noqa: E402
 from tiny_chat import CHATML, save_model  # noqa: E402
 from transformers import AutoModelForCausalLM, AutoTokenizer  # noqa: E402
 from trl import SFTConfig, SFTTrainer  # noqa: E402
@@ -84,7 +85,9 @@ class Seen:
         return [[example for text in step for example in of_text(text)] for step in steps]
 
 
-def new_trainer(tmp_path, form: str, *, stream: bool = False, **options) -> tuple[SFTTrainer, Seen]:
+def new_trainer(
+    tmp_path, form: str, *, stream: bool = False, lora: bool = False, **options
+) -> tuple[SFTTrainer, Seen]:
     folder = save_model(tmp_path / "model", "llama", template=CHATML)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
@@ -100,6 +103,7 @@ def new_trainer(tmp_path, form: str, *, stream: bool = False, **options) -> tupl
         train_dataset=dataset.to_iterable_dataset() if stream else dataset,
         eval_dataset=dataset.select(range(5)),
         processing_class=tokenizer,
+        peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]) if lora else None,
     )
     return trainer, Seen(trainer.model, tokenizer)
 
@@ -136,7 +140,9 @@ def weights(trainer) -> bytes:
         ("text", {"padding_free": True, "max_length": None}),
         ("completion", {"completion_only_loss": True, "shuffle_dataset": True}),
         ("completion", {"padding_free": True, "max_length": None}),
+        ("completion", {"bf16": True}),
         ("chat", {}),
+        ("chat", {"lora": True}),
     ],
 )
 def test_rows_of_single_examples(tmp_path, form, options) -> None:

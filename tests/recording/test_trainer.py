@@ -262,6 +262,15 @@ def test_a_stream_is_followed_by_its_ids(tmp_path, workers):
         assert found == [[number[tuple(row)] for row in batch] for batch in seen.micro_batches[:3]]
 
 
+def test_evaluations_within_a_budget(tmp_path):
+    trainer = new_trainer(tmp_path, max_steps=30)
+    record_trainer(trainer, new_recorder(tmp_path), "seed-0", evaluate_within=0.2)
+    trainer.train()
+    evaluated = RunSet.load(tmp_path / "set")[0].evaluated.tolist()
+    assert evaluated[0] == 0
+    assert evaluated[-1] == 30
+
+
 def test_a_row_may_hold_several_examples(tmp_path):
     rows = features(6, 0, "bert")
     held = [["0-0", "0-1"], ["0-2"], ["0-3", "0-4", "0-5"], ["0-6", "0-7"], ["0-8"], ["0-9", "0-10", "0-11"]]
