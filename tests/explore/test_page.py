@@ -79,6 +79,7 @@ def opened(browser, tmp_path):
         context = browser.new_context(accept_downloads=True, **settings)
         contexts.append(context)
         page = context.new_page()
+        page.set_default_timeout(120_000)  # a busy machine is no failure
         page.on("console", lambda message: trouble.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
 

@@ -67,12 +67,12 @@ def test_curricula_of_a_file_are_recorded_into_the_set(tmp_path) -> None:
     write_curricula(tmp_path / "next.json", chosen, runs.train)
     options = {"path": str(tmp_path / "runs"), "curricula": str(tmp_path / "next.json"), "count": 32}
     options |= {"number": None, "processes": 1, "device": "cpu", "mixed": False}
-    record.run(OmegaConf.create({**CONFIG, **options}))
+    record.run(OmegaConf.create({**CONFIG, **options, "scores": False}))
     now = RunSet.load(tmp_path / "runs")
     assert now.ids == sorted([*runs.ids, *chosen])
     for name, curriculum in chosen.items():
         assert now[now.position(name)].curriculum == curriculum
-    refused = OmegaConf.create({**CONFIG, **options, "number": 2})
+    refused = OmegaConf.create({**CONFIG, **options, "number": 2, "scores": False})
     with pytest.raises(ValueError, match="there is no run number 2: count is 2"):
         record.run(refused)
 
