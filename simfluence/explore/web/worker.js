@@ -6,6 +6,7 @@ import { removed } from "./edits.js";
 
 const SLICE_MS = 25;
 const PATIENCE_S = 60; // removals that take longer in all wait until they are asked for
+const TRIED = 8; // so many tell how long all take: the first ones are slow, and any one may be held up
 
 export function serve(scope) {
   let page = null;
@@ -41,7 +42,8 @@ export function serve(scope) {
     spent.milliseconds += performance.now() - started;
     spent.removals += found.length;
     const seconds = (removals.length * spent.milliseconds) / spent.removals / 1000;
-    const waits = !patient && seconds > PATIENCE_S && removals[0].what === "example";
+    const known = !patient && spent.removals >= TRIED && removals.length > 0;
+    const waits = known && seconds > PATIENCE_S && removals[0].what === "example";
     if (found.length) scope.postMessage({ found, left: removals.length, seconds, waits });
     if (removals.length && !waits) setTimeout(work, 0);
   }
