@@ -133,7 +133,8 @@ class App {
       byId("problem").hidden = true;
     }
     if (this.answer) this.draw();
-    if (this.answer) this.rankExamples();
+    if (this.answer && this.rankedAt) this.rankExamples();
+    else this.rank(); // of a small set all removals may be there before the first answer
     if (this.again) {
       this.again = false;
       this.ask();
