@@ -1,0 +1,165 @@
+"""What each number of a gradient in a store is multiplied by: the metric of the run's optimizer.
+
+    SGD     √rate of the parameter, relative to the run's (1 where all have the same)
+    Adam    √(rate / (√v + ε)), v as in :mod:`.adam`; 0 where no training example has a gradient
+
+Inner products of gradients multiplied so are those of ``gradient_step``. Adam's v takes a pass over the
+training examples, whose sums the processes that write a store share.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save
+from tqdm import tqdm
+
+from simfluence.attribution.adam import GradientSums, metric_divisors
+from simfluence.attribution.sketch import Scales
+from simfluence.attribution.store_files import SCALES, Manifest, check_belongs, read_about
+from simfluence.attribution.tracing import Traced, Tracer
+from simfluence.recording.wrappers import plain_name
+from simfluence.runs.storage import write_atomically
+
+_SAVE_EVERY = 60.0
+"""Seconds after which a process saves the sums that it has."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One process's part of writing a store: shards j − 1, j − 1 + p, … of the manifest's, share being (j, p).
+
+    train : the training examples. trace : of the model. wait : seconds to wait for other processes' sums.
+    """
+
+    train: Sequence[Any]
+    folder: Path
+    manifest: Manifest
+    trace: Tracer
+    batch_size: int
+    share: tuple[int, int]
+    wait: float
+    progress: bool
+
+    def own(self) -> list[int]:
+        """This process's shards."""
+        return list(range(self.share[0] - 1, self.manifest.shards, self.share[1]))
+
+    def traced(self, shard: int, bar: tqdm[Any]) -> Iterator[Traced]:
+        """The gradients of a shard's examples, in batches."""
+        rows = self.manifest.rows(shard)
+        for batch in self.trace.batches(self.train[rows.start : rows.stop], self.batch_size):
+            yield self.trace(batch)
+            bar.update(len(batch))
+
+    def bar(self, what: str, shards: Sequence[int]) -> tqdm[Any]:
+        """A bar that counts the examples of some shards."""
+        total = sum(len(self.manifest.rows(shard)) for shard in shards)
+        return tqdm(total=total, desc=what, disable=not self.progress, unit="example")
+
+    def sums_file(self, process: int) -> Path:
+        return self.folder / f"sums-{process}-of-{self.share[1]}.safetensors"
+
+
+def needs_sizes(work: Work) -> bool:
+    """Whether a pass for Adam's sizes is still to be made."""
+    return is_adams(work.manifest) and not (work.folder / SCALES).exists()
+
+
+def is_adams(manifest: Manifest) -> bool:
+    """Whether the metric is Adam's, so that there is a file of scales."""
+    return "eps" in manifest.metric
+
+
+def metric_scales(work: Work) -> Scales | None:
+    """What each number of a gradient is multiplied by, by parameter; None if sums of other processes are
+    missing after ``work.wait`` seconds."""
+    if needs_sizes(work):
+        _take_sums(work)
+        if not _complete(work):
+            return None
+        if needs_sizes(work):
+            _write_scales(work)
+    work.sums_file(work.share[0]).unlink(missing_ok=True)
+    return read_scales(work.folder, work.manifest, work.trace)
+
+
+def read_scales(folder: Path, manifest: Manifest, trace: Tracer) -> Scales:
+    """The scales of a store; RunDataError if their file is damaged or of another store."""
+    if not is_adams(manifest):
+        rates = manifest.metric.get("rates")
+        every = {n: 1.0 if rates is None else rates.get(plain_name(n), 0.0) for n in trace.parameters}
+        return {name: rate**0.5 for name, rate in every.items() if rate > 0}
+    check_belongs(folder / SCALES, manifest)
+    device = next(iter(trace.parameters.values())).device
+    return dict(load_file(folder / SCALES, device=str(device)))
+
+
+def _take_sums(work: Work) -> None:
+    """Add up the gradients, and their squares, of this process's shards, from where it was left."""
+    file = work.sums_file(work.share[0])
+    sums, done = _read_sums(file, work.manifest) if file.exists() else (GradientSums(), [])
+    missing = [shard for shard in work.own() if shard not in done]
+    saved = time.monotonic()
+    with work.bar("sizes", missing) as bar:
+        for shard in missing:
+            for traced in work.traced(shard, bar):
+                sums.add(traced)
+            done.append(shard)
+            if time.monotonic() - saved > _SAVE_EVERY and shard != missing[-1]:
+                _save_sums(file, work, sums, done)
+                saved = time.monotonic()
+    if missing or not file.exists():
+        _save_sums(file, work, sums, done)
+
+
+def _save_sums(file: Path, work: Work, sums: GradientSums, done: Sequence[int]) -> None:
+    arrays = {f"sums:{name}": value for name, value in sums.sums.items()}
+    arrays |= {f"squares:{name}": value for name, value in sums.squares.items()}
+    arrays = {name: value.cpu().contiguous() for name, value in arrays.items()}
+    about = {"store": work.manifest.fingerprint, "examples": str(sums.examples), "shards": json.dumps(done)}
+    write_atomically(file, save(arrays, {**about, "complete": str(set(done) >= set(work.own()))}))
+
+
+def _read_sums(file: Path, manifest: Manifest) -> tuple[GradientSums, list[int]]:
+    """The sums, and which shards they are of."""
+    check_belongs(file, manifest)
+    about, sums = read_about(file), GradientSums()
+    for key, value in load_file(file).items():
+        kind, name = key.split(":", 1)
+        (sums.sums if kind == "sums" else sums.squares)[name] = value
+    sums.examples = int(about["examples"])
+    return sums, list(json.loads(about["shards"]))
+
+
+def _complete(work: Work) -> bool:
+    """Whether the sums of all processes, or the scales, are there before the time to wait is over."""
+    files = [work.sums_file(process) for process in range(1, work.share[1] + 1)]
+    until = time.monotonic() + work.wait
+    while True:
+        # scales first: a process removes its sums once they are there
+        there = [file for file in files if file.exists() and read_about(file).get("complete") == "True"]
+        if (work.folder / SCALES).exists() or len(there) == len(files):
+            return True
+        if time.monotonic() >= until:
+            return False
+        time.sleep(min(0.5, work.wait))
+
+
+def _write_scales(work: Work) -> None:
+    metric, total = work.manifest.metric, GradientSums()
+    for process in range(1, work.share[1] + 1):
+        total.join(_read_sums(work.sums_file(process), work.manifest)[0])
+    sizes = total.sizes(metric["batch"])
+    divisors = metric_divisors(sizes, metric["eps"], metric.get("rates"))
+    scales = {
+        name: torch.where(sizes[name] > 0, divisor.rsqrt(), 0.0).contiguous()
+        for name, divisor in divisors.items()
+    }
+    write_atomically(work.folder / SCALES, save(scales, {"store": work.manifest.fingerprint}))
