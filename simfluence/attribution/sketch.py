@@ -81,11 +81,11 @@ class Sketch:
         self._layouts: dict[str, _Layout] = {}
         start = 0
         for number, (name, parameter) in enumerate(parameters.items()):
+            layout = _layout(parameter, k, (seed, number), start, scales.get(name, 0.0))
+            digest.update(f"{name} {tuple(parameter.shape)} {layout.start} {layout.stride}".encode())
+            for drawn in (layout.rows, layout.columns, layout.row_signs, layout.column_signs):
+                digest.update(drawn.cpu().numpy().tobytes())
             if name in scales:
-                layout = _layout(parameter, k, (seed, number), start, scales[name])
-                digest.update(f"{name} {tuple(parameter.shape)} {layout.start} {layout.stride}".encode())
-                for drawn in (layout.rows, layout.columns, layout.row_signs, layout.column_signs):
-                    digest.update(drawn.cpu().numpy().tobytes())
                 self._layouts[name] = layout
             start += parameter.numel()
         self.fingerprint = digest.hexdigest()[:32]

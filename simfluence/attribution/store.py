@@ -10,7 +10,7 @@ taken as they are asked for. The scores are unbiased over seeds; the standard de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ import numpy.typing as npt
 import torch
 
 from simfluence.attribution.objective import Objective
+from simfluence.attribution.registry import AttributionContext
 from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_files import Manifest, check_belongs, mapped, shard_file
 from simfluence.attribution.store_sizes import read_scales
@@ -93,7 +94,7 @@ class GradientStore:
         with tracer(objective, examples[:2], list(manifest.parameters)) as trace:
             scales = read_scales(self.folder, manifest, trace)
             sketch = Sketch(trace.parameters, manifest.k, manifest.seed, scales)
-            if Sketch(trace.parameters, manifest.k, manifest.seed, dict.fromkeys(trace.parameters, 1.0)).fingerprint != manifest.projection:
+            if sketch.fingerprint != manifest.projection:
                 raise RunDataError(
                     f"{self.folder} was projected by other random signs than are drawn here: it was written by"
                     f" simfluence {manifest.version}, perhaps with another version of numpy"
@@ -149,3 +150,27 @@ class GradientStore:
     def factors(self, test: Floats) -> Factors:
         """The scores for projected gradients of test examples as factors of low rank."""
         return Factors(*([shard[name] for shard in self._shards] for name in ("gradients", "scale")), test)
+
+
+def stored_scores(context: AttributionContext, folder: str | Path) -> InfluenceScores:
+    """The scores of a store in this folder for the test examples of a context, whose last checkpoint has the
+    store's weights.
+
+    Raises RunDataError if the store is not complete, or of other weights or training examples.
+    """
+    store = GradientStore(folder)
+    if store.manifest.examples != len(context.train):
+        raise RunDataError(
+            f"{folder} has gradients of {len(store)} training examples, this run has {len(context.train)}"
+        )
+    with context.checkpoints[-1].loaded(context.objective.module):
+        test = store.project(context.objective, context.test)
+    return store.scores(test, context.tables)
+
+
+def check_options(method: Mapping[str, Any], only: int | None) -> None:
+    """Raises ValueError for options of `simfluence attribute` that a store does not have."""
+    if method["name"] != "gradient_step":
+        raise ValueError(f"a store has the scores of gradient_step, not of {method['name']}: leave out method=")
+    if only is not None:
+        raise ValueError("scores from a store are of all training examples: leave out only=")

@@ -11,6 +11,7 @@ from simfluence.attribution import methods
 from simfluence.attribution.along_run import along_run, expected_cost
 from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, OF_TEXTS, OF_WHOLE_RUN
+from simfluence.attribution.store import GradientStore, check_options, stored_scores
 from simfluence.commands.common import load, plain
 from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
 from simfluence.html_report import About, made_by
@@ -27,6 +28,9 @@ def run(config: DictConfig) -> None:
     shown = [runs.test.ids.index(example) for example in ids]
     with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
     run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
+    if config.store is not None:
+        check_options(method, config.only)
+        steps = [GradientStore(config.store).manifest.step]
     if method["name"] in OF_TEXTS:
         context = recorded_texts(config.path, run)
     else:
@@ -37,7 +41,10 @@ def run(config: DictConfig) -> None:
     if steps is not None and len(context.checkpoints) > 1 and name not in OF_ALL_CHECKPOINTS:
         print(expected_cost(context, name, **method), flush=True)
         scores_of = along_run
-    scores = scores_of(context, name, only=config.only, progress=True, **method)
+    if config.store is not None:
+        scores = stored_scores(context, config.store)
+    else:
+        scores = scores_of(context, name, only=config.only, progress=True, **method)
     scores = report.with_run(scores, Path(config.path).name, run.id)
     texts = (context.train_texts, context.test_texts) if config.text else None
     train, test = runs.train.ids, runs.test.ids
