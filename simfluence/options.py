@@ -35,7 +35,7 @@ class Option(NamedTuple):
 
 TYPES: dict[str, Type] = {
     **dict.fromkeys(("number", "processes", "test", "seed", "times", "window", "attribute.only"), int),
-    **dict.fromkeys(("whatif.steps", "shard_rows"), int),
+    **dict.fromkeys(("whatif.steps", "shard_rows", "landmarks"), int),
     **dict.fromkeys(("shard", "store"), str),
     **dict.fromkeys(("first_label", "layers", "adam_batch", "batch", "rank", "keep_every"), int),
     **dict.fromkeys(("penalty", "momentum", "damping", "b", "dropout", "floor", "recency"), float),

@@ -30,7 +30,9 @@ def gradient_step(context: AttributionContext, **options: Any) -> InfluenceScore
         own["eps"] = dict.fromkeys(own["eps"], options.pop("eps"))
     options = {**own, **options}
     found = METHODS["gradient_adam" if of_adam else "gradient_dot"](context, **options)
-    same = [one for one, there in (("gradient_adam", of_adam), ("gradient_dot", mixed or not of_adam)) if there]
+    same = [
+        one for one, there in (("gradient_adam", of_adam), ("gradient_dot", mixed or not of_adam)) if there
+    ]
     return replace(
         found,
         method="gradient_step",

@@ -100,14 +100,13 @@ class Sketch:
         return total
 
 
-def _layout(
-    parameter: Tensor, k: int, seed: Sequence[int], start: int, scale: Tensor | float
-) -> _Layout:
+def _layout(parameter: Tensor, k: int, seed: Sequence[int], start: int, scale: Tensor | float) -> _Layout:
     rows, columns = (1, parameter.numel()) if parameter.ndim < 2 else (len(parameter), parameter[0].numel())
     random = np.random.default_rng(np.random.SeedSequence(seed))
     orders = [torch.from_numpy(random.permutation(size)).to(parameter.device) for size in (rows, columns)]
     signs = [
-        torch.from_numpy(random.integers(0, 2, size) * 2.0 - 1).to(parameter.device) for size in (rows, columns)
+        torch.from_numpy(random.integers(0, 2, size) * 2.0 - 1).to(parameter.device)
+        for size in (rows, columns)
     ]
     stride = columns
     if rows * columns > k:  # entries of one column, which tend to be large together, fall into many places
@@ -145,10 +144,10 @@ def _add_block(total: Tensor, block: Tensor, first: int, layout: _Layout) -> Non
         block.mul_(layout.scale[first : first + block.shape[1]])
     elif layout.scale != 1:
         block.mul_(layout.scale)
-    _fold(total, block.flatten(1), layout.start + first * layout.stride)
+    fold(total, block.flatten(1), layout.start + first * layout.stride)
 
 
-def _fold(total: Tensor, values: Tensor, start: int) -> None:
+def fold(total: Tensor, values: Tensor, start: int) -> None:
     """total[:, (start + j) mod k] += values[:, j]."""
     k = total.shape[1]
     head = k - start % k

@@ -2,10 +2,9 @@
 
     S(i, z) ≈ φ(∇L_i) · φ(∇L_z)      the scores of ``gradient_step``
 
-φ projects a gradient in the metric of the run's optimizer to k numbers (:mod:`.sketch`). The training
-examples' are written once (:func:`.store_writing.write_store`); those of test examples, also new ones, are
-taken as they are asked for. The scores are unbiased over seeds; the standard deviation of one is about
-|φ(∇L_i)| |φ(∇L_z)| / √k.
+φ projects a gradient in the metric of the run's optimizer to k numbers (:mod:`.landmarks`, :mod:`.sketch`).
+The training examples' are written once (:func:`.store_writing.write_store`); those of test examples, also
+new ones, are taken as they are asked for. The scores are unbiased over seeds.
 """
 
 from __future__ import annotations
@@ -20,9 +19,8 @@ import torch
 
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.registry import AttributionContext
-from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_files import Manifest, check_belongs, mapped, shard_file
-from simfluence.attribution.store_sizes import read_scales
+from simfluence.attribution.store_projection import read_projection
 from simfluence.attribution.tracing import tracer
 from simfluence.errors import RunDataError
 from simfluence.recording.fingerprint import weights_fingerprint
@@ -92,15 +90,9 @@ class GradientStore:
                 f" step {manifest.step} of its run; this one has {str(found)[:8]}…"
             )
         with tracer(objective, examples[:2], list(manifest.parameters)) as trace:
-            scales = read_scales(self.folder, manifest, trace)
-            sketch = Sketch(trace.parameters, manifest.k, manifest.seed, scales)
-            if sketch.fingerprint != manifest.projection:
-                raise RunDataError(
-                    f"{self.folder} was projected by other random signs than are drawn here: it was written by"
-                    f" simfluence {manifest.version}, perhaps with another version of numpy"
-                )
-            found_all = [sketch(trace(batch)) for batch in trace.batches(examples, batch_size)]
-        return torch.cat(found_all).float().cpu().numpy()
+            project = read_projection(self.folder, manifest, trace)
+            projected = [project(trace(batch)) for batch in trace.batches(examples, batch_size)]
+        return torch.cat(projected).float().cpu().numpy()
 
     def blocks(self) -> Iterator[tuple[slice, Floats]]:
         """The training gradients, some examples at a time: (which, float32 [example, k])."""
@@ -141,7 +133,13 @@ class GradientStore:
             method="gradient_step",
             units=manifest.units,
             covers=tuple(manifest.parameters),
-            provenance={"k": manifest.k, "seed": manifest.seed, "step": manifest.step, **manifest.metric},
+            provenance={
+                "k": manifest.k,
+                "landmarks": manifest.landmarks,
+                "seed": manifest.seed,
+                "step": manifest.step,
+                **manifest.metric,
+            },
             weighing="rate",
             coverage=manifest.coverage,
             tables=own if tables is None else tables,
@@ -171,6 +169,8 @@ def stored_scores(context: AttributionContext, folder: str | Path) -> InfluenceS
 def check_options(method: Mapping[str, Any], only: int | None) -> None:
     """Raises ValueError for options of `simfluence attribute` that a store does not have."""
     if method["name"] != "gradient_step":
-        raise ValueError(f"a store has the scores of gradient_step, not of {method['name']}: leave out method=")
+        raise ValueError(
+            f"a store has the scores of gradient_step, not of {method['name']}: leave out method="
+        )
     if only is not None:
         raise ValueError("scores from a store are of all training examples: leave out only=")

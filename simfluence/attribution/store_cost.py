@@ -14,9 +14,7 @@ from simfluence.attribution.store_files import Manifest
 from simfluence.attribution.tracing import Tracer
 
 
-def expected_cost(
-    trace: Tracer, batch: Sequence[Any], examples: int, manifest: Manifest, sizes: bool
-) -> str:
+def expected_cost(trace: Tracer, batch: Sequence[Any], examples: int, manifest: Manifest, sizes: bool) -> str:
     """Passes, seconds, memory and disk, in words.
 
     batch : a few of the examples, which are timed. examples : whose gradients are to be written. sizes :
@@ -26,7 +24,7 @@ def expected_cost(
     largest = max(parameter.numel() for parameter in trace.parameters.values())
     of_adam = "eps" in manifest.metric
     scales = {name: torch.ones_like(p) if of_adam else 1.0 for name, p in trace.parameters.items()}
-    sketch = Sketch(trace.parameters, manifest.k, manifest.seed, scales)
+    sketch = Sketch(trace.parameters, manifest.width, manifest.seed, scales)
     for _ in range(2):  # the first time, much is prepared that later batches find ready
         start = time.perf_counter()
         sketch(trace(batch))

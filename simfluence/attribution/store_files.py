@@ -3,6 +3,7 @@
     <folder>/
       store.json                 the manifest: what the gradients are of, and how they were projected
       scales.safetensors         what each number of a gradient is multiplied by (Adam's metric); else none
+      landmarks.safetensors      a basis of the sketches of some training examples; none if landmarks=0
       shard-00000.safetensors    gradients float16 [example, k] and scale float64 [example] of a range of examples
       sums-1-of-2.safetensors    while sizes are taken: what a process has added up
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -30,7 +32,7 @@ from simfluence.runs import strict_json
 from simfluence.runs.storage import write_atomically
 
 FORMAT = "simfluence gradients 1"
-MANIFEST, SCALES = "store.json", "scales.safetensors"
+MANIFEST, SCALES, LANDMARKS = "store.json", "scales.safetensors", "landmarks.safetensors"
 _LARGEST = 2.0**15
 
 
@@ -38,8 +40,9 @@ _LARGEST = 2.0**15
 class Manifest:
     """What a store holds.
 
-    examples : of the training table. shard_rows : examples a shard. k : numbers a gradient. seed : of the
-    projection. parameters : names and shapes. metric : "batch", "eps" and "rates" as far as the optimizer's
+    examples : of the training table. shard_rows : examples a shard. k : numbers a gradient. width : numbers of
+    the first, wide sketch. landmarks : how many training examples' sketches shorten it to k (0: none, and the
+    width is k). seed : of the projection. parameters : names and shapes. metric : "batch", "eps" and "rates" as far as the optimizer's
     step has them. units : of scores. weights, train, projection : fingerprints of the model's parameters, of
     the training table ("" if not known) and of the projection. step : of the run. coverage : as of scores.
     version : of simfluence.
@@ -48,6 +51,8 @@ class Manifest:
     examples: int
     shard_rows: int
     k: int
+    width: int
+    landmarks: int
     seed: int
     parameters: Mapping[str, list[int]]
     metric: Mapping[str, Any]
@@ -133,6 +138,18 @@ def narrowed(gradients: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.float1
     return (wide / scale[:, None]).astype(np.float16), scale
 
 
+def write_once(file: Path, data: bytes) -> None:
+    """Write a file whole; if another process has written it by then, its file stays."""
+    temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    write_atomically(temporary, data)
+    try:
+        os.link(temporary, file)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
 def check_belongs(file: Path, manifest: Manifest) -> None:
     """RunDataError if a file is damaged or of another store than the manifest's."""
     if read_about(file).get("store") != manifest.fingerprint:
@@ -159,7 +176,9 @@ def mapped(file: Path) -> dict[str, npt.NDArray[Any]]:
         header = json.loads(opened.read(size))
     header.pop("__metadata__", None)
     return {
-        name: np.memmap(file, types[about["dtype"]], "r", 8 + size + about["data_offsets"][0], tuple(about["shape"]))
+        name: np.memmap(
+            file, types[about["dtype"]], "r", 8 + size + about["data_offsets"][0], tuple(about["shape"])
+        )
         for name, about in header.items()
     }
 

@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save
 from tqdm import tqdm
 
 from simfluence.attribution.adam import GradientSums, metric_divisors
+from simfluence.attribution.gradients import followed
 from simfluence.attribution.sketch import Scales
-from simfluence.attribution.store_files import SCALES, Manifest, check_belongs, read_about
+from simfluence.attribution.store_files import SCALES, Manifest, check_belongs, read_about, write_once
 from simfluence.attribution.tracing import Traced, Tracer
 from simfluence.recording.wrappers import plain_name
 from simfluence.runs.storage import write_atomically
@@ -57,6 +58,12 @@ class Work:
         for batch in self.trace.batches(self.train[rows.start : rows.stop], self.batch_size):
             yield self.trace(batch)
             bar.update(len(batch))
+
+    def batches(self, what: str, which: Sequence[int]) -> Iterator[Traced]:
+        """The gradients of some training examples, in batches, with a bar of this name."""
+        some = [self.train[i] for i in which]
+        for batch in followed(self.trace.batches(some, self.batch_size), len(some), self.progress, what):
+            yield self.trace(batch)
 
     def bar(self, what: str, shards: Sequence[int]) -> tqdm[Any]:
         """A bar that counts the examples of some shards."""
@@ -162,4 +169,4 @@ def _write_scales(work: Work) -> None:
         name: torch.where(sizes[name] > 0, divisor.rsqrt(), 0.0).contiguous()
         for name, divisor in divisors.items()
     }
-    write_atomically(work.folder / SCALES, save(scales, {"store": work.manifest.fingerprint}))
+    write_once(work.folder / SCALES, save(scales, {"store": work.manifest.fingerprint}))

@@ -20,12 +20,15 @@ from simfluence.attribution.registry import AttributionContext
 from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_cost import expected_cost
 from simfluence.attribution.store_files import Manifest, check_belongs, shard_file, write_shard
+from simfluence.attribution.store_projection import make_basis, read_projection
 from simfluence.attribution.store_sizes import Work, metric_scales, needs_sizes
 from simfluence.attribution.tracing import Tracer, tracer
 from simfluence.recording.fingerprint import weights_fingerprint
 
 _SHARD_BYTES = 2**28
 _SHARD_ROWS = 512
+_WIDTH = 2**15
+"""Numbers of wide sketches, at least."""
 
 
 def write_store(
@@ -33,6 +36,7 @@ def write_store(
     folder: str | Path,
     *,
     k: int = 4096,
+    landmarks: int | None = None,
     seed: int = 0,
     parameters: Sequence[str] | None = None,
     batch_size: int = 8,
@@ -49,6 +53,8 @@ def write_store(
     Parameters
     ----------
     folder : of the store, which several processes may write at a time.
+    landmarks : training examples whose gradients are the basis of the first of the k numbers
+        (:mod:`.landmarks`); None: k/2, or all examples if they are fewer; 0: none.
     seed : of the projection. parameters : as in :func:`.parameters.selected_parameters`.
     batch_size : examples in a forward and backward pass.
     shard_rows : examples a shard; None: 512, or fewer where these take more than 256 MB.
@@ -60,7 +66,7 @@ def write_store(
     Raises
     ------
     RunDataError : the folder holds a store of other weights, examples or settings.
-    ValueError : as :func:`.gradient_step.gradient_step`; k, share or shard_rows out of range.
+    ValueError : as :func:`.gradient_step.gradient_step`; k, landmarks, share or shard_rows out of range.
     """
     folder = Path(folder)
     if not 1 <= share[0] <= share[1]:
@@ -74,7 +80,10 @@ def write_store(
         tracer(context.objective, [*context.train[:1], *context.test[:1]], parameters) as trace,
     ):
         metric, units = _metric(context, parameters)
-        manifest = _manifest(context, trace, k, seed, rows, metric, units)
+        c = min(k // 2, len(context.train)) if landmarks is None else landmarks
+        if not 0 <= c < max(k, 1) or c > len(context.train):
+            raise ValueError(f"landmarks must be 0 or more, fewer than k and than the examples, got {c}")
+        manifest = _manifest(context, trace, k, c, seed, rows, metric, units)
         manifest.keep(folder)
         work = Work(context.train, folder, manifest, trace, batch_size, share, wait, progress)
         return _write(work)
@@ -96,6 +105,7 @@ def _manifest(
     context: AttributionContext,
     trace: Tracer,
     k: int,
+    landmarks: int,
     seed: int,
     rows: int,
     metric: dict[str, Any],
@@ -104,17 +114,20 @@ def _manifest(
     module = context.objective.module
     if not len(context.train):
         raise ValueError("expected training examples, got none")
+    width = max(_WIDTH, 4 * k) if landmarks else k
     return Manifest(
         examples=len(context.train),
         shard_rows=rows,
         k=k,
+        width=width,
+        landmarks=landmarks,
         seed=seed,
         parameters={name: list(p.shape) for name, p in trace.parameters.items()},
         metric=metric,
         units=units,
         weights=weights_fingerprint(module) or "",
         train=context.tables.train,
-        projection=Sketch(trace.parameters, k, seed, dict.fromkeys(trace.parameters, 1.0)).fingerprint,
+        projection=Sketch(trace.parameters, width, seed, dict.fromkeys(trace.parameters, 1.0)).fingerprint,
         step=context.checkpoints[-1].step,
         coverage=share_of_trained(module, trace.parameters),
         version=simfluence.__version__,
@@ -134,10 +147,11 @@ def _write(work: Work) -> str:
                 f"sums of share {work.share[0]} of {work.share[1]} are there, those of other shares are not yet:"
                 " run this again when they are, or give wait= the seconds to wait for them"
             )
-        sketch = Sketch(work.trace.parameters, manifest.k, manifest.seed, scales)
+        make_basis(work, scales)
+        project = read_projection(work.folder, manifest, work.trace)
         with work.bar("gradients", missing) as bar:
             for shard in missing:
-                found = [sketch(traced) for traced in work.traced(shard, bar)]
+                found = [project(traced) for traced in work.traced(shard, bar)]
                 write_shard(work.folder, manifest, shard, torch.cat(found).cpu().numpy())
     return _said(work.folder, manifest)
 

@@ -29,6 +29,7 @@ def run(config: DictConfig) -> None:
         context,
         config.output,
         k=config.k,
+        landmarks=config.landmarks,
         seed=config.seed,
         parameters=plain(config)["parameters"],
         batch_size=config.batch_size,
