@@ -71,6 +71,8 @@ def write_store(
     folder = Path(folder)
     if not 1 <= share[0] <= share[1]:
         raise ValueError(f"shard must be j/p with j from 1 to p, got {share[0]}/{share[1]}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
     rows = min(_SHARD_ROWS, max(1, _SHARD_BYTES // (2 * k))) if shard_rows is None else shard_rows
     if rows < 1:
         raise ValueError(f"shard_rows must be at least 1, got {rows}")
