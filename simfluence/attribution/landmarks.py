@@ -53,7 +53,10 @@ class Projection:
 
     def __call__(self, traced: Traced) -> Tensor:
         """[example, k] of a batch whose gradients were traced."""
-        wide = self.sketch(traced)
+        return self.shortened(self.sketch(traced))
+
+    def shortened(self, wide: Tensor) -> Tensor:
+        """[example, k] of wide sketches [example, K]."""
         if self.basis is None:
             return wide
         basis = self.basis.to(wide)
