@@ -110,9 +110,7 @@ def projected(context: AttributionContext, ks: Sequence[int]) -> Iterator[tuple[
             yield k, landmarks, project.shortened(of_width)
 
 
-def sketched(
-    trace: Tracer, context: AttributionContext, sketches: Sequence[Sketch]
-) -> list[torch.Tensor]:
+def sketched(trace: Tracer, context: AttributionContext, sketches: Sequence[Sketch]) -> list[torch.Tensor]:
     found: list[list[torch.Tensor]] = [[] for _ in sketches]
     for examples in (context.train, context.test):
         for batch in trace.batches(examples, 8):
@@ -148,7 +146,9 @@ def draw(frame: pd.DataFrame) -> plt.Figure:
             line = {"color": f"C{number}", "linestyle": style, "marker": "o", "markersize": 3}
             axis.plot(some["k"], 1 - some["correlation"], label=f"{name}, {kind}", **line)
     axis.axhline(0.01, color="grey", linewidth=0.8)
-    axis.set(xscale="log", yscale="log", xlabel="k, numbers a gradient", ylabel="1 − correlation with exact scores")
+    axis.set(
+        xscale="log", yscale="log", xlabel="k, numbers a gradient", ylabel="1 − correlation with exact scores"
+    )
     axis.set_xticks(sorted(frame["k"].unique()), sorted(frame["k"].unique()))
     axis.minorticks_off()
     axis.legend(fontsize=7)

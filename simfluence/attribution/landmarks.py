@@ -2,13 +2,12 @@
 
     ψ(G) = [Qᵀφ(G), R(φ(G) − QQᵀφ(G))]
 
-φ is a sketch to K ≫ k numbers (:mod:`.sketch`). Q [K, c] is an orthonormal basis of the sketches of c training
-examples drawn at random, and R a second sketch, of what the basis leaves, to k − c numbers. Inner products of
-ψ are as unbiased as those of φ, while R's error is that of what is left alone: it has a standard deviation of
-|rest of i| |rest of z| / √(k − c). If all training examples are landmarks there is no such error, and that of
-φ remains, which is √(K/k) times smaller than that of a sketch to k numbers. Gradients of neural networks lie
-close to a few directions, so that some hundred landmarks take much of them. (Nyström approximation, Williams
-& Seeger 2001, with the remainder sketched.)
+φ is a sketch to K ≫ k numbers (:mod:`.sketch`). Q [K, c] is an orthonormal basis of the sketches of c
+training examples drawn at random, and R a second sketch, of what the basis leaves, to k − c numbers. Inner
+products of ψ are unbiased, as those of φ. R adds an error of its own, with a standard deviation of about
+|rest of i| |rest of z| / √(k − c), which is small where the landmarks' gradients span much of the others'. If
+all training examples are landmarks there is none, and the error of φ remains, √(K/k) times smaller than that
+of a sketch to k numbers. (Nyström approximation, Williams & Seeger 2001, with the remainder sketched.)
 """
 
 from __future__ import annotations

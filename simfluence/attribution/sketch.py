@@ -115,7 +115,7 @@ def _layout(parameter: Tensor, k: int, seed: Sequence[int], start: int, scale: T
     if isinstance(scale, Tensor):
         scale = scale.reshape(rows, columns)[orders[0]][:, orders[1]]
         scale = pad(scale, (0, stride - columns))
-    return _Layout(orders[0], orders[1], orders[0].argsort(), *signs, start % k, stride, scale)
+    return _Layout(*orders, orders[0].argsort(), *signs, start % k, stride, scale)
 
 
 def _add(total: Tensor, part: GradientPart, layout: _Layout) -> None:

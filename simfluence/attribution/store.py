@@ -38,8 +38,8 @@ _LARGEST = 2**28
 class Factors(NamedTuple):
     """Scores [train, test] as a product: (scale[:, None] · train) @ testᵀ, shard after shard.
 
-    train : float16 [example of the shard, k], mapped into memory; a list, one a shard. scale : float64
-    [example of the shard], as many. test : float32 [test, k].
+    train : of each shard, float16 [example, k], mapped into memory. scale : of each, float64 [example].
+    test : float32 [test, k].
     """
 
     train: list[npt.NDArray[np.float16]]
@@ -63,8 +63,8 @@ class GradientStore:
         files = [shard_file(self.folder, shard) for shard in range(self.manifest.shards)]
         if missing := [file.name for file in files if not file.is_file()]:
             raise RunDataError(
-                f"{self.folder} lacks {len(missing)} of {len(files)} shards ({missing[0]} first): run `simfluence"
-                " gradients` again with the same options, which writes what is missing; or copy them here"
+                f"{self.folder} lacks {len(missing)} of {len(files)} shards ({missing[0]} first): run"
+                " `simfluence gradients` again with the same options, which writes them, or copy them here"
             )
         for file in files:
             check_belongs(file, self.manifest)
@@ -147,7 +147,8 @@ class GradientStore:
 
     def factors(self, test: Floats) -> Factors:
         """The scores for projected gradients of test examples as factors of low rank."""
-        return Factors(*([shard[name] for shard in self._shards] for name in ("gradients", "scale")), test)
+        train, scale = ([shard[name] for shard in self._shards] for name in ("gradients", "scale"))
+        return Factors(train, scale, test)
 
 
 def stored_scores(context: AttributionContext, folder: str | Path) -> InfluenceScores:

@@ -3,44 +3,56 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from simfluence.attribution.adam import GradientSums
 from simfluence.attribution.sketch import Sketch
-from simfluence.attribution.store_files import Manifest
-from simfluence.attribution.tracing import Tracer
+from simfluence.attribution.store_files import LANDMARKS
+from simfluence.attribution.store_sizes import Work, is_adams, needs_sizes
 
 
-def expected_cost(trace: Tracer, batch: Sequence[Any], examples: int, manifest: Manifest, sizes: bool) -> str:
-    """Passes, seconds, memory and disk, in words.
+def expected_cost(work: Work, examples: int) -> str:
+    """Passes, seconds, memory and disk, in words, of writing the gradients of so many training examples."""
+    manifest, sizes = work.manifest, needs_sizes(work)
+    landmarks = 0 if (work.folder / LANDMARKS).exists() else manifest.landmarks
+    sketched, summed = _seconds(work, sizes)
+    seconds = (examples + landmarks) * sketched + examples * summed
+    numbers = [parameter.numel() for parameter in work.trace.parameters.values()]
+    shard = 20 * min(manifest.shard_rows, manifest.examples) * manifest.k
+    basis = 4 * manifest.width * manifest.landmarks
+    scales = 4 * sum(numbers) if is_adams(manifest) else 0
+    memory = max(
+        2 * scales + 8 * work.batch_size * max(numbers) if sizes else 0,
+        scales + 3 * basis if landmarks else 0,
+        scales + basis + shard,
+    )
+    disk = 2 * examples * manifest.k + (basis if landmarks else 0) + (scales if sizes else 0)
+    passes = "2 passes (Adam's sizes, then gradients)" if sizes else "1 pass"
+    more = f" and one over {landmarks} landmarks" if landmarks else ""
+    return (
+        f"to write: {passes} over {examples} training examples{more}, about {seconds:.0f} s; memory beside"
+        f" the model about {_megabytes(memory)}; disk {_megabytes(disk)}"
+    )
 
-    batch : a few of the examples, which are timed. examples : whose gradients are to be written. sizes :
-    whether a pass for Adam's sizes comes first.
-    """
-    numbers = sum(parameter.numel() for parameter in trace.parameters.values())
-    largest = max(parameter.numel() for parameter in trace.parameters.values())
-    of_adam = "eps" in manifest.metric
-    scales = {name: torch.ones_like(p) if of_adam else 1.0 for name, p in trace.parameters.items()}
-    sketch = Sketch(trace.parameters, manifest.width, manifest.seed, scales)
+
+def _seconds(work: Work, sizes: bool) -> tuple[float, float]:
+    """What an example takes, of gradients that are sketched and of those that are summed up for sizes."""
+    batch, parameters, manifest = work.train[: work.batch_size], work.trace.parameters, work.manifest
+    scales = {name: torch.ones_like(p) if is_adams(manifest) else 1.0 for name, p in parameters.items()}
+    sketch = Sketch(parameters, manifest.width, manifest.seed, scales)
+    sketched = summed = 0.0
     for _ in range(2):  # the first time, much is prepared that later batches find ready
         start = time.perf_counter()
-        sketch(trace(batch))
-        seconds = time.perf_counter() - start
+        sketch(work.trace(batch))
+        sketched = time.perf_counter() - start
     if sizes:
-        start = time.perf_counter()
-        GradientSums().add(trace(batch))
-        seconds += time.perf_counter() - start
-    passes = "2 passes (Adam's sizes, then gradients)" if sizes else "1 pass"
-    shard = min(manifest.shard_rows, manifest.examples) * manifest.k * 20
-    memory = (8 * numbers + 8 * len(batch) * largest if sizes else 4 * numbers * of_adam) + shard
-    disk = 2 * examples * manifest.k + 4 * numbers * of_adam
-    return (
-        f"to write: {passes} over {examples} training examples, about {seconds * examples / len(batch):.0f} s;"
-        f" memory beside the model about {_megabytes(memory)}; disk {_megabytes(disk)}"
-    )
+        sums = GradientSums()
+        for _ in range(2):
+            start = time.perf_counter()
+            sums.add(work.trace(batch))
+            summed = time.perf_counter() - start
+    return sketched / len(batch), summed / len(batch)
 
 
 def _megabytes(size: float) -> str:

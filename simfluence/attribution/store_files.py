@@ -4,12 +4,13 @@
       store.json                 the manifest: what the gradients are of, and how they were projected
       scales.safetensors         what each number of a gradient is multiplied by (Adam's metric); else none
       landmarks.safetensors      a basis of the sketches of some training examples; none if landmarks=0
-      shard-00000.safetensors    gradients float16 [example, k] and scale float64 [example] of a range of examples
+      shard-00000.safetensors    gradients float16 [example, k] and scale float64 [example] of some examples
       sums-1-of-2.safetensors    while sizes are taken: what a process has added up
 
-A gradient is its row of ``gradients`` times its ``scale``, which is such that the largest number of the row is
-2¹⁵: nothing overflows, and only numbers 10⁹ times smaller than the largest are lost. Every file is written
-whole or not at all, and says which manifest it belongs to. Stores are merged by copying shards into one folder.
+A gradient is its row of ``gradients`` times its ``scale``, which is such that the largest number of the row
+is 2¹⁵: nothing overflows, and numbers down to 10⁻⁹ of the largest keep their digits. Every file is written
+whole or not at all, and says which manifest it belongs to. Shards that other machines wrote are copied into
+the folder.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ _LARGEST = 2.0**15
 class Manifest:
     """What a store holds.
 
-    examples : of the training table. shard_rows : examples a shard. k : numbers a gradient. width : numbers of
-    the first, wide sketch. landmarks : how many training examples' sketches shorten it to k (0: none, and the
-    width is k). seed : of the projection. parameters : names and shapes. metric : "batch", "eps" and "rates" as far as the optimizer's
-    step has them. units : of scores. weights, train, projection : fingerprints of the model's parameters, of
-    the training table ("" if not known) and of the projection. step : of the run. coverage : as of scores.
-    version : of simfluence.
+    examples : of the training table. shard_rows : examples a shard.
+    k : numbers a gradient. width : numbers of the first, wide sketch. landmarks : how many training examples'
+        sketches shorten it to k (0: none, and the width is k). seed : of the projection.
+    parameters : names and shapes.
+    metric : "batch", "eps" and "rates", as far as the optimizer's step has them. units : of scores.
+    weights, train, projection : fingerprints of the model's parameters, of the training table ("" if not
+        known) and of the sketch.
+    step : of the run. coverage : as of scores. version : of simfluence.
     """
 
     examples: int
@@ -175,12 +178,11 @@ def mapped(file: Path) -> dict[str, npt.NDArray[Any]]:
         size = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(size))
     header.pop("__metadata__", None)
-    return {
-        name: np.memmap(
-            file, types[about["dtype"]], "r", 8 + size + about["data_offsets"][0], tuple(about["shape"])
-        )
-        for name, about in header.items()
-    }
+    arrays = {}
+    for name, about in header.items():
+        place = 8 + size + about["data_offsets"][0]
+        arrays[name] = np.memmap(file, types[about["dtype"]], "r", place, tuple(about["shape"]))
+    return arrays
 
 
 def _short(value: Any) -> str:

@@ -34,7 +34,7 @@ _SAVE_EVERY = 60.0
 
 @dataclass(frozen=True)
 class Work:
-    """One process's part of writing a store: shards j − 1, j − 1 + p, … of the manifest's, share being (j, p).
+    """One process's part of writing a store: of share (j, p), the shards j − 1, j − 1 + p, ….
 
     train : the training examples. trace : of the model. wait : seconds to wait for other processes' sums.
     """

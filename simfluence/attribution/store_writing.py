@@ -1,7 +1,7 @@
 """Writing a store of gradients: one pass over the training examples, and one before it for Adam's sizes.
 
-Several processes share the work: process j of p takes every p-th shard, from shard j − 1 on. A process that is
-killed and started again goes on after the last shard that it wrote; of the pass for the sizes it loses a
+Several processes share the work: process j of p takes every p-th shard, from shard j − 1 on. A process that
+is killed and started again goes on after the last shard that it wrote; of the pass for the sizes it loses a
 minute at most.
 """
 
@@ -21,7 +21,7 @@ from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_cost import expected_cost
 from simfluence.attribution.store_files import Manifest, check_belongs, shard_file, write_shard
 from simfluence.attribution.store_projection import make_basis, read_projection
-from simfluence.attribution.store_sizes import Work, metric_scales, needs_sizes
+from simfluence.attribution.store_sizes import Work, metric_scales
 from simfluence.attribution.tracing import Tracer, tracer
 from simfluence.recording.fingerprint import weights_fingerprint
 
@@ -142,12 +142,11 @@ def _write(work: Work) -> str:
     missing = [shard for shard in work.own() if not _is_there(work.folder, manifest, shard)]
     if missing:
         examples = sum(len(manifest.rows(shard)) for shard in missing)
-        sizes = needs_sizes(work)
-        print(expected_cost(work.trace, work.train[: work.batch_size], examples, manifest, sizes), flush=True)
+        print(expected_cost(work, examples), flush=True)
         if (scales := metric_scales(work)) is None:
             return (
-                f"sums of share {work.share[0]} of {work.share[1]} are there, those of other shares are not yet:"
-                " run this again when they are, or give wait= the seconds to wait for them"
+                f"sums of share {work.share[0]} of {work.share[1]} are there, those of other shares are not"
+                " yet: run this again when they are, or give wait= the seconds to wait for them"
             )
         make_basis(work, scales)
         project = read_projection(work.folder, manifest, work.trace)
@@ -169,8 +168,9 @@ def _said(folder: Path, manifest: Manifest) -> str:
     there = [shard for shard in range(manifest.shards) if shard_file(folder, shard).exists()]
     examples = sum(len(manifest.rows(shard)) for shard in there)
     covered = manifest.coverage
-    share = "" if covered is None else f" ({100 * covered:.0f} % of the numbers that are trained)"
+    share = "" if covered is None else f" ({covered:.0%} of the numbers that are trained)"
     return (
         f"{folder}: gradients of {examples} of {manifest.examples} training examples in {len(there)} of"
-        f" {manifest.shards} shards, {manifest.k} numbers each, of {len(manifest.parameters)} parameters{share}"
+        f" {manifest.shards} shards, {manifest.k} numbers each, of {len(manifest.parameters)}"
+        f" parameters{share}"
     )

@@ -1,4 +1,4 @@
-"""``simfluence gradients``: store the gradients of a run's training examples, for scores of any test examples."""
+"""``simfluence gradients``: store gradients of the training examples, to score any test examples."""
 
 from __future__ import annotations
 
