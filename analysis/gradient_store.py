@@ -44,7 +44,7 @@ import matplotlib.pyplot as plt
 RUNS = Path(__file__).parents[1] / "runs"
 RESULTS = Path(__file__).parent / "results"
 SETS = ("openbookqa-minilm", "facts-minilm")
-WIDTH = 2**15
+WIDTH = 2**16
 SIZES = (1, 20)
 HELD_OUT = 10
 

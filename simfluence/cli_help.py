@@ -76,6 +76,7 @@ EXAMPLES = {
         "simfluence attribute path=runs/mine method=ekfac test_ids=[q-17]",
         "simfluence attribute path=runs/mine method=tracin only=50",
         "simfluence attribute path=runs/mine steps=initial store=runs/mine/gradients",
+        "simfluence attribute path=runs/mine store=runs/mine/gradients new=questions.jsonl",
     ),
     "gradients": (
         "simfluence gradients path=runs/mine k=2048",

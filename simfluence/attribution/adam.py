@@ -30,7 +30,7 @@ from simfluence.attribution.tracing import Traced, Tracer, tracer
 from simfluence.recording.wrappers import plain_name
 from simfluence.scores import InfluenceScores
 
-_NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
+HELD_NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
 
 
 def adam_similarity(
@@ -72,7 +72,7 @@ def adam_similarity(
         sizes = gradient_sizes(trace, drawn, batch, batch_size, progress)
         divisors = metric_divisors(sizes, eps, rates)
         numbers = sum(parameter.numel() for parameter in trace.parameters.values())
-        together = max(1, _NUMBERS // numbers)
+        together = max(1, HELD_NUMBERS // numbers)
         columns = []
         for start in range(0, len(test), together):
             some = test[start : start + together]

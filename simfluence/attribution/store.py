@@ -86,8 +86,8 @@ class GradientStore:
             raise ValueError("expected examples to project, got none")
         if (found := weights_fingerprint(objective.module)) != manifest.weights:
             raise RunDataError(
-                f"{self.folder} is of other weights: of a model with fingerprint {manifest.weights[:8]}…, after"
-                f" step {manifest.step} of its run; this one has {str(found)[:8]}…"
+                f"{self.folder} is of other weights: those of step {manifest.step} of its run, with the"
+                f" fingerprint {manifest.weights[:8]}…; this model's have {str(found)[:8]}…"
             )
         with tracer(objective, examples[:2], list(manifest.parameters)) as trace:
             project = read_projection(self.folder, manifest, trace)
@@ -149,6 +149,12 @@ class GradientStore:
         """The scores for projected gradients of test examples as factors of low rank."""
         train, scale = ([shard[name] for shard in self._shards] for name in ("gradients", "scale"))
         return Factors(train, scale, test)
+
+
+def is_complete(folder: str | Path) -> bool:
+    """Whether all shards of the store in a folder are there."""
+    manifest = Manifest.read(Path(folder))
+    return all(shard_file(Path(folder), shard).is_file() for shard in range(manifest.shards))
 
 
 def stored_scores(context: AttributionContext, folder: str | Path) -> InfluenceScores:

@@ -6,14 +6,15 @@ import time
 
 import torch
 
-from simfluence.attribution.adam import GradientSums
+from simfluence.attribution.adam import HELD_NUMBERS, GradientSums
 from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_files import LANDMARKS
 from simfluence.attribution.store_sizes import Work, is_adams, needs_sizes
 
 
-def expected_cost(work: Work, examples: int) -> str:
-    """Passes, seconds, memory and disk, in words, of writing the gradients of so many training examples."""
+def expected_cost(work: Work, examples: int, tests: int) -> str:
+    """Passes, seconds, memory and disk, in words, of writing the gradients of so many training examples; and
+    how many passes exact scores of so many test examples take."""
     manifest, sizes = work.manifest, needs_sizes(work)
     landmarks = 0 if (work.folder / LANDMARKS).exists() else manifest.landmarks
     sketched, summed = _seconds(work, sizes)
@@ -32,8 +33,15 @@ def expected_cost(work: Work, examples: int) -> str:
     more = f" and one over {landmarks} landmarks" if landmarks else ""
     return (
         f"to write: {passes} over {examples} training examples{more}, about {seconds:.0f} s; memory beside"
-        f" the model about {_megabytes(memory)}; disk {_megabytes(disk)}"
+        f" the model about {_megabytes(memory)}; disk {_megabytes(disk)}; exact scores of {tests} test"
+        f" examples, without a store, take {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
     )
+
+
+def _exact_passes(numbers: int, tests: int, of_adam: bool) -> str:
+    """Of ``gradient_step``; in Adam's metric it holds the gradients of some test examples at a time."""
+    passes = 1 + -(-tests // max(1, HELD_NUMBERS // numbers)) if of_adam else 1
+    return f"{passes} pass{'es' * (passes > 1)}"
 
 
 def _seconds(work: Work, sizes: bool) -> tuple[float, float]:

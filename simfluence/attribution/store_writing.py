@@ -27,8 +27,11 @@ from simfluence.recording.fingerprint import weights_fingerprint
 
 _SHARD_BYTES = 2**28
 _SHARD_ROWS = 512
-_WIDTH = 2**15
+_WIDTH = 2**16
 """Numbers of wide sketches, at least."""
+_LANDMARKS = 1024
+"""At most so many, where no number is asked for: the basis takes 256 MB then, and three times as much while
+it is made."""
 
 
 def write_store(
@@ -54,7 +57,7 @@ def write_store(
     ----------
     folder : of the store, which several processes may write at a time.
     landmarks : training examples whose gradients are the basis of the first of the k numbers
-        (:mod:`.landmarks`); None: k/2, or all examples if they are fewer; 0: none.
+        (:mod:`.landmarks`); None: k/2, 1024 or all examples, whichever is least; 0: none.
     seed : of the projection. parameters : as in :func:`.parameters.selected_parameters`.
     batch_size : examples in a forward and backward pass.
     shard_rows : examples a shard; None: 512, or fewer where these take more than 256 MB.
@@ -82,13 +85,13 @@ def write_store(
         tracer(context.objective, [*context.train[:1], *context.test[:1]], parameters) as trace,
     ):
         metric, units = _metric(context, parameters)
-        c = min(k // 2, len(context.train)) if landmarks is None else landmarks
+        c = min(k // 2, _LANDMARKS, len(context.train)) if landmarks is None else landmarks
         if not 0 <= c < max(k, 1) or c > len(context.train):
             raise ValueError(f"landmarks must be 0 or more, fewer than k and than the examples, got {c}")
         manifest = _manifest(context, trace, k, c, seed, rows, metric, units)
         manifest.keep(folder)
         work = Work(context.train, folder, manifest, trace, batch_size, share, wait, progress)
-        return _write(work)
+        return _write(work, len(context.test))
 
 
 def _metric(context: AttributionContext, parameters: Sequence[str] | None) -> tuple[dict[str, Any], str]:
@@ -136,13 +139,13 @@ def _manifest(
     )
 
 
-def _write(work: Work) -> str:
-    """Returns a sentence on what is there."""
+def _write(work: Work, tests: int) -> str:
+    """Returns a sentence on what is there. tests : test examples of the run."""
     manifest = work.manifest
     missing = [shard for shard in work.own() if not _is_there(work.folder, manifest, shard)]
     if missing:
         examples = sum(len(manifest.rows(shard)) for shard in missing)
-        print(expected_cost(work, examples), flush=True)
+        print(expected_cost(work, examples, tests), flush=True)
         if (scales := metric_scales(work)) is None:
             return (
                 f"sums of share {work.share[0]} of {work.share[1]} are there, those of other shares are not"

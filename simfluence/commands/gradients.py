@@ -10,10 +10,15 @@ import torch
 from omegaconf import DictConfig
 
 from simfluence import outputs
+from simfluence.attribution.initial import save_scores
+from simfluence.attribution.store import is_complete, stored_scores
 from simfluence.attribution.store_writing import write_store
 from simfluence.commands.common import load, plain
 from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.recording.weights import weight_steps
+from simfluence.report import with_run
+
+SCORES = "scores.safetensors"
 
 
 def run(config: DictConfig) -> None:
@@ -35,10 +40,14 @@ def run(config: DictConfig) -> None:
         batch_size=config.batch_size,
         shard_rows=config.shard_rows,
         share=share,
-        wait=config.wait,
+        wait=_wait(config.wait),
         progress=True,
     )
     print(said)
+    if is_complete(config.output):
+        scores = with_run(stored_scores(context, config.output), Path(config.path).name, run.id)
+        save_scores(scores, Path(config.output) / SCORES)
+        print(f"scores of the set's test examples: {config.output}/{SCORES} (simulator.scores= takes them)")
 
 
 def share_of(shard: str | None) -> tuple[int, int]:
@@ -48,6 +57,11 @@ def share_of(shard: str | None) -> tuple[int, int]:
     if not (found := re.fullmatch(r"(\d+)/(\d+)", shard)):
         raise ValueError(f"shard must be j/p, such as 3/8 for the third of eight processes; got {shard!r}")
     return int(found[1]), int(found[2])
+
+
+def _wait(seconds: int | None) -> int:
+    """Processes that torchrun started run at the same time, and so may wait for each other."""
+    return seconds if seconds is not None else 3600 * ("WORLD_SIZE" in os.environ)
 
 
 def _own_device() -> str | None:

@@ -1,4 +1,4 @@
-"""Sketches of gradients against gradients by autograd times the dense matrix, and against what is expected."""
+"""Sketches of gradients against gradients by autograd times the dense matrix, and in expectation."""
 
 from __future__ import annotations
 

@@ -141,7 +141,7 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
         with pytest.raises(RunDataError, match=message):
             write_store(other, folder, **{"k": 16, "shard_rows": 4, **options})
     store = GradientStore(folder)
-    with pytest.raises(RunDataError, match="is of other weights: of a model with fingerprint"):
+    with pytest.raises(RunDataError, match="is of other weights: those of step 0 of its run"):
         store.project(network(seed=1), context.test)
     projected = store.project(context.objective, context.test)
     with pytest.raises(RunDataError, match="are of other training examples than these tables"):
@@ -208,7 +208,8 @@ def slow(examples):
     return losses(examples)
 
 context.objective.losses = slow
-print(write_store(context, sys.argv[1], k=16, landmarks=4, shard_rows=1, batch_size=1, share={share}, wait=60))
+options = dict(k=16, landmarks=4, shard_rows=1, batch_size=1)
+print(write_store(context, sys.argv[1], share={share}, wait=60, **options))
 """
 
 
