@@ -24,12 +24,13 @@ SCORES = "scores.safetensors"
 def run(config: DictConfig) -> None:
     outputs.check_folder(config.output)
     runs, steps = load(config.path), plain(config)["steps"]
+    steps = "initial" if steps is None else steps
     with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
     run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
     share = share_of(config.shard)
     context = recorded_context(config.path, run, steps, config.device or _own_device())
-    if len(context.checkpoints) > 1 and steps is not None:
-        raise ValueError(f"a store is of the weights after one step, steps=initial or steps=[{steps[0]}]")
+    if (last := context.checkpoints[-1].step) and len(context.checkpoints) > 1:
+        raise ValueError(f"a store is of the weights after one step: steps=initial, or steps=[{last}]")
     said = write_store(
         context,
         config.output,
