@@ -84,7 +84,7 @@ class Sketch:
             layout = _layout(parameter, k, (seed, number), start, scales.get(name, 0.0))
             digest.update(f"{name} {tuple(parameter.shape)} {layout.start} {layout.stride}".encode())
             for drawn in (layout.rows, layout.columns, layout.row_signs, layout.column_signs):
-                digest.update(drawn.cpu().numpy().tobytes())
+                digest.update(drawn.cpu().numpy().astype(np.int64).tobytes())
             if name in scales:
                 self._layouts[name] = layout
             start += parameter.numel()
@@ -102,20 +102,21 @@ class Sketch:
 
 def _layout(parameter: Tensor, k: int, seed: Sequence[int], start: int, scale: Tensor | float) -> _Layout:
     rows, columns = (1, parameter.numel()) if parameter.ndim < 2 else (len(parameter), parameter[0].numel())
-    random = np.random.default_rng(np.random.SeedSequence(seed))
-    orders = [torch.from_numpy(random.permutation(size)).to(parameter.device) for size in (rows, columns)]
-    signs = [
-        torch.from_numpy(random.integers(0, 2, size) * 2.0 - 1).to(parameter.device)
-        for size in (rows, columns)
-    ]
+    random, device = np.random.default_rng(np.random.SeedSequence(seed)), parameter.device
+    row_order, column_order = (torch.from_numpy(random.permutation(n)).to(device) for n in (rows, columns))
+    row_signs, column_signs = (
+        torch.from_numpy(random.integers(0, 2, n) * 2.0 - 1).to(device, wide_type(parameter))
+        for n in (rows, columns)
+    )
     stride = columns
     if rows * columns > k:  # entries of one column, which tend to be large together, fall into many places
         while math.gcd(stride, k) > 1:
             stride += 1
     if isinstance(scale, Tensor):
-        scale = scale.reshape(rows, columns)[orders[0]][:, orders[1]]
+        scale = scale.reshape(rows, columns)[row_order][:, column_order]
         scale = pad(scale, (0, stride - columns))
-    return _Layout(*orders, orders[0].argsort(), *signs, start % k, stride, scale)
+    ranks = row_order.argsort()
+    return _Layout(row_order, column_order, ranks, row_signs, column_signs, start % k, stride, scale)
 
 
 def _add(total: Tensor, part: GradientPart, layout: _Layout) -> None:

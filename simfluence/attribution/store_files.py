@@ -120,11 +120,15 @@ def write_shard(folder: Path, manifest: Manifest, shard: int, gradients: npt.NDA
     """gradients [example, k] of the shard's rows, all finite."""
     rows = manifest.rows(shard)
     narrow, scale = narrowed(gradients)
-    file = shard_file(folder, shard)
-    for cut_off in folder.glob(f"{file.name}.*.tmp"):
-        cut_off.unlink(missing_ok=True)
     about = {"store": manifest.fingerprint, "start": str(rows.start), "stop": str(rows.stop)}
-    write_atomically(file, save({"gradients": narrow, "scale": scale}, about))
+    write_atomically(shard_file(folder, shard), save({"gradients": narrow, "scale": scale}, about))
+
+
+def tidy(folder: Path) -> None:
+    """Remove what processes that were cut off left of a store that is complete."""
+    for pattern in ("sums-*", "shard-*.tmp", f"{SCALES}.*", f"{LANDMARKS}.*"):
+        for file in folder.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
 def narrowed(gradients: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float64]]:
@@ -178,7 +182,7 @@ def mapped(file: Path) -> dict[str, npt.NDArray[Any]]:
         size = int.from_bytes(opened.read(8), "little")
         header = json.loads(opened.read(size))
     header.pop("__metadata__", None)
-    arrays = {}
+    arrays: dict[str, npt.NDArray[Any]] = {}
     for name, about in header.items():
         place = 8 + size + about["data_offsets"][0]
         arrays[name] = np.memmap(file, types[about["dtype"]], "r", place, tuple(about["shape"]))

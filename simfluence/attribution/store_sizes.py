@@ -25,6 +25,7 @@ from simfluence.attribution.gradients import followed
 from simfluence.attribution.sketch import Scales
 from simfluence.attribution.store_files import SCALES, Manifest, check_belongs, read_about, write_once
 from simfluence.attribution.tracing import Traced, Tracer
+from simfluence.errors import RunDataError
 from simfluence.recording.wrappers import plain_name
 from simfluence.runs.storage import write_atomically
 
@@ -71,7 +72,12 @@ class Work:
         return tqdm(total=total, desc=what, disable=not self.progress, unit="example")
 
     def sums_file(self, process: int) -> Path:
+        """What a process has added up for Adam's sizes."""
         return self.folder / f"sums-{process}-of-{self.share[1]}.safetensors"
+
+    def sums_files(self) -> list[Path]:
+        """Those of all processes that have shards."""
+        return [self.sums_file(1 + j) for j in range(min(self.share[1], self.manifest.shards))]
 
 
 def needs_sizes(work: Work) -> bool:
@@ -147,22 +153,35 @@ def _read_sums(file: Path, manifest: Manifest) -> tuple[GradientSums, list[int]]
 
 def _complete(work: Work) -> bool:
     """Whether the sums of all processes, or the scales, are there before the time to wait is over."""
-    files = [work.sums_file(process) for process in range(1, work.share[1] + 1)]
     until = time.monotonic() + work.wait
     while True:
-        # scales first: a process removes its sums once they are there
-        there = [file for file in files if file.exists() and read_about(file).get("complete") == "True"]
-        if (work.folder / SCALES).exists() or len(there) == len(files):
+        complete = all(file.exists() and _is_complete(file, work) for file in work.sums_files())
+        if complete or not needs_sizes(work):
             return True
         if time.monotonic() >= until:
             return False
         time.sleep(min(0.5, work.wait))
 
 
+def _is_complete(file: Path, work: Work) -> bool:
+    """Whether a file of sums is of all shards of its process."""
+    try:
+        return read_about(file).get("complete") == "True"
+    except RunDataError:
+        if needs_sizes(work):
+            raise
+        return True  # it was removed meanwhile, since the scales are there
+
+
 def _write_scales(work: Work) -> None:
     metric, total = work.manifest.metric, GradientSums()
-    for process in range(1, work.share[1] + 1):
-        total.join(_read_sums(work.sums_file(process), work.manifest)[0])
+    try:
+        for file in work.sums_files():
+            total.join(_read_sums(file, work.manifest)[0])
+    except (RunDataError, FileNotFoundError):
+        if needs_sizes(work):
+            raise
+        return  # another process has written the scales, and removed its sums
     sizes = total.sizes(metric["batch"])
     divisors = metric_divisors(sizes, metric["eps"], metric.get("rates"))
     scales = {

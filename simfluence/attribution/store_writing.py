@@ -19,7 +19,7 @@ from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.registry import AttributionContext
 from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_cost import expected_cost
-from simfluence.attribution.store_files import Manifest, check_belongs, shard_file, write_shard
+from simfluence.attribution.store_files import Manifest, check_belongs, shard_file, tidy, write_shard
 from simfluence.attribution.store_projection import make_basis, read_projection
 from simfluence.attribution.store_sizes import Work, metric_scales
 from simfluence.attribution.tracing import Tracer, tracer
@@ -157,7 +157,7 @@ def _write(work: Work, tests: int) -> str:
             for shard in missing:
                 found = [project(traced) for traced in work.traced(shard, bar)]
                 write_shard(work.folder, manifest, shard, torch.cat(found).cpu().numpy())
-    return _said(work.folder, manifest)
+    return _finished(work.folder, manifest)
 
 
 def _is_there(folder: Path, manifest: Manifest, shard: int) -> bool:
@@ -167,8 +167,11 @@ def _is_there(folder: Path, manifest: Manifest, shard: int) -> bool:
     return file.exists()
 
 
-def _said(folder: Path, manifest: Manifest) -> str:
+def _finished(folder: Path, manifest: Manifest) -> str:
+    """A sentence on what is there; a store that is complete is tidied."""
     there = [shard for shard in range(manifest.shards) if shard_file(folder, shard).exists()]
+    if len(there) == manifest.shards:
+        tidy(folder)
     examples = sum(len(manifest.rows(shard)) for shard in there)
     covered = manifest.coverage
     share = "" if covered is None else f" ({covered:.0%} of the numbers that are trained)"

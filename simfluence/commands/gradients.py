@@ -23,8 +23,9 @@ SCORES = "scores.safetensors"
 
 def run(config: DictConfig) -> None:
     outputs.check_folder(config.output)
-    runs, steps = load(config.path), plain(config)["steps"]
-    steps = "initial" if steps is None else steps
+    runs, steps = load(config.path), plain(config).get("steps", "initial")
+    if steps is None:
+        steps = "initial"
     with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
     run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
     share = share_of(config.shard)

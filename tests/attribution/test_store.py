@@ -284,6 +284,16 @@ def test_one_process_after_the_other(tmp_path: Path) -> None:
         np.testing.assert_allclose(ours["scale"], theirs["scale"], rtol=1e-6)
 
 
+def test_more_processes_than_shards(tmp_path: Path) -> None:
+    context = small()
+    for process in (3, 2):
+        write_store(context, tmp_path, k=16, shard_rows=5, share=(process, 3))
+    assert "5 of 10" in write_store(context, tmp_path, k=16, shard_rows=5, share=(1, 3))
+    assert "10 of 10" in write_store(context, tmp_path, k=16, shard_rows=5, share=(2, 3))
+    assert not list(tmp_path.glob("sums-*"))
+    assert len(GradientStore(tmp_path)) == 10
+
+
 def test_sums_of_a_process_that_was_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It goes on with the sums that it saved, none of them twice."""
     context = small()
