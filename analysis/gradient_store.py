@@ -5,7 +5,7 @@
 For each set of runs/ and number k of a gradient's projection: the correlation over all pairs of the store's
 scores with exact ones (scores/initial.safetensors beside the set), with as many landmarks as the store takes
 by itself, with a quarter of the training examples as landmarks (as in sets with more examples than k) and
-without any; and for the k of --simulate the skill of ``AutoSimulator`` with these scores less that with exact
+without any; and for the k of --simulate the skill of ``AutoSimulator`` that these scores lose against exact
 ones, fitted to one run and to twenty, over the mean trajectory of these twenty on the last ten runs. Writes
 analysis/results/gradient_store (.csv, .md, .png).
 """
@@ -81,12 +81,10 @@ def measured(
         scores = (train * scale[:, None]) @ gradients[len(context.train) :].numpy().T
         row = {"set": name, "k": k, "landmarks": landmarks}
         row["correlation"] = np.corrcoef(scores.ravel(), exact.scores.ravel())[0, 1]
-        if k in simulate and landmarks != len(context.train) // 4:
+        if k in simulate:
             stored = replace(exact, scores=scores)
-            row |= {
-                f"skill, {s} runs, less that of exact scores": skill(stored, runs, s) - known[s]
-                for s in SIZES
-            }
+            for size, of_exact in known.items():
+                row[f"loss of skill, {size} run{'s' * (size > 1)}"] = of_exact - skill(stored, runs, size)
         print(*row.values(), sep="  ", flush=True)
         yield row
 
@@ -133,7 +131,7 @@ def skill(scores: InfluenceScores, runs: RunSet, size: int) -> float:
 
 def draw(frame: pd.DataFrame) -> plt.Figure:
     """1 − correlation against k, a line for each set and kind of landmarks."""
-    figure, axis = plt.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8, 4), layout="constrained")
     for number, (name, of_set) in enumerate(frame.groupby("set", sort=False)):
         quarter = of_set["landmarks"].loc[lambda count: count > 0].min()
         kinds = {
@@ -151,7 +149,7 @@ def draw(frame: pd.DataFrame) -> plt.Figure:
     )
     axis.set_xticks(sorted(frame["k"].unique()), sorted(frame["k"].unique()))
     axis.minorticks_off()
-    axis.legend(fontsize=7)
+    figure.legend(loc="outside right upper", fontsize=7)
     return figure
 
 

@@ -25,8 +25,8 @@ def expected_cost(work: Work, examples: int, tests: int) -> str:
     scales = 4 * sum(numbers) if is_adams(manifest) else 0
     memory = max(
         2 * scales + 8 * work.batch_size * max(numbers) if sizes else 0,
-        scales + 3 * basis if landmarks else 0,
-        scales + basis + shard,
+        2 * scales + 3 * basis if landmarks else 0,
+        2 * scales + basis + shard,
     )
     disk = 2 * examples * manifest.k + (basis if landmarks else 0) + (scales if sizes else 0)
     passes = "2 passes (Adam's sizes, then gradients)" if sizes else "1 pass"
@@ -46,7 +46,9 @@ def _exact_passes(numbers: int, tests: int, of_adam: bool) -> str:
 
 def _seconds(work: Work, sizes: bool) -> tuple[float, float]:
     """What an example takes, of gradients that are sketched and of those that are summed up for sizes."""
-    batch, parameters, manifest = work.train[: work.batch_size], work.trace.parameters, work.manifest
+    parameters, manifest, n = work.trace.parameters, work.manifest, len(work.train)
+    size = min(work.batch_size, n)
+    batch = [work.train[i * n // size] for i in range(size)]  # from everywhere: examples differ in length
     scales = {name: torch.ones_like(p) if is_adams(manifest) else 1.0 for name, p in parameters.items()}
     sketch = Sketch(parameters, manifest.width, manifest.seed, scales)
     sketched = summed = 0.0

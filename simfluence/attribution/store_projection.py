@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from simfluence.attribution.landmarks import Projection, basis_of, drawn
-from simfluence.attribution.sketch import Scales, Sketch
+from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_files import LANDMARKS, Manifest, check_belongs, write_once
 from simfluence.attribution.store_sizes import Work, read_scales
 from simfluence.attribution.tracing import Tracer
@@ -35,7 +35,7 @@ def read_projection(folder: Path, manifest: Manifest, trace: Tracer) -> Projecti
     return Projection(sketch, basis, manifest.k, manifest.seed)
 
 
-def make_basis(work: Work, scales: Scales) -> None:
+def make_basis(work: Work) -> None:
     """Make the basis of a store's landmarks if it is not there yet.
 
     Of several processes, the first makes it; another one does if it does not appear while it waits.
@@ -48,6 +48,7 @@ def make_basis(work: Work, scales: Scales) -> None:
         if time.monotonic() < until:
             time.sleep(0.5)
             continue
+        scales = read_scales(work.folder, manifest, work.trace)
         sketch = Sketch(work.trace.parameters, manifest.width, manifest.seed, scales)
         which = drawn(manifest.examples, manifest.landmarks, manifest.seed)
         basis = basis_of(torch.cat([sketch(traced) for traced in work.batches("landmarks", which)]))

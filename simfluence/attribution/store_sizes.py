@@ -90,17 +90,17 @@ def is_adams(manifest: Manifest) -> bool:
     return "eps" in manifest.metric
 
 
-def metric_scales(work: Work) -> Scales | None:
-    """What each number of a gradient is multiplied by, by parameter; None if sums of other processes are
-    missing after ``work.wait`` seconds."""
+def make_scales(work: Work) -> bool:
+    """Take the sizes that Adam's metric needs, if they are not there yet. False if sums of other processes
+    are missing after ``work.wait`` seconds."""
     if needs_sizes(work):
         _take_sums(work)
         if not _complete(work):
-            return None
+            return False
         if needs_sizes(work):
             _write_scales(work)
     work.sums_file(work.share[0]).unlink(missing_ok=True)
-    return read_scales(work.folder, work.manifest, work.trace)
+    return True
 
 
 def read_scales(folder: Path, manifest: Manifest, trace: Tracer) -> Scales:

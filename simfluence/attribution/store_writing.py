@@ -21,7 +21,7 @@ from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_cost import expected_cost
 from simfluence.attribution.store_files import Manifest, check_belongs, shard_file, tidy, write_shard
 from simfluence.attribution.store_projection import make_basis, read_projection
-from simfluence.attribution.store_sizes import Work, metric_scales
+from simfluence.attribution.store_sizes import Work, make_scales
 from simfluence.attribution.tracing import Tracer, tracer
 from simfluence.recording.fingerprint import weights_fingerprint
 
@@ -146,12 +146,12 @@ def _write(work: Work, tests: int) -> str:
     if missing:
         examples = sum(len(manifest.rows(shard)) for shard in missing)
         print(expected_cost(work, examples, tests), flush=True)
-        if (scales := metric_scales(work)) is None:
+        if not make_scales(work):
             return (
                 f"sums of share {work.share[0]} of {work.share[1]} are there, those of other shares are not"
                 " yet: run this again when they are, or give wait= the seconds to wait for them"
             )
-        make_basis(work, scales)
+        make_basis(work)
         project = read_projection(work.folder, manifest, work.trace)
         with work.bar("gradients", missing) as bar:
             for shard in missing:

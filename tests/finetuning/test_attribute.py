@@ -20,6 +20,7 @@ from simfluence.attribution import METHODS, AttributionContext, InfluenceScores,
 from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.attribution.registry import OF_TEXTS
 from simfluence.cli import conf_folder, main
+from simfluence.commands.gradients import share_of
 from simfluence.errors import RunDataError
 from simfluence.finetuning.attribution_context import recorded_context, recorded_texts, steps_of
 from simfluence.finetuning.experiment import prepare, record_runs
@@ -198,6 +199,15 @@ def test_scores_along_a_run_from_one_command_to_the_others(
     main(["evaluate", f"path={recorded}", *few, "test=1", "only=[persistence]",
           "scores=[out/scores.safetensors]"])  # fmt: skip
     assert "gradient_step, dynamics" in capsys.readouterr().out
+
+
+def test_processes_of_torchrun_share_a_store(monkeypatch) -> None:
+    assert share_of(None) == (1, 1)
+    assert share_of("3/8") == (3, 8)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert share_of(None) == (2, 4)
+    assert share_of("3/8") == (3, 8)
 
 
 def test_methods_of_all_checkpoints_stay_as_they_are(
