@@ -76,6 +76,13 @@ EXAMPLES = {
         "simfluence attribute path=runs/mine steps=6   # along a run, for kernels that change",
         "simfluence attribute path=runs/mine method=ekfac test_ids=[q-17]",
         "simfluence attribute path=runs/mine method=tracin only=50",
+        "simfluence attribute path=runs/mine steps=initial store=runs/mine/gradients",
+        "simfluence attribute path=runs/mine store=runs/mine/gradients new=questions.jsonl",
+    ),
+    "gradients": (
+        "simfluence gradients path=runs/mine k=2048",
+        "simfluence gradients path=runs/mine parameters=[*lora_*] batch_size=16",
+        'simfluence gradients -m path=runs/mine "shard=1/4,2/4,3/4,4/4" wait=3600 hydra/launcher=joblib',
     ),
     "predictability": (
         "simfluence predictability path=runs/mine count=2",

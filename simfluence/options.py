@@ -35,7 +35,8 @@ class Option(NamedTuple):
 
 TYPES: dict[str, Type] = {
     **dict.fromkeys(("number", "processes", "test", "seed", "times", "window", "attribute.only"), int),
-    **dict.fromkeys(("whatif.steps",), int),
+    **dict.fromkeys(("whatif.steps", "shard_rows", "landmarks", "wait"), int),
+    **dict.fromkeys(("shard", "store", "new"), str),
     **dict.fromkeys(("first_label", "layers", "adam_batch", "batch", "rank", "keep_every"), int),
     **dict.fromkeys(
         ("penalty", "momentum", "damping", "b", "dropout", "floor", "recency", "evaluate_within"), float

@@ -28,6 +28,8 @@ from simfluence.attribution.pbrf import proximal_bregman_response
 from simfluence.attribution.registry import METHODS, AttributionContext, method
 from simfluence.attribution.representations import representation_similarity
 from simfluence.attribution.sparsity import power_law_tail, share_of_top, sparsity
+from simfluence.attribution.store import GradientStore, stored_scores
+from simfluence.attribution.store_writing import write_store
 from simfluence.attribution.text_similarity import bm25, candidates, filtered, tfidf
 from simfluence.attribution.tracin import tracin
 from simfluence.attribution.trak import trak
@@ -43,6 +45,7 @@ __all__ = [
     "ConvergenceWarning",
     "EKFACFactors",
     "Exact",
+    "GradientStore",
     "InfluenceScores",
     "LayerTokenScores",
     "Lissa",
@@ -74,8 +77,10 @@ __all__ = [
     "selected_parameters",
     "share_of_top",
     "sparsity",
+    "stored_scores",
     "tfidf",
     "tracin",
     "trak",
     "unrolled",
+    "write_store",
 ]

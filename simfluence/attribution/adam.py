@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,11 +26,11 @@ from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.products import Queries, scores
 from simfluence.attribution.registry import AttributionContext, method
-from simfluence.attribution.tracing import Tracer, tracer
+from simfluence.attribution.tracing import Traced, Tracer, tracer
 from simfluence.recording.wrappers import plain_name
 from simfluence.scores import InfluenceScores
 
-_NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
+HELD_NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
 
 
 def adam_similarity(
@@ -68,10 +69,10 @@ def adam_similarity(
             f" {len(drawn)}"
         )
     with tracer(objective, [train[0], test[0]], parameters) as trace:
-        sizes = _batch_gradient_sizes(trace, drawn, batch, batch_size, progress)
-        divisors = _divisors(sizes, eps, rates)
+        sizes = gradient_sizes(trace, drawn, batch, batch_size, progress)
+        divisors = metric_divisors(sizes, eps, rates)
         numbers = sum(parameter.numel() for parameter in trace.parameters.values())
-        together = max(1, _NUMBERS // numbers)
+        together = max(1, HELD_NUMBERS // numbers)
         columns = []
         for start in range(0, len(test), together):
             some = test[start : start + together]
@@ -99,25 +100,49 @@ def _in_context(context: AttributionContext, *, batch: int | None = None, **opti
     return context.at_last_checkpoint(adam_similarity, **given)
 
 
-def _batch_gradient_sizes(
+def gradient_sizes(
     trace: Tracer, population: Sequence[Any], batch: int, batch_size: int, progress: bool
 ) -> dict[str, Tensor]:
     """√v of each parameter, where v = (1 − 1/b) m² + (1/b) · the mean of the squared gradients."""
-    sums: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
+    sums = GradientSums()
     for examples in followed(trace.batches(population, batch_size), len(population), progress, "sizes"):
-        for name, parts in trace(examples).parts.items():
+        sums.add(trace(examples))
+    return sums.sizes(batch)
+
+
+@dataclass
+class GradientSums:
+    """Sums over examples of the gradients and of their squares, by parameter; of so many examples."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    examples: int = 0
+
+    def add(self, traced: Traced) -> None:
+        """Add the examples of a batch."""
+        for name, parts in traced.parts.items():
             gradients = dense(parts)
-            sums[name] = gradients.sum(0) + sums.get(name, 0.0)
-            squares[name] = gradients.square().sum(0) + squares.get(name, 0.0)
-    n = len(population)
-    return {
-        name: ((1 - 1 / batch) * (total / n).square() + squares[name] / (n * batch)).sqrt()
-        for name, total in sums.items()
-    }
+            self.sums[name] = gradients.sum(0) + self.sums.get(name, 0.0)
+            self.squares[name] = gradients.square().sum(0) + self.squares.get(name, 0.0)
+        self.examples += len(traced.losses)
+
+    def join(self, other: GradientSums) -> None:
+        """Add the examples of other sums."""
+        for ours, theirs in ((self.sums, other.sums), (self.squares, other.squares)):
+            for name, value in theirs.items():
+                ours[name] = value + ours.get(name, 0.0)
+        self.examples += other.examples
+
+    def sizes(self, batch: int) -> dict[str, Tensor]:
+        """√v of each parameter, for batches of so many examples."""
+        n = self.examples
+        return {
+            name: ((1 - 1 / batch) * (total / n).square() + self.squares[name] / (n * batch)).sqrt()
+            for name, total in self.sums.items()
+        }
 
 
-def _divisors(
+def metric_divisors(
     sizes: Mapping[str, Tensor], eps: float | Mapping[str, float], rates: Mapping[str, float] | None
 ) -> dict[str, Tensor]:
     """(√v + ε)/rate of each parameter whose rate is not 0; 1/rate of those that have no ε."""

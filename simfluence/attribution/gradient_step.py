@@ -7,6 +7,7 @@ or different optimizers, each parameter's part counts with its own (:mod:`.group
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,27 +25,36 @@ def gradient_step(context: AttributionContext, **options: Any) -> InfluenceScore
     Raises ValueError if others than Adam and SGD trained some of the parameters; RunDataError if settings
     differ between groups of parameters and the run does not say which parameters are in which.
     """
-    names = list(selected_parameters(context.objective.module, options.get("parameters")))
-    by_class = optimizers_of(context.optimizer, names)
-    if others := [name for name in by_class if name not in (*ADAM, "SGD")]:
-        raise ValueError(_refusal(others[0], by_class))
-    of_adam = any(name in ADAM for name in by_class)
-    mixed = of_adam and "SGD" in by_class
-    if of_adam:
-        own = adam_eps(context.optimizer, names)
-        if isinstance(own, dict) and "eps" in options:
-            options["eps"] = dict.fromkeys(own, options["eps"])
-        options = {"eps": own, **options}
-    if rates := context.rates():
-        options["rates"] = rates
+    of_adam, mixed, own = step_settings(context, options.get("parameters"))
+    if isinstance(own.get("eps"), dict) and "eps" in options:
+        own["eps"] = dict.fromkeys(own["eps"], options.pop("eps"))
+    options = {**own, **options}
     found = METHODS["gradient_adam" if of_adam else "gradient_dot"](context, **options)
-    same = [one for one, there in (("gradient_adam", of_adam), ("gradient_dot", "SGD" in by_class)) if there]
+    same = [
+        one for one, there in (("gradient_adam", of_adam), ("gradient_dot", mixed or not of_adam)) if there
+    ]
     return replace(
         found,
         method="gradient_step",
         units="loss / learning rate" if mixed else found.units,
         provenance={**found.provenance, "same_as": " + ".join(same)},
     )
+
+
+def step_settings(
+    context: AttributionContext, parameters: Sequence[str] | None
+) -> tuple[bool, bool, dict[str, Any]]:
+    """Whether Adam trained any of these parameters, whether SGD trained others of them, and the options that
+    follow from the run: ``eps`` if Adam did, ``rates`` if they differ. Raises as :func:`gradient_step`."""
+    names = list(selected_parameters(context.objective.module, parameters))
+    by_class = optimizers_of(context.optimizer, names)
+    if others := [name for name in by_class if name not in (*ADAM, "SGD")]:
+        raise ValueError(_refusal(others[0], by_class))
+    of_adam = any(name in ADAM for name in by_class)
+    own: dict[str, Any] = {"eps": adam_eps(context.optimizer, names)} if of_adam else {}
+    if rates := context.rates():
+        own["rates"] = rates
+    return of_adam, of_adam and "SGD" in by_class, own
 
 
 def _refusal(other: str, by_class: dict[str, list[str]]) -> str:

@@ -25,6 +25,7 @@ COMMANDS: dict[str, str] = {
     "next_runs": "choose curricula to record, so that a question is answered best",
     "explore": "write a page in which what-ifs of a run are answered by hand",
     "attribute": "score training examples for test examples by an attribution method",
+    "gradients": "store gradients of the training examples, to score any test examples",
     "runs": "list, show, verify and prune what is recorded",
     "predictability": "retrain runs from weights that hardly differ: a ceiling of skill",
 }

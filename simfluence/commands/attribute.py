@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -11,36 +12,51 @@ from simfluence.attribution import methods
 from simfluence.attribution.along_run import along_run, expected_cost
 from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, OF_TEXTS, OF_WHOLE_RUN
+from simfluence.attribution.store import GradientStore, check_options, stored_scores
 from simfluence.commands.common import load, plain
 from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
+from simfluence.finetuning.tasks import TextExample
+from simfluence.finetuning.tasks.sources import from_jsonl
 from simfluence.html_report import About, made_by
 from simfluence.recording.weights import weight_steps
+from simfluence.runs.tables import TableFingerprints
 
 
 def run(config: DictConfig) -> None:
     outputs.check_folder(config.output)
     runs, method, steps = load(config.path), plain(config.method), plain(config)["steps"]
-    ids = list(config.test_ids or runs.test.ids[:3])
-    if unknown := [example for example in ids if example not in runs.test.ids]:
-        there = ", ".join([*runs.test.ids[:5], "…"][: len(runs.test)])
+    new = _new_examples(config)
+    test = runs.test.ids if new is None else [example.id for example in new]
+    ids = list(config.test_ids or test[:3])
+    if unknown := [example for example in ids if example not in test]:
+        there = ", ".join([*test[:5], "…"][: len(test)])
         raise ValueError(f"there is no test example {unknown[0]!r}; there are {there}")
-    shown = [runs.test.ids.index(example) for example in ids]
+    shown = [test.index(example) for example in ids]
     with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
     run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
+    if config.store is not None:
+        check_options(method, config.only)
+        steps = [GradientStore(config.store).manifest.step]
     if method["name"] in OF_TEXTS:
         context = recorded_texts(config.path, run)
     else:
         if method["name"] in OF_WHOLE_RUN:
             steps = "initial"
         context = recorded_context(config.path, run, steps, config.device)
+    if new is not None:
+        tables = TableFingerprints(train=context.tables.train)
+        context = replace(context, test=new, test_texts=[example.text for example in new], tables=tables)
     name, scores_of = method.pop("name"), methods.attribute
     if steps is not None and len(context.checkpoints) > 1 and name not in OF_ALL_CHECKPOINTS:
         print(expected_cost(context, name, **method), flush=True)
         scores_of = along_run
-    scores = scores_of(context, name, only=config.only, progress=True, **method)
+    if config.store is not None:
+        scores = stored_scores(context, config.store)
+    else:
+        scores = scores_of(context, name, only=config.only, progress=True, **method)
     scores = report.with_run(scores, Path(config.path).name, run.id)
     texts = (context.train_texts, context.test_texts) if config.text else None
-    train, test = runs.train.ids, runs.test.ids
+    train = runs.train.ids
     more = []
     if method.get("factors") is not None:
         pair = [*scores.proponents(shown[0], 1), *scores.opponents(shown[0], 1)]
@@ -53,3 +69,14 @@ def run(config: DictConfig) -> None:
     about = About(question, settings, made_by(runs, run))
     print(report.write_attribution(scores, config.output, train, test, texts, shown, config.top, about, more))
     print(f"report: {config.output}/report.html; scores, card and figures lie beside it")
+
+
+def _new_examples(config: DictConfig) -> list[TextExample] | None:
+    """The examples of the file that ``new`` names, in place of the set's test examples; None without one."""
+    if config.new is None:
+        return None
+    if config.store is None:
+        raise ValueError(
+            "new= scores examples that were not there when the run was recorded: it takes store="
+        )
+    return [sourced.example for sourced in from_jsonl(config.new)]

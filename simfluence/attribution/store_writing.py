@@ -1,0 +1,182 @@
+"""Writing a store of gradients: one pass over the training examples, and one before it for Adam's sizes.
+
+Several processes share the work: process j of p takes every p-th shard, from shard j − 1 on. A process that
+is killed and started again goes on after the last shard that it wrote; of the pass for the sizes it loses a
+minute at most.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import simfluence
+from simfluence.attribution.gradient_step import step_settings
+from simfluence.attribution.parameters import share_of_trained
+from simfluence.attribution.registry import AttributionContext
+from simfluence.attribution.sketch import Sketch
+from simfluence.attribution.store_cost import expected_cost
+from simfluence.attribution.store_files import Manifest, check_belongs, shard_file, tidy, write_shard
+from simfluence.attribution.store_projection import make_basis, read_projection
+from simfluence.attribution.store_sizes import Work, make_scales
+from simfluence.attribution.tracing import Tracer, tracer
+from simfluence.recording.fingerprint import weights_fingerprint
+
+_SHARD_BYTES = 2**28
+_SHARD_ROWS = 512
+_WIDTH = 2**16
+"""Numbers of wide sketches, at least."""
+_LANDMARKS = 1024
+"""At most so many, where no number is asked for: the basis takes 256 MB then, and three times as much while
+it is made."""
+
+
+def write_store(
+    context: AttributionContext,
+    folder: str | Path,
+    *,
+    k: int = 4096,
+    landmarks: int | None = None,
+    seed: int = 0,
+    parameters: Sequence[str] | None = None,
+    batch_size: int = 8,
+    shard_rows: int | None = None,
+    share: tuple[int, int] = (1, 1),
+    wait: float = 0.0,
+    progress: bool = False,
+) -> str:
+    """Write the gradient of every training example, in the metric of the run's optimizer, projected to k
+    numbers; shards that are there are left as they are. What it costs is printed first.
+
+    The weights are those of the context's last checkpoint.
+
+    Parameters
+    ----------
+    folder : of the store, which several processes may write at a time.
+    landmarks : training examples whose gradients are the basis of the first of the k numbers
+        (:mod:`.landmarks`); None: k/2, 1024 or all examples, whichever is least; 0: none.
+    seed : of the projection. parameters : as in :func:`.parameters.selected_parameters`.
+    batch_size : examples in a forward and backward pass.
+    shard_rows : examples a shard; None: 512, or fewer where these take more than 256 MB.
+    share : (j, p), j from 1: which part of the work this process does.
+    wait : seconds that a process waits for the sums of the others, which Adam's metric needs.
+
+    Returns a sentence on what is there afterwards.
+
+    Raises
+    ------
+    RunDataError : the folder holds a store of other weights, examples or settings.
+    ValueError : as :func:`.gradient_step.gradient_step`; k, landmarks, share or shard_rows out of range.
+    """
+    folder = Path(folder)
+    if not 1 <= share[0] <= share[1]:
+        raise ValueError(f"shard must be j/p with j from 1 to p, got {share[0]}/{share[1]}")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+    rows = min(_SHARD_ROWS, max(1, _SHARD_BYTES // (2 * k))) if shard_rows is None else shard_rows
+    if rows < 1:
+        raise ValueError(f"shard_rows must be at least 1, got {rows}")
+    checkpoint = context.checkpoints[-1]
+    with (
+        checkpoint.loaded(context.objective.module),
+        tracer(context.objective, [*context.train[:1], *context.test[:1]], parameters) as trace,
+    ):
+        metric, units = _metric(context, parameters)
+        c = min(k // 2, _LANDMARKS, len(context.train)) if landmarks is None else landmarks
+        if not 0 <= c < max(k, 1) or c > len(context.train):
+            raise ValueError(f"landmarks must be 0 or more, fewer than k and than the examples, got {c}")
+        manifest = _manifest(context, trace, k, c, seed, rows, metric, units)
+        manifest.keep(folder)
+        work = Work(context.train, folder, manifest, trace, batch_size, share, wait, progress)
+        return _write(work, len(context.test))
+
+
+def _metric(context: AttributionContext, parameters: Sequence[str] | None) -> tuple[dict[str, Any], str]:
+    """What the manifest says of the optimizer's step, and the units of scores."""
+    of_adam, mixed, settings = step_settings(context, parameters)
+    metric = {name: dict(v) if isinstance(v, dict) else v for name, v in settings.items()}
+    if of_adam:
+        if context.batch is None:
+            raise ValueError("Adam's metric needs batch, the number of examples in a training step")
+        metric["batch"] = context.batch
+    adam = "loss / learning rate" if mixed else "loss / parameter"
+    return metric, adam if of_adam else "loss² / parameter²"
+
+
+def _manifest(
+    context: AttributionContext,
+    trace: Tracer,
+    k: int,
+    landmarks: int,
+    seed: int,
+    rows: int,
+    metric: dict[str, Any],
+    units: str,
+) -> Manifest:
+    module = context.objective.module
+    if not len(context.train):
+        raise ValueError("expected training examples, got none")
+    width = max(_WIDTH, 4 * k) if landmarks else k
+    return Manifest(
+        examples=len(context.train),
+        shard_rows=rows,
+        k=k,
+        width=width,
+        landmarks=landmarks,
+        seed=seed,
+        parameters={name: list(p.shape) for name, p in trace.parameters.items()},
+        metric=metric,
+        units=units,
+        weights=weights_fingerprint(module) or "",
+        train=context.tables.train,
+        projection=Sketch(trace.parameters, width, seed, dict.fromkeys(trace.parameters, 1.0)).fingerprint,
+        step=context.checkpoints[-1].step,
+        coverage=share_of_trained(module, trace.parameters),
+        version=simfluence.__version__,
+    )
+
+
+def _write(work: Work, tests: int) -> str:
+    """Returns a sentence on what is there. tests : test examples of the run."""
+    manifest = work.manifest
+    missing = [shard for shard in work.own() if not _is_there(work.folder, manifest, shard)]
+    if missing:
+        examples = sum(len(manifest.rows(shard)) for shard in missing)
+        print(expected_cost(work, examples, tests), flush=True)
+        if not make_scales(work):
+            return (
+                f"sums of share {work.share[0]} of {work.share[1]} are there, those of other shares are not"
+                " yet: run this again when they are, or give wait= the seconds to wait for them"
+            )
+        make_basis(work)
+        project = read_projection(work.folder, manifest, work.trace)
+        with work.bar("gradients", missing) as bar:
+            for shard in missing:
+                found = [project(traced) for traced in work.traced(shard, bar)]
+                write_shard(work.folder, manifest, shard, torch.cat(found).cpu().numpy())
+    return _finished(work.folder, manifest)
+
+
+def _is_there(folder: Path, manifest: Manifest, shard: int) -> bool:
+    file = shard_file(folder, shard)
+    if file.exists():
+        check_belongs(file, manifest)
+    return file.exists()
+
+
+def _finished(folder: Path, manifest: Manifest) -> str:
+    """A sentence on what is there; a store that is complete is tidied."""
+    there = [shard for shard in range(manifest.shards) if shard_file(folder, shard).exists()]
+    if len(there) == manifest.shards:
+        tidy(folder)
+    examples = sum(len(manifest.rows(shard)) for shard in there)
+    covered = manifest.coverage
+    share = "" if covered is None else f" ({covered:.0%} of the numbers that are trained)"
+    return (
+        f"{folder}: gradients of {examples} of {manifest.examples} training examples in {len(there)} of"
+        f" {manifest.shards} shards, {manifest.k} numbers each, of {len(manifest.parameters)}"
+        f" parameters{share}"
+    )
