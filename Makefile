@@ -9,10 +9,10 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint const
 
 demo: .venv/text
 	$(BIN)/simfluence record experiment=demo
-	$(BIN)/simfluence evaluate path=demo/runs output=demo
-	$(BIN)/simfluence whatif path=demo/runs edit.groups=[which,what] verify=true output=demo
+	$(BIN)/simfluence evaluate path=demo/runs output=demo/evaluation
+	$(BIN)/simfluence whatif path=demo/runs edit.groups=[which,what] verify=true output=demo/what_if
 	@echo
-	@echo "The recorded runs are in demo/runs, the tables and figures in demo."
+	@echo "The recorded runs are in demo/runs, the reports in demo/evaluation and demo/what_if."
 
 # One thread a process: the same sums in the same order, so that tables are the same bytes again.
 tables: .venv/text
