@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
 
 from simfluence.curriculum import Curriculum
 from simfluence.runs.schedule import KEEP, STRETCH
@@ -137,6 +136,8 @@ def agreement(changes: pd.DataFrame) -> dict[str, float]:
     signs, mean changes, and the share of true changes within their bands, where there are any.
 
     Correlations are NaN where all predicted or all true changes are the same."""
+    from scipy import stats  # takes long to import, and most answers are not retrained
+
     predicted, true = changes["change"].to_numpy(), changes["true_change"].to_numpy()
     differ = min(np.ptp(predicted), np.ptp(true)) > 0
     found = {

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtri  # the normal quantile; scipy.stats takes long to import
 
 Array = npt.NDArray[np.float64]
 
@@ -74,7 +74,7 @@ def change_band(
     changes, usual, width = (np.asarray(values, np.float64) for values in (change, typical, noise))
     known, beyond, far = np.clip(skill, *SKILLS), np.asarray(overused), np.asarray(unlike)
     width = np.hypot(width, np.sqrt(1 - known) * UNLIKE * far)
-    relative = stats.norm.ppf(0.5 + level / 2) ** 2 * ((1 - known) / known + OVERUSE * beyond**2)
+    relative = ndtri(0.5 + level / 2) ** 2 * ((1 - known) / known + OVERUSE * beyond**2)
     towards, away = (
         widened * np.sqrt(width**2 + relative * (share**2 * changes**2 + COMMON**2 * usual**2))
         for share in (TOWARDS, AWAY)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 Array = npt.NDArray[np.float64]
 
@@ -72,6 +71,8 @@ def _mean_over_steps(true: Array, simulated: Array, of: np.ufunc) -> Array:
 
 def _spearman(true: Array, simulated: Array) -> Array:
     """Over the last axis, row by row; pairs with a value that is not finite are left out."""
+    from scipy import stats  # takes long to import
+
     result = np.full(len(true), np.nan)
     for row, (a, b) in enumerate(zip(true, simulated, strict=True)):
         known = np.isfinite(a) & np.isfinite(b)

@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit  # Student's quantile; scipy.stats takes long to import
 
 from simfluence.curriculum import Curriculum, of_shares
 from simfluence.errors import NotFittedError
@@ -318,4 +318,4 @@ def _is_less(errors: Array, others: Array) -> bool:
     gains, runs = others - errors, len(errors)
     if runs < 2:
         return False
-    return bool(gains.mean() > stats.t.ppf(0.95, runs - 1) * gains.std(ddof=1) / np.sqrt(runs))
+    return bool(gains.mean() > stdtrit(runs - 1, 0.95) * gains.std(ddof=1) / np.sqrt(runs))

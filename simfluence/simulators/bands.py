@@ -28,7 +28,7 @@ from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
+from scipy.special import ndtri, stdtrit  # quantiles; scipy.stats takes long to import
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import NotFittedError
@@ -111,7 +111,7 @@ class PredictiveBands:
         evaluated = np.flatnonzero(known.any((0, 2)))
         scale = np.repeat(UNKNOWN * np.sqrt(sums)[:, None], len(train.test), axis=1)
         self.scale_ = _between(evaluated, scale)
-        self.quantile_ = np.full(len(scale), stats.norm.ppf(0.5 + self.level / 2))
+        self.quantile_ = np.full(len(scale), ndtri(0.5 + self.level / 2))
         self.skill_ = np.full(len(scale), 0.5 * np.nan_to_num(getattr(simulator, "explained_", 0.0)))
         self.points_, self.errors_ = np.zeros(1, np.int64), np.zeros((0, 1, len(train.test)), np.float32)
         self.simulator_ = simulator
@@ -143,7 +143,7 @@ class PredictiveBands:
         errors = self.errors_[:, at, rows].astype(np.float64)
         errors = errors[np.isfinite(errors).any(1)]
         means = np.nanmean(errors, axis=1) if len(errors) else np.zeros(0)
-        t = stats.t.ppf(0.5 + self.level / 2, len(means) + SHRINKAGE)
+        t = stdtrit(len(means) + SHRINKAGE, 0.5 + self.level / 2)
         grown = t * max(step / (len(self.scale_) - 1), 1.0)
         squares = grown**2 * np.square(means).sum() + SHRINKAGE * usual**2
         return float(np.sqrt(squares / (len(means) + SHRINKAGE)))

@@ -26,7 +26,6 @@ from typing import ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial.distance import cdist
 
 from simfluence.curriculum import Curriculum, IntArray, of_shares
 from simfluence.errors import RunDataError
@@ -276,6 +275,8 @@ def consumed_shares(curriculum: Curriculum, unit: float, recency: float) -> Arra
 
 def kernel(a: Array, b: Array) -> Array:
     """k of every row of a, at least 0, and every row of b: [row, group], [other, group] → [row, other]."""
+    from scipy.spatial.distance import cdist  # takes long to import
+
     together = np.exp(-0.5 * cdist(a, b, "sqeuclidean"))
     return np.asarray(a @ b.T + np.sqrt(a) @ np.sqrt(b).T + 0.1 * together)
 

@@ -20,7 +20,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import least_squares
 from scipy.special import expit, logit
 
 from simfluence.kernels.arguments import ETA, POWER, RATES, Parameters
@@ -83,6 +82,8 @@ def fit_dynamics(
     start : numbers found for a similar kernel or for similar runs, to start from.
     evaluations : the most that the least-squares solver may take.
     """
+    from scipy.optimize import least_squares  # takes long to import, and only fits need it
+
     curves = _Curves(data, whole)
     family = _Family(effects, data, curves)
     free = np.full(_NUMBERS + RATE_KNOTS + KEPT_KNOTS, True)

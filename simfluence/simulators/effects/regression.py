@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import signal, sparse
+from scipy import sparse
 
 from simfluence.links import unlink
 from simfluence.ridge import leave_run_out
@@ -191,7 +191,9 @@ class EffectsRegression:
 
     def unwhiten(self, rows: Array) -> Array:
         """W⁻¹ rows of one run, from its first row: e_j = κ e_{j-1} + row_j, times s_j."""
-        carried = signal.lfilter([1.0], [1.0, -self.settings.noise_correlation], rows, axis=0)
+        from scipy.signal import lfilter  # takes long to import, and only fits need it
+
+        carried = lfilter([1.0], [1.0, -self.settings.noise_correlation], rows, axis=0)
         return np.asarray(carried * self.spread[: len(rows), None], np.float64)
 
     # -------------------------------------------------------------------------------------- solving
