@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, TypeAlias
@@ -38,7 +39,7 @@ SHORTLIST = 200
 """After the first round, the best ones of that round, so many or five times k, are tried again."""
 
 
-class Goal:
+class Goal(ABC):
     """See the module; the arguments are those of :func:`simfluence.questions.search.search`."""
 
     name: ClassVar[str]
@@ -53,17 +54,20 @@ class Goal:
         return [found[number] for number in rng.choice(len(found), most, replace=False)]
 
     def all_near(self, choice: Choice) -> list[Choice]:
-        raise NotImplementedError
+        """Every choice one change away; a goal has either this or a ``near`` of its own."""
+        raise NotImplementedError(f"the goal {self.name!r} says neither near() nor all_near()")
 
     def joined(self, best: Sequence[Choice], now: Choice) -> Choice:
         return best[0]
 
+    @abstractmethod
     def edit(self, choice: Choice) -> Edit | Edits | None:
-        raise NotImplementedError
+        """The edit that a choice means; None where it changes nothing."""
 
     @property
+    @abstractmethod
     def start(self) -> Choice:
-        raise NotImplementedError
+        """The choice that the search begins with."""
 
 
 @dataclass
