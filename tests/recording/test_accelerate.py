@@ -1,4 +1,4 @@
-"""Loops of accelerate and Trainers whose batches are sharded, dispatched or split: ids right to the example."""
+"""Loops of accelerate and Trainers with sharded, dispatched and split batches: ids right to the example."""
 
 from __future__ import annotations
 

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from data_parallel import SHARE, STEPS, batch_of
 from tiny import TEST, new_model, per_example
