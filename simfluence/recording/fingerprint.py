@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from simfluence.recording.processes import Processes
-from simfluence.recording.wrappers import is_sharded, plain_model, plain_name
+from simfluence.recording.wrappers import is_sharded, own_partition, plain_model, plain_name
 
 SAMPLE = 2**16
 """How many values of a parameter the fingerprint reads at most."""
@@ -39,6 +39,7 @@ def _own_fingerprint(model: nn.Module) -> str | None:
     named = ((plain_name(name), parameter) for name, parameter in model.named_parameters())
     for name, parameter in sorted(named, key=lambda one: one[0]):
         values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        values = values if (own := own_partition(parameter)) is None else own
         if values.is_meta or isinstance(values, nn.parameter.UninitializedParameter):
             return None
         digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())

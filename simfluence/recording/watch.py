@@ -105,12 +105,12 @@ def _main_group(groups: Sequence[dict[str, Any]]) -> int:
 
 
 def innermost(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside what accelerate or Lightning made of it."""
-    while not isinstance(optimizer, torch.optim.Optimizer):
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None:
-            raise TypeError(f"expected a torch optimizer, got {type(optimizer).__name__}")
-        optimizer = inner
-    # AcceleratedOptimizer is a torch optimizer whose hooks nobody calls
-    wrapped = getattr(optimizer, "optimizer", None)
-    return wrapped if isinstance(wrapped, torch.optim.Optimizer) else optimizer
+    """The torch optimizer inside what accelerate, DeepSpeed or Lightning made of it."""
+    found: Optimizer | None = None
+    inside = optimizer
+    while inside is not None:
+        found = inside if isinstance(inside, torch.optim.Optimizer) else found
+        inside = getattr(inside, "optimizer", None)
+    if found is None:
+        raise TypeError(f"expected a torch optimizer, got {type(optimizer).__name__}")
+    return found
