@@ -62,6 +62,13 @@ def parameter_names(model: Any) -> dict[int, list[str]]:
     return names
 
 
+def quantised_buffers(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Name → buffers of whole numbers of 8 or 32 bits, as quantised weights are kept in by some libraries."""
+    named = plain_model(model).named_buffers(remove_duplicate=False)
+    whole = (torch.int8, torch.uint8, torch.int32)
+    return {plain_name(name): values for name, values in named if values.dtype in whole}
+
+
 def is_deepspeed_engine(model: Any) -> bool:
     return any(kind.__name__ == "DeepSpeedEngine" for kind in type(model).__mro__)
 
@@ -75,7 +82,7 @@ def is_sharded(model: Any) -> bool:
     return any(own_partition(p) is not None for module in modules for p in module.parameters(recurse=False))
 
 
-def own_partition(parameter: nn.Parameter) -> torch.Tensor | None:
+def own_partition(parameter: torch.Tensor) -> torch.Tensor | None:
     """This process's share, flat, of a parameter that ZeRO-3 has spread over them; None for others."""
     return getattr(parameter, "ds_tensor", None)
 
