@@ -82,8 +82,7 @@ class _Reward:
 
     def __call__(self, model: Any, pairs: list[Any]) -> dict[str, Tensor]:
         batch = _collated(self._trainer, model, pairs)
-        output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-        rewards = _wide(output.logits).reshape(len(pairs), 2)
+        rewards = _wide(_logits(model, batch)).reshape(len(pairs), 2)
         margin = rewards[:, 0] - rewards[:, 1]
         loss = -functional.logsigmoid(margin - batch.get("margin", 0.0))
         if (coefficient := self._trainer.args.center_rewards_coefficient) is not None:
@@ -97,10 +96,15 @@ def _metrics(loss: Tensor, margin: Tensor) -> dict[str, Tensor]:
 
 def _log_probabilities(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Of the tokens of each completion, their sum, [pair, chosen or rejected]."""
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    logits = _wide(model(input_ids=ids, attention_mask=mask, use_cache=False).logits)
+    ids, logits = batch["input_ids"], _wide(_logits(model, batch))
     of_tokens = -functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
     return (of_tokens * batch["completion_mask"][:, 1:]).sum(1).reshape(-1, 2)
+
+
+def _logits(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    logits: Tensor = output.logits
+    return logits
 
 
 def _collated(trainer: Any, model: Any, pairs: Sequence[Any]) -> dict[str, Tensor]:

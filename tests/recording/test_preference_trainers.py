@@ -33,6 +33,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 STEPS, N_TEST = 3, 5
+ADAPTER = {"lora": True, "gradient_checkpointing": True}
 
 
 def pairs(margins: bool = False) -> list[dict]:
@@ -151,7 +152,7 @@ def first_model(tmp_path, trained_adapter: bool = False):
         {},
         {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2, "max_length": 16},
         {"precompute_ref_log_probs": True},
-        {"lora": True, "gradient_checkpointing": True},
+        ADAPTER,
         {"trained_adapter": True},
     ],
     ids=["plain", "accumulated", "precomputed", "lora", "trained-adapter"],
@@ -184,7 +185,7 @@ def test_dpo(tmp_path, options) -> None:
     [
         {},
         {"margins": True, "center_rewards_coefficient": 0.1},
-        {"lora": True, "gradient_checkpointing": True, "gradient_accumulation_steps": 2},
+        {"gradient_accumulation_steps": 2, **ADAPTER},
     ],
     ids=["plain", "margins", "lora"],
 )
@@ -213,12 +214,12 @@ def test_reward(tmp_path, options) -> None:
     assert np.ptp(run.loss[-1]) > 1e-3
 
 
-@pytest.mark.parametrize("new", [new_dpo, new_reward])
-def test_in_bfloat16(tmp_path, new) -> None:
+@pytest.mark.parametrize(("new", "options"), [(new_dpo, {}), (new_dpo, ADAPTER), (new_reward, {})])
+def test_in_bfloat16(tmp_path, new, options) -> None:
     """Pairs are evaluated as they are trained on, under autocast."""
-    bare, _ = new(tmp_path / "bare", bf16=True)
+    bare, _ = new(tmp_path / "bare", bf16=True, **options)
     bare.train()
-    trainer, _ = new(tmp_path, bf16=True)
+    trainer, _ = new(tmp_path, bf16=True, **options)
     run = recorded(tmp_path, trainer)[0]
     assert weights(trainer) == weights(bare)
     own = [own_loss(trainer, pair) for pair in trainer.eval_dataset]

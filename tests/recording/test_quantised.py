@@ -9,12 +9,14 @@ from safetensors import safe_open
 from tiny import TEST, TRAIN, per_example
 from torch import nn
 
-from simfluence.attribution import LossesOnly, adam_similarity
+from simfluence.attribution import AttributionContext, Checkpoint, LossesOnly, attribute
 from simfluence.attribution.gradients import gradient_similarity
+from simfluence.attribution.store import stored_scores
+from simfluence.attribution.store_writing import write_store
 from simfluence.recording import RunRecorder, load_weights
 from simfluence.recording.fingerprint import weights_fingerprint
 from simfluence.recording.weights import weights_file
-from simfluence.runs import RunSet
+from simfluence.runs import ExampleTable, RunSet, TableFingerprints
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
 
@@ -119,7 +121,7 @@ def naive_products(model: nn.Module, losses, train: list, test: list) -> np.ndar
     return np.array([[float(gradient(i) @ gradient(z)) for z in test] for i in train])
 
 
-def test_gradients_over_weights_in_buffers():
+def test_gradients_over_weights_in_buffers(tmp_path):
     model = new_model()
     objective = LossesOnly(model, lambda examples: per_example(model, examples))
     scores = gradient_similarity(objective, TRAIN[:4], TEST[:3])
@@ -127,9 +129,18 @@ def test_gradients_over_weights_in_buffers():
     np.testing.assert_allclose(scores.scores, expected, rtol=1e-4, atol=1e-6)
     assert scores.coverage == 1.0  # of what is trained
     assert set(scores.covers) == {name for name, _ in model.named_parameters() if "base" not in name}
-    steps = adam_similarity(objective, TRAIN[:8], TEST[:3], batch=4)
-    assert np.isfinite(steps.scores).all()
-    assert np.ptp(steps.scores) > 0
+
+    adam = {"class": "AdamW", "lr": 0.05, "eps": 1e-8}
+    context = AttributionContext(
+        objective, TRAIN[:8], TEST[:3], [""] * 8, [""] * 3,
+        [Checkpoint(0, 0.05, lambda module: None, optimizer=adam)], str.split, batch=4, optimizer=adam,
+        tables=TableFingerprints.of(ExampleTable.of(TRAIN[:8]), ExampleTable.of(TEST[:3])),
+    )  # fmt: skip
+    steps = attribute(context, "gradient_step")
+    assert steps.coverage == 1.0
+    assert "(100% of the numbers that are trained)" in write_store(context, tmp_path, k=1024, landmarks=0)
+    stored = stored_scores(context, tmp_path).scores
+    np.testing.assert_allclose(stored, steps.scores, atol=2e-3 * np.abs(steps.scores).max())
 
 
 def test_a_loss_without_gradients_is_refused():
