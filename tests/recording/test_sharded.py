@@ -15,7 +15,7 @@ from tiny import TEST, new_model, per_example
 from torch import nn
 
 from simfluence.recording import load_weights
-from simfluence.recording.watch import innermost
+from simfluence.recording.watch import OptimizerWatch, Taken, innermost
 from simfluence.runs import RunSet
 
 
@@ -88,6 +88,39 @@ def test_deepspeed(tmp_path, monkeypatch):
 
     for stage in (0, 1, 3):
         check(runs, tmp_path / "set", f"zero-{stage}", optimizer_of=with_momentum)
+    if importlib.util.find_spec("transformers"):
+        check_trainer(tmp_path)
+
+
+def check_trainer(path: Path) -> None:
+    """The weights kept of a Trainer under ZeRO-3, in a model of one process."""
+    from test_trainer import collate, features
+    from test_trainer import new_model as new_language_model
+
+    run, model = RunSet.load(path / "trainer")[0], new_language_model("gpt2").eval()
+    assert sorted(run.curriculum.examples) == list(range(12))
+    load_weights(path / "trainer" / "run", 3, model)
+    for z, example in enumerate(features(5, 1, "gpt2")):
+        with torch.no_grad():
+            assert run.loss[-1, z] == pytest.approx(model(**collate([example])).loss.item(), rel=1e-5)
+    assert run.learning_rate == pytest.approx([0.01, 0.01, 0.01])
+    assert run.optimizer["class"] == "SGD"
+
+
+def test_groups_that_step_one_after_the_other():
+    """As under DeepSpeed's ZeRO."""
+    optimizer = in_groups(model := sharded.plain())
+    watch = OptimizerWatch([optimizer], model)
+    watch.start()
+    per_example(model, TEST).mean().backward()
+    groups = optimizer.param_groups
+    for group in groups:
+        optimizer.param_groups = [group]
+        optimizer.step()
+    optimizer.param_groups = groups
+    assert watch.taken() == Taken(True, (0.1, 0.2))
+    assert watch.taken() == Taken(False, (0.0, 0.0))
+    watch.end()
 
 
 def test_the_optimizer_inside_wrappers_that_are_no_optimizers():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -35,6 +36,23 @@ def train(recorder: RunRecorder, stage: int) -> None:
             run.step([example["id"] for example in batch])
 
 
+def a_trainer(path: Path) -> None:
+    from test_trainer import features, new_trainer
+
+    from simfluence.recording.trainer import record_trainer
+
+    config = {
+        "train_micro_batch_size_per_gpu": "auto",
+        "zero_optimization": {"stage": 3},
+        "zero_allow_untested_optimizer": True,
+    }
+    made = new_trainer(path, "gpt2", max_steps=3, per_device_train_batch_size=2, deepspeed=config,
+                       optim="sgd", lr_scheduler_type="constant")  # fmt: skip
+    recorder = RunRecorder(path / "trainer", features(12, 0, "gpt2"), features(5, 1, "gpt2"), batch_size=2)
+    record_trainer(made, recorder, "run", keep_weights=1)
+    made.train()
+
+
 def main(path: Path) -> None:
     torch.set_num_threads(1)
     # an operation that takes minutes to compile, and is not needed
@@ -43,6 +61,8 @@ def main(path: Path) -> None:
     recorder = RunRecorder(path / "set", TRAIN, TEST, batch_size=2)
     for stage in (0, 1, 3):
         train(recorder, stage)
+    if importlib.util.find_spec("transformers"):
+        a_trainer(path)
     torch.distributed.destroy_process_group()
 
 
