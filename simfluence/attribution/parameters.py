@@ -18,7 +18,7 @@ def selected_parameters(
     parameters : None: all that require gradients. Otherwise names ("head.weight"), their beginnings up to a
         dot ("encoder.layer.5"), or patterns ("*lora_*"); these may choose frozen parameters too.
 
-    Raises ValueError for a name that no parameter has, and if no parameter is chosen.
+    Raises ValueError for a name that no parameter has, parameters of whole numbers, and if none is chosen.
     """
     if isinstance(parameters, str):
         raise ValueError(
@@ -40,7 +40,14 @@ def selected_parameters(
             shown = ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "")
             raise ValueError(f"no parameter is named, or lies within, {pattern!r}; there are {shown}")
         wanted |= found
-    return {name: p for name, p in module.named_parameters() if id(p) in wanted}
+    selected = {name: p for name, p in module.named_parameters() if id(p) in wanted}
+    for name, p in selected.items():
+        if not p.dtype.is_floating_point:
+            raise ValueError(
+                f"{name} has no gradient: it holds whole numbers ({p.dtype}), as quantised weights do; choose"
+                " parameters that are trained beside it, such as '*lora_*'"
+            )
+    return selected
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -278,7 +278,9 @@ class Tracer:
     # ------------------------------------------------------------------------------------ trial
 
     def check(self, examples: Sequence[Any]) -> None:
-        """Compare with autograd on two examples, else on one; parameters that differ become ``direct``."""
+        """Compare with autograd on two examples, else on one; parameters that differ become ``direct``.
+
+        Raises ValueError if the loss of an example has no gradient at all."""
         if len(examples) > 1 and not self.one_by_one:
             self._trying = True
             wrong = self._wrong(examples[:2])
@@ -289,6 +291,12 @@ class Tracer:
         self._shared.clear()
         if examples:
             wrong = self._wrong(examples[:1])
+            if wrong is None and not self._forward(examples[:1], None).requires_grad:
+                raise ValueError(
+                    "the loss has no gradient with respect to any of the chosen parameters: it does not"
+                    " depend on them, or something in the model cuts it off (torch.no_grad, a layer made for"
+                    " inference)"
+                )
             self._differentiate_directly(list(self.parameters) if wrong is None else wrong)
         if self.one_by_one and not self.note:
             self.note = "one example at a time, since two examples could not be separated in a batch"

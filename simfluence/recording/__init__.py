@@ -21,7 +21,8 @@ resumable checkpoint was, to the same bits:
 
 transformers: ``record_trainer(trainer, recorder, "seed-0")``, see :mod:`simfluence.recording.trainer`.
 Lightning: ``RecordingCallback(recorder, "seed-0", loss=...)``, see :mod:`simfluence.recording.lightning`.
-Under torchrun or accelerate each process runs the same lines, and says what its own batch holds.
+Under torchrun or accelerate each process runs the same lines, and says what its own batch holds. Batches that
+accelerate dispatches from one process hold tensors only: let them have the numbers of their examples' rows.
 """
 
 from simfluence.recording.active import ActiveRun

@@ -112,6 +112,9 @@ def undisturbed(model: Any) -> Iterator[None]:
     try:
         if modules:
             model.eval()
+        for module in modules:
+            if type(module).__name__ == "Linear4bit":  # which bitsandbytes, in eval mode on CPUs, packs into
+                module.training = True  # a map without gradients, and never unpacks for training
         yield
     finally:
         for module, mode in zip(modules, modes, strict=True):

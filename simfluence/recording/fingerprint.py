@@ -9,14 +9,20 @@ import torch
 from torch import nn
 
 from simfluence.recording.processes import Processes
-from simfluence.recording.wrappers import is_sharded, plain_model, plain_name
+from simfluence.recording.wrappers import (
+    is_sharded,
+    own_partition,
+    plain_model,
+    plain_name,
+    quantised_buffers,
+)
 
 SAMPLE = 2**16
 """How many values of a parameter the fingerprint reads at most."""
 
 
 def weights_fingerprint(model: Any, processes: Processes | None = None) -> str | None:
-    """A hash over names, types, shapes and values of all parameters, frozen ones among them.
+    """A hash over names, types, shapes and values of all parameters, frozen and quantised ones among them.
 
     Of a parameter with more than ``SAMPLE`` values, every k-th is read, so that a large model takes a second.
     Wrappers (torch.compile, DistributedDataParallel) change nothing. Of a sharded model each process reads
@@ -36,9 +42,10 @@ def weights_fingerprint(model: Any, processes: Processes | None = None) -> str |
 @torch.no_grad()
 def _own_fingerprint(model: nn.Module) -> str | None:
     digest = hashlib.sha256()
-    named = ((plain_name(name), parameter) for name, parameter in model.named_parameters())
-    for name, parameter in sorted(named, key=lambda one: one[0]):
+    named = [(plain_name(name), parameter) for name, parameter in model.named_parameters()]
+    for name, parameter in sorted([*named, *quantised_buffers(model).items()], key=lambda one: one[0]):
         values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+        values = values if (own := own_partition(parameter)) is None else own
         if values.is_meta or isinstance(values, nn.parameter.UninitializedParameter):
             return None
         digest.update(f"{name} {values.dtype} {list(values.shape)}".encode())

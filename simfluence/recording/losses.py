@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from simfluence.recording.evaluator import LossFunction, undisturbed
-from simfluence.recording.wrappers import plain_model
+from simfluence.recording.wrappers import called_module, plain_model
 
 IGNORED = -100
 """The label of tokens that are no target."""
@@ -227,6 +227,6 @@ def token_metrics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
 
 
 def _accepted(model: Any) -> set[str]:
-    model = plain_model(model)
-    forward = inspect.signature(plain_model(getattr(model, "get_base_model", lambda: model)()).forward)
+    model = called_module(model)
+    forward = inspect.signature(called_module(getattr(model, "get_base_model", lambda: model)()).forward)
     return {*forward.parameters, "label", "label_ids", "labels"}

@@ -30,7 +30,7 @@ from simfluence.recording.notices import RecordingStoppedWarning
 from simfluence.recording.processes import Processes
 from simfluence.recording.schedule import KeepWeights
 from simfluence.recording.watch import innermost
-from simfluence.recording.wrappers import is_sharded
+from simfluence.recording.wrappers import is_deepspeed_engine, is_sharded
 from simfluence.runs import ExampleTable, storage
 from simfluence.runs.run import Status
 
@@ -170,10 +170,10 @@ class RunRecorder:
         _check_keys(config or {}, "config")
         several = isinstance(optimizer, list | tuple)
         optimizers = list(optimizer) if several else [] if optimizer is None else [optimizer]
-        if resume_every is not None and is_sharded(model):
+        if resume_every is not None and (is_sharded(model) or is_deepspeed_engine(model)):
             raise ValueError(
-                "resume_every cannot save a model whose weights are spread over processes (FSDP): save"
-                " checkpoints by your framework, and pass the step that it restored as resume="
+                "resume_every cannot save a training whose state is spread over processes (FSDP, DeepSpeed):"
+                " save checkpoints by your framework, and pass the step that it restored as resume="
             )
         if state is None and resume_every is not None:
             if not optimizers:

@@ -10,6 +10,7 @@ examples through the data loader and are taken out of a batch before the model s
 
 TRL's SFTTrainer is recorded likewise: make it first, then the recorder, with ``test=trainer.eval_dataset``,
 which it has tokenized (and, with packing, ``eval_packing=False``). For packed rows see :mod:`.packing`.
+So are its DPOTrainer and RewardTrainer, whose examples are pairs (:mod:`.preferences`).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from simfluence.errors import RecordingError
 from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import LossFunction
 from simfluence.recording.losses import model_loss
+from simfluence.recording.preferences import preference_loss
 from simfluence.recording.recorder import RunRecorder
 from simfluence.recording.training_rows import (
     ROW,
@@ -61,7 +63,8 @@ def record_trainer(
     ----------
     loss : (model, test examples) → loss of each; by default what the trainer's collator and model make
         of the examples, see :func:`~simfluence.recording.losses.model_loss` (classification, causal
-        and sequence-to-sequence language models).
+        and sequence-to-sequence language models); of TRL's DPOTrainer and RewardTrainer the loss of each
+        pair, see :func:`~simfluence.recording.preferences.preference_loss`.
     example_ids : the ids of the training data set's rows, or the column that has them; of a row that holds
         several examples, a list of theirs. Without such a column, rows are taken in the order of the
         recorder's training table, if there are as many; a RowOrderWarning says so, for it is wrong if the
@@ -80,6 +83,7 @@ def record_trainer(
     ------
     RunDataError : training examples whose ids are not in the recorder's table.
     RecordingError : a streamed training set without ids; or a trainer that is recorded already.
+    ValueError : a loss of DPO whose parts for single pairs are not known.
     """
     renamed.check(options, renamed.RECORDING)
     for callback in trainer.callback_handler.callbacks:
@@ -94,7 +98,7 @@ def record_trainer(
         packed = bool(getattr(trainer.args, "packing", False))
         rows = held_rows(trainer.train_dataset, recorder.train, example_ids, packed)
     if loss is None:
-        loss = model_loss(trainer.data_collator)
+        loss = preference_loss(trainer) or model_loss(trainer.data_collator)
     recording = _TrainerRecording(trainer, recorder, run_id, rows, stream, {"loss": loss, **options}, scores)
     trainer.add_callback(recording)
     trainer.get_train_dataloader = recording.numbering(trainer.get_train_dataloader)

@@ -49,7 +49,7 @@ class OptimizerWatch:
         self.trained: set[int] = set()
         self._parameters = list(model.parameters()) if isinstance(model, nn.Module) else []
         self._hooks: list[RemovableHandle] = []
-        self._rates: dict[int, list[float]] = {}
+        self._rates: dict[int, float] = {}  # of each group, by its id()
         self._version = 0
 
     @property
@@ -74,11 +74,7 @@ class OptimizerWatch:
             return Taken(True)
         if not noted and self._version != before:
             return Taken(True, (float("nan"),) * len(self.groups))
-        rates: list[float] = []
-        for number, optimizer in enumerate(self.optimizers):
-            found = noted.get(number, [])
-            rates += found + [0.0] * (len(optimizer.param_groups) - len(found))
-        return Taken(bool(noted), tuple(rates))
+        return Taken(bool(noted), tuple(noted.get(id(group), 0.0) for group in self.groups))
 
     def _note(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         found_inf = getattr(optimizer, "found_inf", None)  # set by a GradScaler for fused optimizers
@@ -87,8 +83,8 @@ class OptimizerWatch:
         stepped = {id(p) for group in optimizer.param_groups for p in group["params"] if p.grad is not None}
         if stepped:
             self.trained |= stepped
-            number = next(i for i, ours in enumerate(self.optimizers) if ours is optimizer)
-            self._rates[number] = [float(group["lr"]) for group in optimizer.param_groups]
+            # all groups, or one of them after the other, as DeepSpeed's ZeRO does
+            self._rates |= {id(group): float(group["lr"]) for group in optimizer.param_groups}
 
     def _versions(self) -> int:
         of_groups = [p for group in self.groups for p in group["params"]]
@@ -105,12 +101,12 @@ def _main_group(groups: Sequence[dict[str, Any]]) -> int:
 
 
 def innermost(optimizer: Any) -> Optimizer:
-    """The torch optimizer inside what accelerate or Lightning made of it."""
-    while not isinstance(optimizer, torch.optim.Optimizer):
-        inner = getattr(optimizer, "optimizer", None)
-        if inner is None:
-            raise TypeError(f"expected a torch optimizer, got {type(optimizer).__name__}")
-        optimizer = inner
-    # AcceleratedOptimizer is a torch optimizer whose hooks nobody calls
-    wrapped = getattr(optimizer, "optimizer", None)
-    return wrapped if isinstance(wrapped, torch.optim.Optimizer) else optimizer
+    """The torch optimizer inside what accelerate, DeepSpeed or Lightning made of it."""
+    found: Optimizer | None = None
+    inside = optimizer
+    while inside is not None:
+        found = inside if isinstance(inside, torch.optim.Optimizer) else found
+        inside = getattr(inside, "optimizer", None)
+    if found is None:
+        raise TypeError(f"expected a torch optimizer, got {type(optimizer).__name__}")
+    return found

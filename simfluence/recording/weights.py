@@ -3,7 +3,8 @@
     <run>/checkpoints/step-000010.safetensors
 
 Where most of a model is frozen, only the parameters that train or did so earlier in the run are kept (and the
-buffers, which forward passes may change): load them into the pretrained model that the run started from.
+buffers, which forward passes may change, without quantised weights): load them into the pretrained model that
+the run started from.
 Names are those of the plain model: weights kept of a compiled or parallel model load into the model inside.
 """
 
@@ -12,7 +13,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ from torch import nn
 from simfluence.errors import RunDataError
 from simfluence.recording.schedule import Schedule, never
 from simfluence.recording.watch import OptimizerWatch
-from simfluence.recording.wrappers import full_state, parameter_names, plain_model, plain_name
+from simfluence.recording.wrappers import (
+    full_state,
+    parameter_names,
+    plain_model,
+    plain_name,
+    quantised_buffers,
+)
 
 FOLDER = "checkpoints"
 
@@ -116,10 +123,13 @@ class WeightKeeper:
         state = full_state(self._model)
         all_names = parameter_names(self._model).values()
         frozen = {name for names in all_names for name in names} - self.trained
-        sizes = {names[0]: state[names[0]].numel() for names in all_names if names[0] in state}
+        quantised = quantised_buffers(self._model)
+        frozen |= quantised.keys()
+        every = [*(names[0] for names in all_names), *quantised]
+        sizes = {name: state[name].numel() for name in every if name in state}
         if 2 * sum(size for name, size in sizes.items() if name in frozen) <= sum(sizes.values()):
             return state
-        return {name: values for name, values in state.items() if name not in frozen}
+        return {name: values for name, values in state.items() if not _is_of(name, frozen)}
 
     def names_in(self, run_folder: Path) -> set[str]:
         """The names of all weights that were kept in a run's folder."""
@@ -128,6 +138,13 @@ class WeightKeeper:
             with safe_open(weights_file(run_folder, step), "pt") as file:
                 names.update(file.keys())
         return names
+
+
+def _is_of(name: str, names: Collection[str]) -> bool:
+    """Whether it is one of the names or, as scales of a quantised weight, a part of one ("weight.absmax")."""
+    while name and name not in names:
+        name = name.rpartition(".")[0]
+    return bool(name)
 
 
 def _distinct(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from data_parallel import SHARE, STEPS, batch_of
 from tiny import TEST, new_model, per_example
@@ -91,13 +90,3 @@ def test_what_is_evaluated_by_turns_is_what_one_process_evaluates(tmp_path):
     finally:
         InTurn.shares.clear()
     assert torch.equal(torch.from_numpy(together), torch.from_numpy(alone))
-
-
-def test_a_trainer_in_two_processes(tmp_path):
-    pytest.importorskip("transformers")
-    pytest.importorskip("datasets")
-    in_two_processes("trainer_in_parallel.py", tmp_path)
-    run = RunSet.load(tmp_path / "set")[0]
-    assert run.curriculum.batch_sizes.tolist() == [4, 4, 4]
-    assert sorted(run.curriculum.examples) == list(range(12))  # an epoch, each example once
-    assert np.isfinite(run.loss).all()

@@ -143,6 +143,7 @@ def weights(trainer) -> bytes:
         ("completion", {"bf16": True}),
         ("chat", {}),
         ("chat", {"lora": True}),
+        ("chat", {"lora": True, "bf16": True, "gradient_checkpointing": True}),
     ],
 )
 def test_rows_of_single_examples(tmp_path, form, options) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from test_data_parallel import in_two_processes
 from tiny import TEST, TRAIN, bits, new_model, per_example
 from torch import nn
 
@@ -145,22 +144,3 @@ def test_an_adapter_of_peft_in_a_trainers_collator_loss(tmp_path):
         np.testing.assert_allclose(found, run.losses["loss"], rtol=1e-4)
         expected = run.losses["loss"] if expected is None else expected
         np.testing.assert_allclose(run.losses["loss"], expected, rtol=1e-4)
-
-
-def test_two_processes_with_a_sharded_model(tmp_path):
-    said = in_two_processes("sharded.py", tmp_path)
-    run = RunSet.load(tmp_path / "set")[0]
-    assert (len(run), run.loss.shape) == (4, (5, len(TEST)))
-    assert len(run.initial_weights) == 32
-    plain = new_model(seed=3)
-    plain[1] = nn.Identity()
-    for step in (0, 2, 4):
-        load_weights(tmp_path / "set" / "run", step, plain)
-        with torch.no_grad():
-            np.testing.assert_allclose(
-                per_example(plain.eval(), TEST), run.loss[step], rtol=1e-5, err_msg=said
-            )
-    assert [group["parameters"] for group in run.optimizer["groups"]] == [
-        ["0.weight", "0.bias"],
-        ["4.weight", "4.bias"],
-    ]
