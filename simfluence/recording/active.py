@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,6 +31,7 @@ from simfluence.recording.notices import (
 )
 from simfluence.recording.processes import Processes
 from simfluence.recording.schedule import Schedule
+from simfluence.recording.stream import StreamTable
 from simfluence.recording.watch import OptimizerWatch
 from simfluence.recording.weights import WeightKeeper
 from simfluence.recording.wrappers import evaluated_model, plain_model
@@ -50,7 +52,7 @@ class ActiveRun:
     def __init__(
         self,
         folder: Path,
-        train: ExampleTable,
+        train: ExampleTable | StreamTable,
         test: ExampleTable,
         evaluator: Evaluate,
         *,
@@ -137,7 +139,8 @@ class ActiveRun:
         Parameters
         ----------
         example_ids : the ids of the examples of the step's batch (a tensor or a list), this process's
-            share of them; may be left out after :meth:`consumes`.
+            share of them; of a stream, the examples themselves (a list of rows, texts or token ids, or a
+            batch as data loaders collate it). May be left out after :meth:`consumes`.
         train_loss : the batch's loss, a number or a tensor of one; the mean over processes is kept.
         learning_rate : by default what the optimizer used, if it was given.
 
@@ -306,6 +309,9 @@ class ActiveRun:
         if not self._recording:
             return None
         step = whole_step([one for one, *_ in gathered if one is not None])
+        if isinstance(stream := self._train, StreamTable):
+            batch = self._processes.from_writer(lambda: stream.numbered(step.batch))
+            step = dataclasses.replace(step, batch=batch)
         if not step.trained and self._processes.is_writer and not self._warned_of_untrained:
             self._warned_of_untrained = True
             warn_of_untrained(self.folder.name, self.steps + 1)

@@ -29,6 +29,7 @@ from simfluence.recording.evaluator import Evaluate, Evaluator, LossFunction
 from simfluence.recording.notices import RecordingStoppedWarning
 from simfluence.recording.processes import Processes
 from simfluence.recording.schedule import KeepWeights
+from simfluence.recording.stream import StreamTable
 from simfluence.recording.watch import innermost
 from simfluence.recording.wrappers import is_sharded
 from simfluence.runs import ExampleTable, storage
@@ -64,7 +65,7 @@ class RunRecorder:
     def __init__(
         self,
         path: str | Path,
-        train: ExampleTable | Iterable[Any],
+        train: ExampleTable | Iterable[Any] | Literal["stream"],
         test: Iterable[Any],
         *,
         batch_size: int | None = None,
@@ -76,6 +77,8 @@ class RunRecorder:
         mirror: Literal["tensorboard", "wandb", "trackio"] | None = None,
     ) -> None:
         mirrors.check(mirror)
+        if isinstance(train, str) and train != "stream":
+            raise ValueError(f"train= is a list of examples, or 'stream'; got the text {train[:40]!r}")
         for name, value, known in (
             ("nonfinite", nonfinite, ("warn", "raise")),
             ("on_error", on_error, ("raise", "continue")),
@@ -83,14 +86,16 @@ class RunRecorder:
             if value not in known:
                 raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
         self.path = Path(path)
-        self.train = ExampleTable.of(train)
+        self._text = text
+        self.train = StreamTable(text=text) if isinstance(train, str) else ExampleTable.of(train)
+        """The training table; of a stream an empty one, since each run fills one of its own."""
         self.test_examples = _listed(test)
         self.test = ExampleTable.of(self.test_examples)
         self.nonfinite, self.on_error, self.mirror = nonfinite, on_error, mirror
         self._batching = {"batch_size": batch_size, "length": length, "autocast": autocast}
         self._recording = True
         try:
-            self._open_set(text)
+            self._open_set()
         except OSError as error:
             message = f"cannot record into {self.path}: {error}"
             if on_error == "raise":
@@ -194,7 +199,7 @@ class RunRecorder:
             evaluator, evaluate_after = budget.measuring(evaluator), budget
         return ActiveRun(
             self.path / run_id,
-            self.train,
+            StreamTable(text=self._text) if isinstance(self.train, StreamTable) else self.train,
             self.test,
             evaluator,
             model=model,
@@ -238,22 +243,31 @@ class RunRecorder:
                 " stays beside it), or choose another name"
             )
 
-    def _open_set(self, text: bool) -> None:
+    def _open_set(self) -> None:
         """Make the folder with its tables, or check that it is about the same examples."""
         self.path.mkdir(parents=True, exist_ok=True)
+        ours = None if isinstance(self.train, StreamTable) else self.train, self.test
         with filelock.FileLock(self.path / storage.LOCK):
             if not (self.path / storage.EXAMPLES).exists():
-                tables = [table if text else table.without_text() for table in (self.train, self.test)]
-                storage.write_examples(self.path, *tables)
-                return
-        for name, ours, theirs in zip(
-            ("training", "test"), (self.train, self.test), storage.read_examples(self.path), strict=True
-        ):
-            if ours != theirs:
-                raise RecordingError(
-                    f"{self.path} holds runs over {len(theirs)} other {name} examples than the {len(ours)}"
-                    " given (ids, groups, contents and order count); record into another folder"
+                train, test = (
+                    table if self._text or table is None else table.without_text() for table in ours
                 )
+                assert test is not None
+                storage.write_examples(self.path, train, test)
+                return
+        for name, mine, theirs in zip(
+            ("training", "test"), ours, storage.read_tables(self.path), strict=True
+        ):
+            if mine != theirs:
+                raise RecordingError(
+                    f"{self.path} holds runs over {_in_words(theirs, name)}, not over the"
+                    f" {_in_words(mine, name)} given (ids, groups, contents and order count); record into"
+                    " another folder"
+                )
+
+
+def _in_words(table: ExampleTable | None, name: str) -> str:
+    return "examples of a stream" if table is None else f"{len(table)} {name} examples"
 
 
 def _listed(examples: Iterable[Any]) -> list[Any]:
