@@ -120,8 +120,8 @@ def test_what_is_read_while_recording_is_consistent(tmp_path):
 
 
 def test_a_killed_run_loses_nothing_and_goes_on_to_the_same_files(tmp_path, monkeypatch):
-    """What a kill after any write to a journal (of examples or of steps) leaves is what is on the disk then: a
-    copy of the folder, whose lock nobody holds.
+    """What a kill after any write to a journal (of examples or of steps) leaves is what is on the disk then:
+    a copy of the folder, whose lock nobody holds.
     """
     whole, append, copies = tmp_path / "whole", journal.Journal.append, []
 
