@@ -30,6 +30,7 @@ from simfluence.recording.notices import RecordingStoppedWarning
 from simfluence.recording.processes import Processes
 from simfluence.recording.schedule import KeepWeights
 from simfluence.recording.stream import StreamTable
+from simfluence.recording.subset import Rotation
 from simfluence.recording.watch import innermost
 from simfluence.recording.wrappers import is_sharded
 from simfluence.runs import ExampleTable, storage
@@ -117,6 +118,7 @@ class RunRecorder:
         evaluate_every: int = 1,
         evaluate_at: Iterable[int] | None = None,
         evaluate_within: float | None = None,
+        evaluate_subset: float | None = None,
         keep_weights: KeepWeights = None,
         resume_every: int | None = None,
         state: Mapping[str, Any] | None = None,
@@ -147,6 +149,9 @@ class RunRecorder:
             most 10 % more time. The steps are chosen as training goes, more of them at the
             beginning (see :mod:`.budget`); those before the first and after the last of ``total_steps`` are
             always evaluated.
+        evaluate_subset : of a large test set, how many test examples are evaluated at a time: a share (0.25)
+            or a number. Evaluations take them in turn, the others are NaN; before the first step and after
+            the last of ``total_steps`` all are evaluated (see :mod:`.subset`). None: all, every time.
         keep_weights : when weights are kept, for attribution: after "every" step (and at 0), at a number
             of steps evenly spaced over ``total_steps``, or at given steps. Where most parameters are
             frozen, only those that train, or did so earlier in the run, are kept.
@@ -191,11 +196,15 @@ class RunRecorder:
         if self._recording:
             Processes.current().from_writer(lambda: self._check_free(run_id, restart or bool(resume)))
         evaluator: Evaluate = Evaluator(self.test_examples, loss, **self._batching)  # type: ignore[arg-type]
+        rotation = None
+        if evaluate_subset is not None:
+            rotation = Rotation(evaluate_subset, len(self.test), total_steps)
         evaluate_after = schedule.evaluations(evaluate_every, evaluate_at, total_steps)
         if evaluate_within is not None:
             if evaluate_every != 1 or evaluate_at is not None:
                 raise ValueError("give one of evaluate_every, evaluate_at and evaluate_within")
-            budget = Budget(evaluate_within, total_steps)
+            parts = 1 if rotation is None else len(rotation.groups)
+            budget = Budget(evaluate_within, total_steps, whole=parts)
             evaluator, evaluate_after = budget.measuring(evaluator), budget
         return ActiveRun(
             self.path / run_id,
@@ -206,6 +215,7 @@ class RunRecorder:
             optimizers=[innermost(one) for one in optimizers],
             total_steps=total_steps,
             evaluate_at=evaluate_after,
+            rotation=rotation,
             weights_at=schedule.weights(keep_weights, total_steps),
             resume_every=resume_every,
             state=state or {},

@@ -21,6 +21,7 @@ from simfluence.errors import RecordingError, RunExistsError
 from simfluence.recording import training_state, weights
 from simfluence.recording.evaluator import Metrics
 from simfluence.recording.stream import StreamTable
+from simfluence.recording.subset import Rotation, without_missing
 from simfluence.runs import ExampleTable, journal, rows, storage, streams
 from simfluence.runs.run import Status
 
@@ -93,8 +94,9 @@ class RunWriter:
         self._journal = journal.Journal(self.folder / storage.JOURNAL, schema)
         self._schema = schema
 
-    def go_on(self, step: int) -> Metrics:
-        """Cut the journal back to that step, to be continued; returns what was evaluated last.
+    def go_on(self, step: int, rotation: Rotation | None = None) -> tuple[Metrics, int]:
+        """Cut the journal back to that step, to be continued; returns what was evaluated last, and how many
+        evaluations there were.
 
         Raises RecordingError if the journal does not reach that far.
         """
@@ -113,7 +115,7 @@ class RunWriter:
         self._schema = first.schema
         continued = journal.Journal(self.folder / f"{storage.JOURNAL}.tmp", first.schema)
         metrics: Metrics = {}
-        consumed = 0
+        consumed = evaluations = 0
         for number, row in enumerate(itertools.chain([first], kept)):
             continued.append(row)
             batch, rate, group_rates = rows.consumption_of(row)
@@ -121,14 +123,16 @@ class RunWriter:
             consumed = max([consumed, *(1 + row for row in batch)])
             if (found := rows.metrics_of(row)) is not None:
                 metrics = found
-                self.note_nonfinite(number, found["loss"])
+                of = None if rotation is None else rotation.rows(number, evaluations)
+                evaluations += 1
+                self.note_nonfinite(number, without_missing(found["loss"], of))
         continued.sync()
         continued.move(self.folder / storage.JOURNAL)
         self._journal, self.steps = continued, step
         self._go_on_streaming(consumed)
         self._remove_later_weights()
         self.write_manifest("running", pid=os.getpid(), host=platform.node())
-        return metrics
+        return metrics, evaluations
 
     def _go_on_streaming(self, consumed: int) -> None:
         """Cut the training table of a stream back to the examples that the steps before consumed."""

@@ -15,7 +15,7 @@ from simfluence.errors import RecordingError, RunDataError
 from simfluence.recording import RunRecorder
 from simfluence.recording.stream import StreamTable, entry_of, examples_in, spans_of
 from simfluence.runs import ExampleTable, RunSet, journal, manage, storage, streams
-from simfluence.simulators import Linear
+from simfluence.simulators import SIMULATORS
 
 CONTENTS = [{key: value for key, value in row.items() if key != "id"} for row in TRAIN]
 ROW_OF = {row["id"]: number for number, row in enumerate(TRAIN)}
@@ -93,7 +93,7 @@ def test_the_set_is_that_of_a_recorder_that_knew_the_examples(tmp_path):
         ]
         assert np.array_equal(ours.learning_rate, theirs.learning_rate)
     simulated = [
-        Linear(penalty=1.0).fit(runs[:2]).simulate([runs[2].curriculum], runs.initial_loss[2:])
+        SIMULATORS["linear"](penalty=1.0).fit(runs[:2]).simulate([runs[2].curriculum], runs.initial_loss[2:])
         for runs in (streamed, known)
     ]
     np.testing.assert_allclose(simulated[0], simulated[1], rtol=1e-6)
