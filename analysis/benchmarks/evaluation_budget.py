@@ -180,7 +180,7 @@ def in_turn(runs: RunSet, share: float) -> RunSet:
     """The runs as ``evaluate_subset=share`` records them."""
 
     def known_of(run):
-        rotation, losses = Rotation(share, run.loss.shape[1], len(run)), run.loss.copy()
+        rotation, losses = Rotation(round(share * len(runs.test)), len(runs.test), len(run)), run.loss.copy()
         for number, step in enumerate(run.evaluated.tolist()):
             if (rows := rotation.rows(step, number)) is not None:
                 losses[number, np.setdiff1d(np.arange(losses.shape[1]), rows)] = np.nan
