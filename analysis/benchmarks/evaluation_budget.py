@@ -239,5 +239,7 @@ if __name__ == "__main__":
         " rounds by turns.",
         "Skill: openbookqa-minilm, the 12 last runs predicted; the simulator is AutoSimulator with the scores"
         " before training. Spearman is over runs, of the final loss of each test example, their mean.",
+        "Shares: of the 40 test examples, evaluated in turn (`evaluate_subset`), all of them at the first and"
+        " the last step.",
     ]
     write("evaluation_budget", sections, notes, started)
