@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from simfluence.curriculum import IntArray
 from simfluence.recording.evaluator import Evaluate, Metrics
 from simfluence.recording.processes import Processes
 
@@ -62,14 +61,14 @@ class Budget:
     def measuring(self, evaluator: Evaluate) -> Evaluate:
         """The evaluator, its time measured."""
 
-        def measured(model: Any, processes: Processes | None = None, rows: IntArray | None = None) -> Metrics:
+        def measured(*arguments: Any) -> Metrics:
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()  # steps that are still under way are no part of it
             began = self._clock()
             if self._since is not None:
                 self._trained += began - self._since
             try:
-                return evaluator(model, processes, rows)
+                return evaluator(*arguments)
             finally:
                 self._since = self._clock()
                 self._evaluations.append(self._since - began)
