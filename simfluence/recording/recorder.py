@@ -265,19 +265,20 @@ class RunRecorder:
                 assert test is not None
                 storage.write_examples(self.path, train, test)
                 return
-        for name, mine, theirs in zip(
-            ("training", "test"), ours, storage.read_tables(self.path), strict=True
-        ):
-            if mine != theirs:
+        theirs = storage.read_tables(self.path)
+        if (ours[0] is None) != (theirs[0] is None):
+            kinds = ["a stream", "a table of training examples"]
+            there, here = reversed(kinds) if ours[0] is None else kinds
+            raise RecordingError(
+                f"{self.path} holds runs over {there}, and this recorder is over {here}; record into another"
+                " folder"
+            )
+        for name, mine, other in zip(("training", "test"), ours, theirs, strict=True):
+            if mine is not None and other is not None and mine != other:
                 raise RecordingError(
-                    f"{self.path} holds runs over {_in_words(theirs, name)}, not over the"
-                    f" {_in_words(mine, name)} given (ids, groups, contents and order count); record into"
-                    " another folder"
+                    f"{self.path} holds runs over {len(other)} other {name} examples than the {len(mine)}"
+                    " given (ids, groups, contents and order count); record into another folder"
                 )
-
-
-def _in_words(table: ExampleTable | None, name: str) -> str:
-    return "examples of a stream" if table is None else f"{len(table)} {name} examples"
 
 
 def _listed(examples: Iterable[Any]) -> list[Any]:

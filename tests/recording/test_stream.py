@@ -248,10 +248,12 @@ def test_one_id_for_two_examples_is_refused(tmp_path):
 
 def test_streams_and_tables_are_not_mixed(tmp_path):
     RunRecorder(tmp_path / "stream", train="stream", test=TEST)
-    with pytest.raises(RecordingError, match="over examples of a stream, not over the 24 training examples"):
+    with pytest.raises(RecordingError, match="over a stream, and this recorder is over a table"):
         RunRecorder(tmp_path / "stream", train=TRAIN, test=TEST)
     RunRecorder(tmp_path / "table", train=TRAIN, test=TEST)
-    with pytest.raises(RecordingError, match="over 24 training examples, not over the examples of a stream"):
+    with pytest.raises(
+        RecordingError, match="over a table of training examples, and this recorder is over a stream"
+    ):
         RunRecorder(tmp_path / "table", train="stream", test=TEST)
     with pytest.raises(ValueError, match="or 'stream'; got the text 'steam'"):
         RunRecorder(tmp_path / "other", train="steam", test=TEST)
