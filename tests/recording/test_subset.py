@@ -14,9 +14,11 @@ from tiny import TEST, TRAIN, Training, per_example
 from simfluence.recording import NonFiniteLossWarning, RunRecorder
 from simfluence.recording.budget import Budget
 from simfluence.recording.subset import Rotation
-from simfluence.runs import RunSet
+from simfluence.runs import RunSet, example
 from simfluence.runs.transitions import transitions
-from simfluence.simulators import SIMULATORS, EffectsSimulator, MeanTrajectory
+from simfluence.scores import INITIAL_SCORES, InfluenceScores
+from simfluence.simulators import SIMULATORS, AutoSimulator, EffectsSimulator, MeanTrajectory
+from simfluence.simulators.effects.grid import losses_on_grid
 
 STEPS = 11
 
@@ -203,3 +205,25 @@ def test_simulators_lose_no_more_than_by_evaluating_all_of_them_seldom():
     assert error(in_turn(train, 0.25)) < 1.2 * error(RunSet([*map(seldom, train)], runs.train, runs.test))
     usual = MeanTrajectory().fit(train).simulate(test.curricula, test.initial_loss)
     assert error(in_turn(train, 0.25)) < 0.6 * np.square(usual - test.loss).mean()
+
+
+def test_predictions_are_taken_where_losses_are_known():
+    """Against numpy's interpolation, a test example at a time; complete runs are left as they are."""
+    runs, _ = linear_runs(n_runs=2, steps=9)
+    complete, part = losses_on_grid(runs, 100), losses_on_grid(in_turn(runs, 2), 100)
+    values = np.random.default_rng(0).normal(size=(10, 4))
+    assert complete.as_known(0, values) is values
+    assert complete.between == 1.0
+    masked = in_turn(runs, 2)[1].loss
+    for z in range(4):
+        at = np.flatnonzero(np.isfinite(masked[:, z]))
+        expected = np.interp(np.arange(10), at, values[at, z])
+        np.testing.assert_allclose(part.as_known(1, values)[:, z], expected)
+    assert part.between == pytest.approx(9 * 4 / np.isfinite(masked[1:]).sum())
+
+
+def test_one_run_explains_as_much_from_turns():
+    """Of the real example set: the share of what is peculiar to one run that scores explain."""
+    runs, scores = RunSet.example(), InfluenceScores.load(example.folder() / INITIAL_SCORES)
+    whole, part = (AutoSimulator(scores).fit(known) for known in (runs[:1], in_turn(runs[:1], 0.25)))
+    assert part.explained_ == pytest.approx(whole.explained_, abs=0.05)
