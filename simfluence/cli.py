@@ -8,6 +8,7 @@ import difflib
 import os
 import re
 import sys
+import warnings
 from functools import wraps
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
     if flags & {"-h", "--help"}:
         print(of_command(command, COMMANDS[command], overrides))
         return
+    warnings.formatwarning = lambda message, category, *_: f"{category.__name__}: {message}\n"
     os.environ.setdefault("HYDRA_FULL_ERROR", "0")
     sys.argv = [f"simfluence {command}", *sorted(flags), *overrides]
     run = hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name=command)

@@ -38,9 +38,8 @@ TYPES: dict[str, Type] = {
     **dict.fromkeys(("whatif.steps", "shard_rows", "landmarks", "wait"), int),
     **dict.fromkeys(("shard", "store", "new"), str),
     **dict.fromkeys(("first_label", "layers", "adam_batch", "batch", "rank", "keep_every"), int),
-    **dict.fromkeys(
-        ("penalty", "momentum", "damping", "b", "dropout", "floor", "recency", "evaluate_within"), float
-    ),
+    **dict.fromkeys(("penalty", "momentum", "damping", "b", "dropout", "floor", "recency"), float),
+    **dict.fromkeys(("evaluate_within", "evaluate_subset"), float),
     **dict.fromkeys(("device", "run_id", "output", "plot", "fitted", "experiment"), str),
     **dict.fromkeys(("test_path", "split", "test_split", "archive", "kernel", "link", "kind"), str),
     **dict.fromkeys(("shares", "title"), str),
@@ -56,7 +55,7 @@ TYPES: dict[str, Type] = {
 }
 """The types of options whose default is null, by name, by command and name, or by key."""
 
-NULLABLE = ("level", "factors", "dropout", "link", "config")
+NULLABLE = ("level", "factors", "dropout", "link", "config", "n_test")
 """Options that may be null, though their default is not."""
 
 _NODES: dict[Type, tuple[Any, str]] = {

@@ -105,7 +105,9 @@ def recorded_losses(run: Run, groups: Sequence[str] | None = None) -> Figure:
     """
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axis = figure.subplots()
-    _draw_mean_curves(axis, run.evaluated, run.loss, groups or [""] * run.loss.shape[1])
+    # where test examples are evaluated in turn, a mean is over the same ones at every step
+    known = pd.DataFrame(run.loss, index=run.evaluated).interpolate("index", limit_area="inside")
+    _draw_mean_curves(axis, run.evaluated, known.to_numpy(), groups or [""] * run.loss.shape[1])
     if run.status != "complete":
         axis.axvline(len(run), color=_COLOURS[1], lw=1, ls="--", label=run.status)
     axis.set_title(f"{run.id}: recorded losses of {run.loss.shape[1]} test examples", fontsize=11)

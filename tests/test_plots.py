@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,16 @@ def test_recorded_losses_are_summarised_however_many_they_are(runs: RunSet) -> N
     assert ribbon.ymin == pytest.approx(np.quantile(run.loss, 0.1, axis=1).min())
     assert ribbon.ymax == pytest.approx(np.quantile(run.loss, 0.9, axis=1).max())
     assert [line.get_label() for line in plots.recorded_losses(run).axes[0].lines] == ["mean of all"]
+
+
+def test_a_mean_is_over_the_same_test_examples_at_every_step(runs: RunSet) -> None:
+    """Of losses on straight lines, those evaluated in turn have the means of all."""
+    run = runs[0]
+    lines = np.linspace(1.0, 2.0, len(run.evaluated))[:, None] * np.arange(1, run.loss.shape[1] + 1)
+    in_turn = lines.copy()
+    in_turn[1:-1:2, 0] = in_turn[2:-1:2, 1] = np.nan
+    axis = plots.recorded_losses(dataclasses.replace(run, metrics={"loss": in_turn})).axes[0]
+    np.testing.assert_allclose(axis.lines[0].get_ydata(), lines.mean(1))
 
 
 def frame(n: int) -> pd.DataFrame:

@@ -10,6 +10,8 @@ python analysis/benchmarks/evaluation_budget.py
 2. Of openbookqa-minilm, 1 or 8 runs are known only at the steps that the budget would have chosen, an
    evaluation taking 1.33 times a step as recording.md measured it. The default simulator is fitted to them,
    with the scores before training, and predicts the 12 last runs.
+3. Of the same runs, a share of the test examples is known at each evaluation, in turn, as
+   ``evaluate_subset`` records them; all are at the first and the last.
 
 Writes evaluation_budget.csv and evaluation_budget.md beside this script.
 """
@@ -33,6 +35,7 @@ from simfluence import RunSet
 from simfluence.evaluation import metrics
 from simfluence.recording import RunRecorder
 from simfluence.recording.budget import Budget
+from simfluence.recording.subset import Rotation
 from simfluence.scores import INITIAL_SCORES, InfluenceScores
 from simfluence.simulators import AutoSimulator
 
@@ -42,6 +45,9 @@ SHARES = (0.05, 0.1, 0.2, 0.5, None)
 STEPS, BATCH, TOKENS, N_TRAIN, N_TEST, ROUNDS = 200, 8, 128, 200, 40, 3
 COST = 1.33
 """Of an evaluation, in steps: "evaluating 40 tests every step / training" in recording.md."""
+
+SUBSETS = (1.0, 0.5, 0.25, 0.1, 0.05)
+"""Shares of the test examples evaluated at a time."""
 
 SET = Path(__file__).resolve().parents[2] / "runs" / "openbookqa-minilm"
 
@@ -170,18 +176,46 @@ def thinned(runs: RunSet, share: float | None) -> RunSet:
     return RunSet([known_at(run, chosen_steps(share, len(run))) for run in runs], runs.train, runs.test)
 
 
-def skill() -> pd.DataFrame:
+def in_turn(runs: RunSet, share: float) -> RunSet:
+    """The runs as ``evaluate_subset=share`` records them."""
+
+    def known_of(run):
+        rotation, losses = Rotation(round(share * len(runs.test)), len(runs.test), len(run)), run.loss.copy()
+        for number, step in enumerate(run.evaluated.tolist()):
+            if (rows := rotation.rows(step, number)) is not None:
+                losses[number, np.setdiff1d(np.arange(losses.shape[1]), rows)] = np.nan
+        return replace(run, metrics={"loss": losses})
+
+    return RunSet([known_of(run) for run in runs], runs.train, runs.test)
+
+
+def skill_of_budgets() -> pd.DataFrame:
     runs = RunSet.load(SET)
-    scores, test = InfluenceScores.load(SET / INITIAL_SCORES), runs[20:]
+    return skill(
+        [
+            (
+                {"budget": named(share), "number of evaluations": len(chosen_steps(share, len(runs[0])))},
+                thinned(runs, share),
+            )
+            for share in SHARES
+        ],
+        runs[20:],
+    )
+
+
+def skill_of_subsets() -> pd.DataFrame:
+    runs = RunSet.load(SET)
+    return skill([({"share": f"{share:.0%}"}, in_turn(runs, share)) for share in SUBSETS], runs[20:])
+
+
+def skill(known: list[tuple[dict, RunSet]], test: RunSet) -> pd.DataFrame:
+    """known : what a row is called, and the runs as far as they are known."""
+    scores = InfluenceScores.load(SET / INITIAL_SCORES)
     true = metrics.final_loss(test.loss)
     rows = []
-    for share in SHARES:
-        row = {
-            "budget": named(share),
-            "number of evaluations": len(chosen_steps(share, len(runs[0]))),
-        }
+    for row, runs in known:
         for number in (1, 8):
-            simulator = AutoSimulator(scores).fit(thinned(runs[:number], share))
+            simulator = AutoSimulator(scores).fit(runs[:number])
             simulated = simulator.simulate([run.curriculum for run in test], test.initial_loss)
             across = metrics.across_runs_spearman(true, metrics.final_loss(simulated))
             row[f"Spearman over runs, {number} fitted"] = np.nanmean(across)
@@ -195,11 +229,17 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     started = environment()
     table, bare_step = overhead()
-    sections = {"Overhead against budget": table, "Skill against budget": skill()}
+    sections = {
+        "Overhead against budget": table,
+        "Skill against budget": skill_of_budgets(),
+        "Skill against the share of test examples at each evaluation": skill_of_subsets(),
+    }
     notes = [
         f"Overhead: {STEPS} steps of {1000 * bare_step:.0f} ms, {N_TEST} test sequences, medians of {ROUNDS}"
         " rounds by turns.",
         "Skill: openbookqa-minilm, the 12 last runs predicted; the simulator is AutoSimulator with the scores"
         " before training. Spearman is over runs, of the final loss of each test example, their mean.",
+        "Shares: of the 40 test examples, evaluated in turn (`evaluate_subset`), all of them at the first and"
+        " the last step.",
     ]
     write("evaluation_budget", sections, notes, started)

@@ -137,8 +137,9 @@ class CompletionModel(LanguageModel):
         if not self._warned_of_truncation:
             self._warned_of_truncation = True
             warnings.warn(
-                f"example {name!r} has {len(ids)} tokens, more than max_length={self.max_length}: it"
-                " and others like it lose the beginning of the prompt, then the end of the completion",
+                f"example {name!r} has {len(ids)} tokens, more than max_length={self.max_length}"
+                " (model.max_length on the command line): it and others like it lose the beginning of the"
+                " prompt, then the end of the completion",
                 TruncatedWarning,
                 stacklevel=6,
             )

@@ -33,6 +33,7 @@ from simfluence.finetuning.tasks import Task, load_task
 from simfluence.finetuning.tunings import apply_tuning
 from simfluence.recording import RunRecorder, schedule
 from simfluence.recording.budget import Budget
+from simfluence.recording.subset import Rotation
 from simfluence.runs import storage
 
 Config = Mapping[str, Any]
@@ -47,6 +48,7 @@ DRAWN_BY = ("run.design", "run.seed")
 
 RUN_OPTIONS = (
     *("seed", "design", "optimizer", "eval_batch_size", "evaluate_within", "text", "metrics"),
+    "evaluate_subset",
     *("keep_weights", "resume_every"),
 )
 
@@ -175,6 +177,8 @@ def check_run_options(options: Mapping[str, Any], curricula: Mapping[str, Curric
         schedule.weights(options.get("keep_weights"), len(curriculum))
         if (share := options.get("evaluate_within")) is not None:
             Budget(share, len(curriculum))
+        if (size := options.get("evaluate_subset")) is not None:
+            Rotation(size, 1, len(curriculum))
 
 
 def check_settings(path: Path, config: Config, names: Sequence[str], *, drawn: bool, mixed: bool) -> None:
@@ -275,6 +279,7 @@ def _record_one(
                 resume=True,
                 total_steps=len(curriculum),
                 evaluate_within=config["run"].get("evaluate_within"),
+                evaluate_subset=config["run"].get("evaluate_subset"),
                 keep_weights=config["run"].get("keep_weights"),
                 resume_every=config["run"].get("resume_every", RESUME_EVERY),
                 state={"model": _Trained(model), "optimizer": optimizer, "schedule": schedule},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import pyarrow as pa
 import torch
 from safetensors import SafetensorError
 
+from simfluence.curriculum import IntArray
 from simfluence.errors import RecordingError, RunDataError
 from simfluence.recording import training_state
 from simfluence.recording.consumption import NOTHING, Consumption, Step, whole_step
@@ -30,6 +32,8 @@ from simfluence.recording.notices import (
 )
 from simfluence.recording.processes import Processes
 from simfluence.recording.schedule import Schedule
+from simfluence.recording.stream import StreamTable
+from simfluence.recording.subset import Rotation, without_missing
 from simfluence.recording.watch import OptimizerWatch
 from simfluence.recording.weights import WeightKeeper
 from simfluence.recording.wrappers import evaluated_model, plain_model
@@ -50,7 +54,7 @@ class ActiveRun:
     def __init__(
         self,
         folder: Path,
-        train: ExampleTable,
+        train: ExampleTable | StreamTable,
         test: ExampleTable,
         evaluator: Evaluate,
         *,
@@ -58,6 +62,7 @@ class ActiveRun:
         optimizers: Sequence[torch.optim.Optimizer],
         total_steps: int | None,
         evaluate_at: Schedule,
+        rotation: Rotation | None = None,
         weights_at: Schedule,
         resume_every: int | None,
         state: Mapping[str, Any],
@@ -70,7 +75,7 @@ class ActiveRun:
     ) -> None:
         self.folder = folder
         self.losses: Metrics = {}
-        """The last evaluation: metric → values [test]."""
+        """The last evaluation: metric → values [test], NaN of those left out (``evaluate_subset``)."""
         self.start = 0
         """The steps taken already when the run was entered: 0, but for a resumed run."""
         self.steps = 0
@@ -79,7 +84,9 @@ class ActiveRun:
         self._evaluator, self._model = evaluator, model
         self._watch = OptimizerWatch(optimizers, plain_model(model))
         self._total_steps = total_steps
-        self._evaluate_at = evaluate_at
+        self._evaluate_at, self._rotation = evaluate_at, rotation
+        self._evaluations = 0  # so far
+        self._evaluated_rows: IntArray | None = None  # at the last of them; None: all
         self._weights = WeightKeeper(weights_at, model, self._watch)
         self._resume_every, self._state = resume_every, state
         self._resume, self._nonfinite, self._on_error = resume, nonfinite, on_error
@@ -137,7 +144,8 @@ class ActiveRun:
         Parameters
         ----------
         example_ids : the ids of the examples of the step's batch (a tensor or a list), this process's
-            share of them; may be left out after :meth:`consumes`.
+            share of them; of a stream, the examples themselves (a list of rows, texts or token ids, or a
+            batch as data loaders collate it). May be left out after :meth:`consumes`.
         train_loss : the batch's loss, a number or a tensor of one; the mean over processes is kept.
         learning_rate : by default what the optimizer used, if it was given.
 
@@ -241,7 +249,7 @@ class ActiveRun:
             if self._resume is True:
                 self._restore(go_on_after)  # before the journal is cut, should this fail
             self.start = self.steps = go_on_after
-            self.losses = self._processes.from_writer(lambda: self._go_on(go_on_after))
+            self.losses, self._evaluations = self._processes.from_writer(lambda: self._go_on(go_on_after))
             earlier = self._processes.from_writer(lambda: self._weights.names_in(self.folder))
             self._weights.trained |= earlier
             self._warned_of_nonfinite = self._writer.nonfinite is not None
@@ -267,9 +275,9 @@ class ActiveRun:
                 raise  # the run is not ours to record, however the user takes faults
         return found
 
-    def _go_on(self, step: int) -> Metrics:
+    def _go_on(self, step: int) -> tuple[Metrics, int]:
         try:
-            return self._writer.go_on(step)
+            return self._writer.go_on(step, self._rotation)
         except OSError as error:
             raise RecordingError(f"cannot resume run {self.folder.name!r}: {error}") from error
 
@@ -306,6 +314,9 @@ class ActiveRun:
         if not self._recording:
             return None
         step = whole_step([one for one, *_ in gathered if one is not None])
+        if isinstance(stream := self._train, StreamTable):
+            batch = self._processes.from_writer(lambda: stream.numbered(step.batch))
+            step = dataclasses.replace(step, batch=batch)
         if not step.trained and self._processes.is_writer and not self._warned_of_untrained:
             self._warned_of_untrained = True
             warn_of_untrained(self.folder.name, self.steps + 1)
@@ -333,7 +344,9 @@ class ActiveRun:
             self._save_state()
 
     def _evaluate(self) -> Metrics:
-        found = self._evaluator(evaluated_model(self._model), self._processes)
+        rows = None if self._rotation is None else self._rotation.rows(self.steps, self._evaluations)
+        found = self._evaluator(evaluated_model(self._model), self._processes, rows)
+        self._evaluations, self._evaluated_rows = self._evaluations + 1, rows
         if self.losses and set(found) != set(self.losses):
             raise ValueError(
                 f"the loss function returned {sorted(found)}, but at first {sorted(self.losses)}"
@@ -401,7 +414,7 @@ class ActiveRun:
             raise RecordingError(f"run {self.folder.name!r} has ended: its with statement was left")
 
     def _check_finite(self) -> None:
-        losses = self.losses["loss"]
+        losses = without_missing(self.losses["loss"], self._evaluated_rows)
         self._writer.note_nonfinite(self.steps, losses)
         if self._warned_of_nonfinite or np.isfinite(losses).all():
             return

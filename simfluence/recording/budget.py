@@ -31,19 +31,27 @@ class Budget:
     ----------
     share : of the time of all steps that evaluations may take: 0.1 is at most 10 % more time.
     total_steps : how many steps the run will have.
+    whole : how many of the other evaluations take as long as those before the first step and after the last:
+        more than 1, where the others are of a part of the test examples only.
     clock : gives the time in seconds; by default the computer's.
 
     Raises ValueError for a share that is not above 0, or without a number of steps.
     """
 
     def __init__(
-        self, share: float, total_steps: int | None, clock: Callable[[], float] | None = None
+        self,
+        share: float,
+        total_steps: int | None,
+        clock: Callable[[], float] | None = None,
+        *,
+        whole: float = 1.0,
     ) -> None:
         if not share > 0:
             raise ValueError(f"evaluate_within is a share of the time of training above 0, got {share}")
         if total_steps is None:
             raise ValueError("evaluate_within needs total_steps=, the run's number of steps, to plan with")
         self._share, self._total, self._clock = share, total_steps, clock or time.monotonic
+        self._whole = whole
         self._evaluations: list[float] = []  # seconds of each
         self._evaluated = 0  # the step after which the last one was
         self._trained = self._of_first_step = 0.0  # seconds
@@ -53,14 +61,14 @@ class Budget:
     def measuring(self, evaluator: Evaluate) -> Evaluate:
         """The evaluator, its time measured."""
 
-        def measured(model: Any, processes: Processes | None = None) -> Metrics:
+        def measured(*arguments: Any) -> Metrics:
             if torch.cuda.is_initialized():
                 torch.cuda.synchronize()  # steps that are still under way are no part of it
             began = self._clock()
             if self._since is not None:
                 self._trained += began - self._since
             try:
-                return evaluator(model, processes)
+                return evaluator(*arguments)
             finally:
                 self._since = self._clock()
                 self._evaluations.append(self._since - began)
@@ -103,7 +111,7 @@ class Budget:
         a_step = self._trained
         if self._timed_steps > 1:
             a_step = (self._trained - self._of_first_step) / (self._timed_steps - 1)
-        typical = self._evaluations[1:] or self._evaluations
+        typical = self._evaluations[1:] or [self._evaluations[0] / self._whole]
         an_evaluation = max(sum(typical) / len(typical), 1e-9)
         budget = self._share * (self._trained + a_step * (self._total - step))
-        return (budget - sum(self._evaluations)) / an_evaluation
+        return (budget - sum(self._evaluations)) / an_evaluation - (self._whole - 1)

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from simfluence.curriculum import IntArray
 from simfluence.errors import RunDataError
+from simfluence.recording.stream import StreamTable
 from simfluence.recording.watch import OptimizerWatch
 from simfluence.runs import ExampleTable
 
@@ -21,7 +23,8 @@ NOTHING: IntArray = np.empty(0, np.int64)
 class Step:
     """A step, of one process or of all.
 
-    batch : rows of the training table; empty for a step that did not train.
+    batch : rows of the training table (of a stream, entries that are not numbered yet); empty for a step that
+        did not train.
     learning_rate, train_loss : None where they are not known.
     group_rates : the learning rate of every parameter group, () without an optimizer.
     trained : False if it is certain that no weight was changed.
@@ -37,12 +40,15 @@ class Step:
 class Consumption:
     """Collects what this process consumes between two steps."""
 
-    def __init__(self, train: ExampleTable, watch: OptimizerWatch) -> None:
+    def __init__(self, train: ExampleTable | StreamTable, watch: OptimizerWatch) -> None:
         self._train, self._watch = train, watch
-        self._batches: list[IntArray] = []
+        self._batches: list[npt.NDArray[Any]] = []
 
     def add(self, example_ids: Iterable[Any]) -> None:
-        """Raises RunDataError for ids that are not in the training table."""
+        """Raises RunDataError for ids that are not in the training table, or what is no batch of a stream."""
+        if isinstance(self._train, StreamTable):
+            self._batches.append(self._train.rows(example_ids))
+            return
         if isinstance(example_ids, str):
             raise RunDataError(f"expected a list of example ids, got the string {example_ids!r}")
         if isinstance(example_ids, torch.Tensor | np.ndarray):

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from simfluence.curriculum import IntArray
 from simfluence.recording.environment import device_of
 from simfluence.recording.processes import Processes
 from simfluence.recording.wrappers import is_sharded
@@ -26,8 +27,8 @@ Metrics: TypeAlias = dict[str, npt.NDArray[np.floating]]
 LossFunction: TypeAlias = Callable[[Any, list[Any]], Tensor | Mapping[str, Tensor]]
 """(model, examples) → loss of each example [len(examples)], or name → values, "loss" among them."""
 
-Evaluate: TypeAlias = Callable[[Any, Processes | None], Metrics]
-"""(model, processes) → metric → values [test]: an :class:`Evaluator`, or one whose time is measured."""
+Evaluate: TypeAlias = Callable[[Any, Processes | None, IntArray | None], Metrics]
+"""(model, processes, rows) → metric → values [test]: an :class:`Evaluator`, or one whose time is measured."""
 
 
 class Evaluator:
@@ -62,8 +63,12 @@ class Evaluator:
         self._loss = loss
         self._autocast = autocast
 
-    def __call__(self, model: Any, processes: Processes | None = None) -> Metrics:
+    def __call__(
+        self, model: Any, processes: Processes | None = None, rows: IntArray | None = None
+    ) -> Metrics:
         """name → values [test], in the order of the test table and the precision they came in.
+
+        rows : which test examples to evaluate; the others are NaN. None: all.
 
         A metric that the loss function returns for some batches only is NaN for the other examples.
         Data-parallel processes take turns at the batches, and all get all values.
@@ -72,7 +77,7 @@ class Evaluator:
         """
         processes = processes or Processes()
         alone = processes.size == 1 or is_sharded(model)
-        batches = self._batches(model)
+        batches = self._batches(model, rows)
         mine = batches if alone else batches[processes.rank :: processes.size]
 
         def evaluate() -> list[tuple[npt.NDArray[np.int64], Metrics]]:
@@ -81,16 +86,17 @@ class Evaluator:
 
         parts = evaluate() if alone else list(itertools.chain(*processes.gather_results(evaluate)))
         metrics: Metrics = {}
-        for rows, values in parts:
+        for batch, values in parts:
             for name in values:
                 if name not in metrics:
                     metrics[name] = np.full(len(self._examples), np.nan, values[name].dtype)
-                metrics[name][rows] = values[name]
+                metrics[name][batch] = values[name]
         return metrics
 
-    def _batches(self, model: Any) -> list[npt.NDArray[np.int64]]:
+    def _batches(self, model: Any, rows: IntArray | None) -> list[IntArray]:
         size = self._batch_size or (8 if device_of(model) == "cpu" else 64)
-        return [self._order[i : i + size] for i in range(0, len(self._order), size)]
+        order = self._order if rows is None else self._order[np.isin(self._order, rows)]
+        return [order[i : i + size] for i in range(0, len(order), size)]
 
     def _evaluate(self, model: Any, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[np.int64], Metrics]:
         found = self._loss(model, [self._examples[row] for row in rows.tolist()])

@@ -29,6 +29,8 @@ from simfluence.recording.evaluator import Evaluate, Evaluator, LossFunction
 from simfluence.recording.notices import RecordingStoppedWarning
 from simfluence.recording.processes import Processes
 from simfluence.recording.schedule import KeepWeights
+from simfluence.recording.stream import StreamTable
+from simfluence.recording.subset import Rotation
 from simfluence.recording.watch import innermost
 from simfluence.recording.wrappers import is_deepspeed_engine, is_sharded
 from simfluence.runs import ExampleTable, storage
@@ -64,7 +66,7 @@ class RunRecorder:
     def __init__(
         self,
         path: str | Path,
-        train: ExampleTable | Iterable[Any],
+        train: ExampleTable | Iterable[Any] | Literal["stream"],
         test: Iterable[Any],
         *,
         batch_size: int | None = None,
@@ -76,6 +78,8 @@ class RunRecorder:
         mirror: Literal["tensorboard", "wandb", "trackio"] | None = None,
     ) -> None:
         mirrors.check(mirror)
+        if isinstance(train, str) and train != "stream":
+            raise ValueError(f"train= is a list of examples, or 'stream'; got the text {train[:40]!r}")
         for name, value, known in (
             ("nonfinite", nonfinite, ("warn", "raise")),
             ("on_error", on_error, ("raise", "continue")),
@@ -83,14 +87,16 @@ class RunRecorder:
             if value not in known:
                 raise ValueError(f"{name} must be {known[0]!r} or {known[1]!r}, got {value!r}")
         self.path = Path(path)
-        self.train = ExampleTable.of(train)
+        self._text = text
+        self.train = StreamTable(text=text) if isinstance(train, str) else ExampleTable.of(train)
+        """The training table; of a stream an empty one, since each run fills one of its own."""
         self.test_examples = _listed(test)
         self.test = ExampleTable.of(self.test_examples)
         self.nonfinite, self.on_error, self.mirror = nonfinite, on_error, mirror
         self._batching = {"batch_size": batch_size, "length": length, "autocast": autocast}
         self._recording = True
         try:
-            self._open_set(text)
+            self._open_set()
         except OSError as error:
             message = f"cannot record into {self.path}: {error}"
             if on_error == "raise":
@@ -112,6 +118,7 @@ class RunRecorder:
         evaluate_every: int = 1,
         evaluate_at: Iterable[int] | None = None,
         evaluate_within: float | None = None,
+        evaluate_subset: float | None = None,
         keep_weights: KeepWeights = None,
         resume_every: int | None = None,
         state: Mapping[str, Any] | None = None,
@@ -142,6 +149,9 @@ class RunRecorder:
             most 10 % more time. The steps are chosen as training goes, more of them at the
             beginning (see :mod:`.budget`); those before the first and after the last of ``total_steps`` are
             always evaluated.
+        evaluate_subset : of a large test set, how many test examples are evaluated at a time: a share (0.25)
+            or a number. Evaluations take them in turn, the others are NaN; before the first step and after
+            the last of ``total_steps`` all are evaluated (see :mod:`.subset`). None: all, every time.
         keep_weights : when weights are kept, for attribution: after "every" step (and at 0), at a number
             of steps evenly spaced over ``total_steps``, or at given steps. Where most parameters are
             frozen, only those that train, or did so earlier in the run, are kept.
@@ -186,21 +196,26 @@ class RunRecorder:
         if self._recording:
             Processes.current().from_writer(lambda: self._check_free(run_id, restart or bool(resume)))
         evaluator: Evaluate = Evaluator(self.test_examples, loss, **self._batching)  # type: ignore[arg-type]
+        rotation = None
+        if evaluate_subset is not None:
+            rotation = Rotation(evaluate_subset, len(self.test), total_steps)
         evaluate_after = schedule.evaluations(evaluate_every, evaluate_at, total_steps)
         if evaluate_within is not None:
             if evaluate_every != 1 or evaluate_at is not None:
                 raise ValueError("give one of evaluate_every, evaluate_at and evaluate_within")
-            budget = Budget(evaluate_within, total_steps)
+            parts = 1 if rotation is None else len(rotation.groups)
+            budget = Budget(evaluate_within, total_steps, whole=parts)
             evaluator, evaluate_after = budget.measuring(evaluator), budget
         return ActiveRun(
             self.path / run_id,
-            self.train,
+            StreamTable(text=self._text) if isinstance(self.train, StreamTable) else self.train,
             self.test,
             evaluator,
             model=model,
             optimizers=[innermost(one) for one in optimizers],
             total_steps=total_steps,
             evaluate_at=evaluate_after,
+            rotation=rotation,
             weights_at=schedule.weights(keep_weights, total_steps),
             resume_every=resume_every,
             state=state or {},
@@ -238,20 +253,30 @@ class RunRecorder:
                 " stays beside it), or choose another name"
             )
 
-    def _open_set(self, text: bool) -> None:
+    def _open_set(self) -> None:
         """Make the folder with its tables, or check that it is about the same examples."""
         self.path.mkdir(parents=True, exist_ok=True)
+        ours = None if isinstance(self.train, StreamTable) else self.train, self.test
         with filelock.FileLock(self.path / storage.LOCK):
             if not (self.path / storage.EXAMPLES).exists():
-                tables = [table if text else table.without_text() for table in (self.train, self.test)]
-                storage.write_examples(self.path, *tables)
+                train, test = (
+                    table if self._text or table is None else table.without_text() for table in ours
+                )
+                assert test is not None
+                storage.write_examples(self.path, train, test)
                 return
-        for name, ours, theirs in zip(
-            ("training", "test"), (self.train, self.test), storage.read_examples(self.path), strict=True
-        ):
-            if ours != theirs:
+        theirs = storage.read_tables(self.path)
+        if (ours[0] is None) != (theirs[0] is None):
+            kinds = ["a stream", "a table of training examples"]
+            there, here = reversed(kinds) if ours[0] is None else kinds
+            raise RecordingError(
+                f"{self.path} holds runs over {there}, and this recorder is over {here}; record into another"
+                " folder"
+            )
+        for name, mine, other in zip(("training", "test"), ours, theirs, strict=True):
+            if mine is not None and other is not None and mine != other:
                 raise RecordingError(
-                    f"{self.path} holds runs over {len(theirs)} other {name} examples than the {len(ours)}"
+                    f"{self.path} holds runs over {len(other)} other {name} examples than the {len(mine)}"
                     " given (ids, groups, contents and order count); record into another folder"
                 )
 

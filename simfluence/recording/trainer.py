@@ -29,8 +29,10 @@ from simfluence.recording.evaluator import LossFunction
 from simfluence.recording.losses import model_loss
 from simfluence.recording.preferences import preference_loss
 from simfluence.recording.recorder import RunRecorder
+from simfluence.recording.stream import StreamTable
 from simfluence.recording.training_rows import (
     ROW,
+    CollateByContent,
     CollateNumbered,
     CollateStreamed,
     Numbered,
@@ -38,7 +40,7 @@ from simfluence.recording.training_rows import (
     held_rows,
     is_streamed,
 )
-from simfluence.runs.tables import TableFingerprints
+from simfluence.runs.tables import ExampleTable, TableFingerprints
 
 __all__ = ["NoScoresWarning", "RowOrderWarning", "record_trainer"]
 
@@ -68,7 +70,9 @@ def record_trainer(
     example_ids : the ids of the training data set's rows, or the column that has them; of a row that holds
         several examples, a list of theirs. Without such a column, rows are taken in the order of the
         recorder's training table, if there are as many; a RowOrderWarning says so, for it is wrong if the
-        data set was shuffled. A streamed training set needs the column.
+        data set was shuffled. A streamed training set needs the column, unless the recorder's is
+        ``train="stream"``: then an example without an id is known by the content of its row (in rows that the
+        trainer packs, by the tokens of each example).
     scores : keep gradient scores of the weights before training beside the set
         (:mod:`simfluence.attribution.initial`), with which simulators need a single run. What they cost is
         printed first; where they cannot be had, a warning says why.
@@ -92,10 +96,11 @@ def record_trainer(
                 f"this trainer is recorded already, as run {callback.run_id!r} (was a notebook's cell run"
                 " again?): call record_trainer() once for each new Trainer"
             )
-    stream = _stream_column(trainer, example_ids)
-    rows = None
-    if stream is None:
-        packed = bool(getattr(trainer.args, "packing", False))
+    packed = bool(getattr(trainer.args, "packing", False))
+    stream, rows = None, None
+    if isinstance(recorder.train, StreamTable):
+        stream = _id_column(trainer, example_ids)
+    elif (stream := _stream_column(trainer, example_ids)) is None:
         rows = held_rows(trainer.train_dataset, recorder.train, example_ids, packed)
     if loss is None:
         loss = preference_loss(trainer) or model_loss(trainer.data_collator)
@@ -121,7 +126,8 @@ class _TrainerRecording(TrainerCallback):
     ) -> None:
         self._trainer, self._recorder, self.run_id = trainer, recorder, run_id
         self._rows, self._stream, self._scores = rows, stream, scores
-        ids = recorder.train.ids
+        self._by_content = isinstance(recorder.train, StreamTable)
+        ids = [] if isinstance(recorder.train, StreamTable) else recorder.train.ids
         self._ids = [[example_id] for example_id in ids]  # of each row that a batch may name
         if rows is not None:
             self._ids = [[ids[row] for row in held] for held in rows]
@@ -139,8 +145,14 @@ class _TrainerRecording(TrainerCallback):
             loader = getattr(outer, "base_dataloader", outer)  # accelerate wraps torch's
             if not isinstance(loader, torch.utils.data.DataLoader):
                 raise RecordingError(f"expected a torch data loader to follow, got {type(loader).__name__}")
+            if self._by_content:
+                packed = bool(getattr(self._trainer.args, "packing", False))
+                loader.collate_fn = CollateByContent(loader.collate_fn, self._stream, packed)
+                return outer
             if self._stream is not None:
-                loader.collate_fn = CollateStreamed(loader.collate_fn, self._recorder.train, self._stream)
+                table = self._recorder.train
+                assert isinstance(table, ExampleTable)
+                loader.collate_fn = CollateStreamed(loader.collate_fn, table, self._stream)
                 return outer
             # a data loader refuses to have its data set exchanged; its sampler was made for the same rows
             object.__setattr__(loader, "dataset", Numbered(loader.dataset))
@@ -154,7 +166,9 @@ class _TrainerRecording(TrainerCallback):
 
         def noted(model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
             numbers = inputs.pop(ROW)
-            if self._run is not None:
+            if self._run is not None and self._by_content:
+                self._run.consumes(CollateByContent.read(numbers))
+            elif self._run is not None:
                 self._run.consumes([held for number in numbers.tolist() for held in self._ids[number]])
             loss = training_step(model, inputs, *args, **kwargs)
             self._losses.append(loss.detach())
@@ -196,14 +210,14 @@ class _TrainerRecording(TrainerCallback):
         from simfluence.attribution.initial import keep_initial_scores  # all methods of attribution
 
         assert self._run is not None
-        rows = self._rows or []
+        rows, train = self._rows or [], self._recorder.train
         place = {held[0]: number for number, held in enumerate(rows)}
         try:
-            if not rows or any(len(held) != 1 for held in rows):
+            if isinstance(train, StreamTable) or not rows or any(len(held) != 1 for held in rows):
                 raise ValueError("they need a training set of single examples, neither packed nor streamed")
             if args.world_size > 1:
                 raise ValueError(f"they are computed by one process, not by {args.world_size}")
-            if missing := len(self._recorder.train) - len(place):
+            if missing := len(train) - len(place):
                 raise ValueError(f"{missing} of the recorder's training examples are not the trainer's")
             examples = [self._trainer.train_dataset[place[row]] for row in range(len(place))]
             keep_initial_scores(
@@ -214,7 +228,7 @@ class _TrainerRecording(TrainerCallback):
                 self._recorder.test_examples,
                 optimizer=self._run.optimizer,
                 batch=args.train_batch_size * args.gradient_accumulation_steps,
-                tables=TableFingerprints.of(self._recorder.train, self._recorder.test),
+                tables=TableFingerprints.of(train, self._recorder.test),
             )
         except (ValueError, RuntimeError) as error:
             warnings.warn(f"no scores are kept beside the set: {error}", NoScoresWarning, stacklevel=2)
@@ -234,6 +248,29 @@ class _TrainerRecording(TrainerCallback):
         if self._run is not None:
             run, self._run = self._run, None
             run.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+
+def _id_column(trainer: Trainer, example_ids: str | Sequence[Any]) -> str:
+    """The field that may have the ids of examples that are known by their content else.
+
+    Raises RecordingError for a list of ids, or where batches are dispatched to several processes.
+    """
+    if not isinstance(example_ids, str):
+        raise RecordingError(
+            "with train='stream' example_ids= names a field of the training set's rows; got a list of ids,"
+            " for which the recorder needs the training examples: train=…"
+        )
+    config = trainer.accelerator.dataloader_config
+    if (
+        trainer.args.world_size > 1
+        and config.dispatch_batches is not False
+        and is_streamed(trainer.train_dataset)
+    ):
+        raise RecordingError(
+            "one process reads the stream and dispatches batches to the others, which does not pass on what"
+            " is known of the examples: set accelerator_config={'dispatch_batches': False}"
+        )
+    return example_ids
 
 
 def _stream_column(trainer: Trainer, example_ids: str | Sequence[Any]) -> str | None:

@@ -6,6 +6,7 @@ with the examples through the data loader, beside what the collator makes of the
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 from torch.utils.data import IterableDataset
 
 from simfluence.errors import RecordingError, RunDataError
+from simfluence.recording.stream import SPANS, Entry, entry_of, spans_of
 from simfluence.runs import ExampleTable
 
 ROW = "simfluence_row"
-"""The name under which a batch has the numbers of its rows."""
+"""The name under which a batch has the numbers of its rows, or what is known of them."""
 
 
 class RowOrderWarning(UserWarning):
@@ -77,10 +79,47 @@ class CollateStreamed:
         return _with_rows(self._collate(items), rows)
 
 
-def _with_rows(batch: Any, rows: Sequence[int]) -> Any:
+class CollateByContent:
+    """Collates the items of a stream, each of which is known by its content (:mod:`.stream`).
+
+    What the training table has of each item travels with the batch, as bytes: a tensor is all that the data
+    loader's worker processes, and what wraps the loader, are sure to pass on.
+
+    column : the field of an item that has its id, if any has one. packed : whether an item holds several.
+    """
+
+    def __init__(self, collate: Callable[[list[Any]], Any], column: str | None, packed: bool) -> None:
+        self._collate, self._column, self._packed = collate, column, packed
+
+    def __call__(self, items: list[Any]) -> Any:
+        held = [self._examples_in(item) for item in items]
+        texts = [json.dumps([list(entry_of(one)) for one in examples]).encode() for examples in held]
+        width = max(map(len, texts))
+        return _with_rows(self._collate(items), [list(text.ljust(width)) for text in texts], torch.uint8)
+
+    def _examples_in(self, item: Any) -> list[Any]:
+        if self._packed:
+            if not isinstance(item, Mapping) or SPANS not in item:
+                raise RecordingError(
+                    f"the rows of this packed stream do not say which examples are in them (no {SPANS!r}):"
+                    " use packing_strategy='bfd', or do not pack"
+                )
+            return list(spans_of(item))
+        if not isinstance(item, Mapping):
+            return [item]
+        rest = {name: value for name, value in item.items() if name not in ("id", self._column)}
+        return [rest if self._column is None else {**rest, "id": item.get(self._column)}]
+
+    @staticmethod
+    def read(rows: torch.Tensor) -> list[Entry]:
+        """The examples of a batch, from what travelled with it."""
+        return [Entry(*entry) for row in rows.cpu().numpy() for entry in json.loads(row.tobytes())]
+
+
+def _with_rows(batch: Any, rows: Sequence[Any], dtype: torch.dtype = torch.int64) -> Any:
     if not hasattr(batch, "__setitem__") or not hasattr(batch, "keys"):
         raise RecordingError(f"batches must be mappings to be followed, got {type(batch).__name__}")
-    batch[ROW] = torch.tensor(rows)
+    batch[ROW] = torch.tensor(rows, dtype=dtype)
     return batch
 
 

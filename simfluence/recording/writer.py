@@ -20,7 +20,9 @@ from simfluence.curriculum import IntArray
 from simfluence.errors import RecordingError, RunExistsError
 from simfluence.recording import training_state, weights
 from simfluence.recording.evaluator import Metrics
-from simfluence.runs import ExampleTable, journal, rows, storage
+from simfluence.recording.stream import StreamTable
+from simfluence.recording.subset import Rotation, without_missing
+from simfluence.runs import ExampleTable, journal, rows, storage, streams
 from simfluence.runs.run import Status
 
 
@@ -34,7 +36,9 @@ class RunWriter:
     about : further entries of the manifest (seed, configuration, optimizer, …).
     """
 
-    def __init__(self, folder: Path, train: ExampleTable, test: ExampleTable, about: dict[str, Any]) -> None:
+    def __init__(
+        self, folder: Path, train: ExampleTable | StreamTable, test: ExampleTable, about: dict[str, Any]
+    ) -> None:
         self.folder = folder
         self.about = about
         self.steps = 0
@@ -44,6 +48,7 @@ class RunWriter:
         """Where a test loss was not finite first: step, test, loss."""
         self._train, self._test = train, test
         self._journal: journal.Journal | None = None
+        self._streamed: journal.Journal | None = None
         self._rates: list[float | None] = []
         self._group_rates: list[Sequence[float] | None] = []
         self._resumed_at: list[int] = []
@@ -84,11 +89,14 @@ class RunWriter:
     def start_journal(self, metrics: Metrics) -> None:
         dtypes = {name: values.dtype for name, values in metrics.items()}
         schema = rows.steps_schema(dtypes, len(self._test), group_rates=True)
+        if isinstance(self._train, StreamTable):
+            self._streamed = journal.Journal(self.folder / streams.JOURNAL, streams.SCHEMA)
         self._journal = journal.Journal(self.folder / storage.JOURNAL, schema)
         self._schema = schema
 
-    def go_on(self, step: int) -> Metrics:
-        """Cut the journal back to that step, to be continued; returns what was evaluated last.
+    def go_on(self, step: int, rotation: Rotation | None = None) -> tuple[Metrics, int]:
+        """Cut the journal back to that step, to be continued; returns what was evaluated last, and how many
+        evaluations there were.
 
         Raises RecordingError if the journal does not reach that far.
         """
@@ -107,19 +115,36 @@ class RunWriter:
         self._schema = first.schema
         continued = journal.Journal(self.folder / f"{storage.JOURNAL}.tmp", first.schema)
         metrics: Metrics = {}
+        consumed = evaluations = 0
         for number, row in enumerate(itertools.chain([first], kept)):
             continued.append(row)
             batch, rate, group_rates = rows.consumption_of(row)
             self._note(batch, rate, group_rates)
+            consumed = max([consumed, *(1 + row for row in batch)])
             if (found := rows.metrics_of(row)) is not None:
                 metrics = found
-                self.note_nonfinite(number, found["loss"])
+                of = None if rotation is None else rotation.rows(number, evaluations)
+                evaluations += 1
+                self.note_nonfinite(number, without_missing(found["loss"], of))
         continued.sync()
         continued.move(self.folder / storage.JOURNAL)
         self._journal, self.steps = continued, step
+        self._go_on_streaming(consumed)
         self._remove_later_weights()
         self.write_manifest("running", pid=os.getpid(), host=platform.node())
-        return metrics
+        return metrics, evaluations
+
+    def _go_on_streaming(self, consumed: int) -> None:
+        """Cut the training table of a stream back to the examples that the steps before consumed."""
+        if not isinstance(self._train, StreamTable):
+            return
+        self._train.restore(streams.read_table(self.folder).head(consumed))
+        continued = journal.Journal(self.folder / f"{streams.JOURNAL}.tmp", streams.SCHEMA)
+        if (there := self._train.take_new()) is not None:
+            continued.append(there)
+        continued.sync()
+        continued.move(self.folder / streams.JOURNAL)
+        self._streamed = continued
 
     # ------------------------------------------------------------------------------- step by step
 
@@ -133,6 +158,9 @@ class RunWriter:
     ) -> None:
         """The journal's next entry: the first losses, then one entry a step."""
         assert self._journal is not None
+        if isinstance(self._train, StreamTable) and (new := self._train.take_new()) is not None:
+            assert self._streamed is not None
+            self._streamed.append(new)
         row = rows.step_row(self._schema, self.steps, batch, learning_rate, train_loss, metrics, group_rates)
         self._journal.append(row)
         self._note(batch, learning_rate, group_rates)
@@ -144,6 +172,8 @@ class RunWriter:
     def save_state(self, state: Mapping[str, Any]) -> None:
         """Make the run resumable from here; the journal up to here is on the disk first."""
         assert self._journal is not None
+        if self._streamed is not None:
+            self._streamed.sync()
         self._journal.sync()
         training_state.save(self.folder, self.steps, state)
 
@@ -168,13 +198,16 @@ class RunWriter:
         entries = journal.read(journal_file)
         if rows.rates_by_group(self._rates, self._group_rates) is None:
             entries = rows.without_group_rates(entries)
-        steps = storage.write_steps(self.folder, entries)
+        files = {storage.STEPS: storage.write_steps(self.folder, entries)}
+        if isinstance(self._train, StreamTable):
+            files[streams.TABLE] = storage.write_streamed(self.folder)
         checkpoints = {
             f"{weights.FOLDER}/{file.name}": storage.file_entry(file)
             for file in sorted((self.folder / weights.FOLDER).glob("*.safetensors"))
         }
-        self.write_manifest("complete", files={storage.STEPS: steps}, checkpoints=checkpoints)
+        self.write_manifest("complete", files=files, checkpoints=checkpoints)
         journal_file.unlink()
+        (self.folder / streams.JOURNAL).unlink(missing_ok=True)
         training_state.remove(self.folder)
 
     def stop(self, status: Status, error: str) -> None:
@@ -208,9 +241,10 @@ class RunWriter:
         )
 
     def _close_journal(self) -> None:
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
+        for open_file in (self._journal, self._streamed):
+            if open_file is not None:
+                open_file.close()
+        self._journal = self._streamed = None
 
     def _journalled(self, most: int) -> int:
         """How many entries the journal has (none of those after step ``most`` is looked at)."""
@@ -246,6 +280,8 @@ def set_aside(folder: Path) -> None:
     if (folder / storage.MANIFEST).exists():
         shutil.copyfile(folder / storage.MANIFEST, attempt / storage.MANIFEST)
     os.replace(folder / storage.JOURNAL, attempt / storage.JOURNAL)
+    if (folder / streams.JOURNAL).exists():
+        os.replace(folder / streams.JOURNAL, attempt / streams.JOURNAL)
 
 
 def _now() -> str:

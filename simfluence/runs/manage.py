@@ -20,9 +20,10 @@ import pyarrow.parquet as pq
 
 from simfluence import renamed
 from simfluence.errors import RunDataError
-from simfluence.runs import journal, rows, storage
+from simfluence.runs import journal, rows, storage, streams
 from simfluence.runs.run import Run, Status
 from simfluence.runs.start import start_alike
+from simfluence.runs.tables import ExampleTable
 
 
 def set_folders(path: str | Path) -> list[Path]:
@@ -50,10 +51,11 @@ def list_sets(path: str | Path) -> pd.DataFrame:
     """
     found = []
     for folder in set_folders(path):
-        train, test = storage.read_examples(folder)
+        train, test = storage.read_tables(folder)
         runs = list_runs(folder)
         complete = int((runs["status"] == "complete").sum())
-        found.append((str(folder), len(runs), complete, len(train), len(test), runs["bytes"].sum()))
+        n_train = _n_streamed(folder) if train is None else len(train)
+        found.append((str(folder), len(runs), complete, n_train, len(test), runs["bytes"].sum()))
     return pd.DataFrame(found, columns=["set", "runs", "complete", "train", "test", "bytes"])
 
 
@@ -141,12 +143,12 @@ class RunSummary:
 def show(path: str | Path, run_id: str) -> RunSummary:
     """A summary of one run of a set. Raises RunDataError if it is damaged or missing."""
     path = Path(path)
-    train, test = storage.read_examples(path)
+    train, test = storage.read_tables(path)
     folder = path / storage.check_run_id(run_id)
     if not folder.is_dir():
         raise RunDataError(f"{path} has no run {run_id!r}; there are {', '.join(storage.run_ids(path))}")
     manifest, status = storage.read_manifest(folder), storage.status(folder)
-    run = storage.read_run(folder, len(train), len(test))
+    run = storage.read_run(folder, None if train is None else len(train), len(test))
     recorded, _ = _end_of(folder, manifest)  # with steps that did not train, which a Run leaves out
     steps = [int(place.name.removeprefix("step-")) for place in folder.glob("resume/step-*[0-9]")]
     resumable = max((step for step in steps if step <= recorded), default=None)
@@ -155,7 +157,7 @@ def show(path: str | Path, run_id: str) -> RunSummary:
 
 def test_groups(path: str | Path) -> list[str]:
     """The groups of a set's test examples, [test]."""
-    return list(storage.read_examples(Path(path))[1].groups)
+    return list(storage.read_tables(Path(path))[1].groups)
 
 
 # --------------------------------------------------------------------------------------- verify
@@ -170,7 +172,7 @@ def verify(path: str | Path) -> pd.DataFrame:
     problems = []
     for folder in set_folders(path):
         try:
-            train, test = storage.read_examples(folder)
+            train, test = storage.read_tables(folder)
         except RunDataError as error:
             problems.append((folder.name, "", storage.EXAMPLES, str(error)))
             continue
@@ -180,7 +182,7 @@ def verify(path: str | Path) -> pd.DataFrame:
     return pd.DataFrame(problems, columns=["set", "run", "file", "problem"])
 
 
-def _problems_of(folder: Path, train: Any, test: Any) -> Iterator[tuple[str, str]]:
+def _problems_of(folder: Path, train: ExampleTable | None, test: ExampleTable) -> Iterator[tuple[str, str]]:
     try:
         manifest = storage.read_manifest(folder)
         storage.check_tables(folder, manifest, train, test)
@@ -197,7 +199,7 @@ def _problems_of(folder: Path, train: Any, test: Any) -> Iterator[tuple[str, str
             yield name, str(error)
     if sound and storage.status(folder) != "running":
         try:
-            storage.read_run(folder, len(train), len(test), verify=False)
+            storage.read_run(folder, None if train is None else len(train), len(test), verify=False)
         except RunDataError as error:
             yield storage.STEPS if manifest.get("files") else storage.JOURNAL, str(error)
     there = {file.relative_to(folder).as_posix() for file in folder.glob("checkpoints/*.safetensors")}
@@ -256,7 +258,11 @@ def _superfluous(
         for leftover in sorted(folder.rglob("*.tmp")):
             yield "unfinished write", leftover
         if status == "complete":
-            for name in (storage.JOURNAL, "resume"):  # killed between the manifest and the cleaning up
+            for name in (
+                storage.JOURNAL,
+                streams.JOURNAL,
+                "resume",
+            ):  # killed between the manifest and the cleaning up
                 if (folder / name).exists():
                     yield "leftover", folder / name
     if weights and status == "complete" and (folder / "checkpoints").exists():
@@ -275,6 +281,14 @@ def _delete(folder: Path, what: str, target: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------- pieces
+
+
+def _n_streamed(folder: Path) -> int:
+    """How many training examples of a stream are known; 0 before the first step, or if tables are damaged."""
+    try:
+        return len(storage.read_examples(folder)[0])
+    except RunDataError:
+        return 0
 
 
 def size_on_disk(path: Path) -> int:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import example, gptfluence, long_table, mixture_tables, storage
+from simfluence.runs import example, gptfluence, long_table, mixture_tables, storage, streams
 from simfluence.runs.importing import InitialLoss, Read, check_finite, runs_of
 from simfluence.runs.run import FloatArray, Run
 from simfluence.runs.start import start_alike
@@ -72,15 +72,19 @@ class RunSet:
         if unreadable not in ("raise", "skip"):
             raise ValueError(f"unreadable must be 'raise' or 'skip', got {unreadable!r}")
         path = Path(path)
-        train, test = storage.read_examples(path)
-        runs = []
+        train, test = storage.read_tables(path)
+        n_train = None if train is None else len(train)
+        runs, streamed = [], []
         left_out = []
         for run_id in storage.run_ids(path):
             folder = path / run_id
             try:
                 storage.check_tables(folder, storage.read_manifest(folder), train, test)
                 if incomplete or storage.status(folder) == "complete":
-                    runs.append(storage.read_run(folder, len(train), len(test), verify=verify))
+                    run = storage.read_run(folder, n_train, len(test), verify=verify)
+                    if train is None:
+                        streamed.append(streams.read_table(folder))
+                    runs.append(run)
                 else:
                     left_out.append(f"{run_id} ({storage.status(folder)})")
             except RunDataError as error:
@@ -97,6 +101,9 @@ class RunSet:
             )
         if left_out:
             warnings.warn(f"{path}: left out {', '.join(left_out)}", stacklevel=2)
+        if train is None:
+            train = streams.union(streamed)
+            runs = [streams.renumbered(run, own, train) for run, own in zip(runs, streamed, strict=True)]
         return cls(runs, train, test)
 
     @classmethod

@@ -1,7 +1,8 @@
 """How a run set lies on disk: as Parquet, JSON and Arrow files, which other tools can read too.
 
     <run set>/
-      examples.parquet         both tables: split ("train", "test"), id, group, hash, text
+      examples.parquet         both tables: split ("train", "test"), id, group, hash, text; where training
+                               examples come from a stream, the test table (streams.py)
       <run id>/run.json        manifest, written atomically, last
       <run id>/journal.arrow   while recording: one Arrow record batch a step (journal.py)
       <run id>/steps.parquet   when complete: one row a step, row 0 before the first
@@ -29,7 +30,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import filelock
 import numpy as np
@@ -40,7 +41,7 @@ import pyarrow.parquet as pq
 
 from simfluence.curriculum import Curriculum
 from simfluence.errors import RunDataError
-from simfluence.runs import journal, rows, strict_json
+from simfluence.runs import journal, rows, streams, strict_json
 from simfluence.runs.run import Run, Status
 from simfluence.runs.tables import ExampleTable
 
@@ -100,12 +101,23 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     write_atomically(folder / MANIFEST, strict_json.dumps(manifest).encode() + b"\n")
 
 
-def write_examples(path: Path, train: ExampleTable, test: ExampleTable) -> None:
-    frame = pd.concat([train.frame.assign(split="train"), test.frame.assign(split="test")])
+def write_examples(path: Path, train: ExampleTable | None, test: ExampleTable) -> None:
+    """train : None for examples of a stream, of which each run has a table of its own."""
+    frames = [] if train is None else [train.frame.assign(split="train")]
+    _write_table(path / EXAMPLES, pd.concat([*frames, test.frame.assign(split="test")]))
+
+
+def write_streamed(folder: Path) -> dict[str, Any]:
+    """Write the training table of a run over a stream as it is complete. Returns its manifest entry."""
+    _write_table(folder / streams.TABLE, streams.read_table(folder))
+    return file_entry(folder / streams.TABLE)
+
+
+def _write_table(file: Path, frame: pd.DataFrame) -> None:
     sink = pa.BufferOutputStream()
     table = pa.Table.from_pandas(frame, preserve_index=False).replace_schema_metadata(None)
     pq.write_table(table, sink, compression="zstd")
-    write_atomically(path / EXAMPLES, sink.getvalue().to_pybytes())
+    write_atomically(file, sink.getvalue().to_pybytes())
 
 
 def write_steps(folder: Path, batches: Iterable[pa.RecordBatch]) -> dict[str, Any]:
@@ -172,7 +184,14 @@ def write_run(folder: Path, run: Run, train: ExampleTable, test: ExampleTable) -
     )
 
 
-def new_manifest(run_id: str, train: ExampleTable, test: ExampleTable) -> dict[str, Any]:
+class HasFingerprint(Protocol):
+    """A table of examples, finished or growing."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+
+def new_manifest(run_id: str, train: HasFingerprint, test: HasFingerprint) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "id": run_id,
@@ -191,16 +210,28 @@ def file_entry(path: Path) -> dict[str, Any]:
 
 
 def read_examples(path: Path) -> tuple[ExampleTable, ExampleTable]:
-    """The training and the test table of a set."""
+    """The training and the test table of a set; over a stream, the examples that its complete runs consumed
+    (all runs, if none is complete).
+    """
+    train, test = read_tables(path)
+    if train is None:
+        folders = [path / run_id for run_id in run_ids(path)]
+        complete = [folder for folder in folders if status(folder) == "complete"]
+        train = streams.union(streams.read_table(folder) for folder in complete or folders)
+    return train, test
+
+
+def read_tables(path: Path) -> tuple[ExampleTable | None, ExampleTable]:
+    """The tables in a set's examples.parquet; None for training examples of a stream."""
     file = path / EXAMPLES
     if not file.is_file():
         raise RunDataError(f"{path} is not a run set: it has no {EXAMPLES}")
     try:
         frame = pd.read_parquet(file)
-        train, test = (ExampleTable(frame[frame["split"] == split]) for split in ("train", "test"))
+        trained, tested = (frame[frame["split"] == split] for split in ("train", "test"))
+        return None if trained.empty else ExampleTable(trained), ExampleTable(tested)
     except (pa.ArrowException, KeyError, OSError) as error:
         raise RunDataError(f"{file} is damaged or not ours: {error}") from error
-    return train, test
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -253,8 +284,10 @@ def is_being_recorded(folder: Path) -> bool:
     return False
 
 
-def read_run(folder: Path, n_train: int, n_test: int, *, verify: bool = True) -> Run:
+def read_run(folder: Path, n_train: int | None, n_test: int, *, verify: bool = True) -> Run:
     """Read a run from its Parquet file or, as long as there is none, from its journal.
+
+    n_train : None for a run over a stream, which is then about its own training table.
 
     Raises RunDataError if a file is missing, torn, edited, or about other examples.
     """
@@ -270,6 +303,8 @@ def read_run(folder: Path, n_train: int, n_test: int, *, verify: bool = True) ->
             raise RunDataError(f"{folder / STEPS} is damaged: {error}") from error
     else:
         table = _table(list(journal.read(folder / JOURNAL)), folder)
+    if n_train is None:
+        n_train = len(streams.read_table(folder))
     try:
         return _run_from_table(table, manifest, current, n_train, n_test)
     except (KeyError, ValueError) as error:
@@ -292,10 +327,14 @@ def check_file(folder: Path, name: str, expected: Mapping[str, Any]) -> None:
         )
 
 
-def check_tables(folder: Path, manifest: Mapping[str, Any], train: ExampleTable, test: ExampleTable) -> None:
-    """Raises RunDataError unless the run was recorded on the examples in these tables."""
+def check_tables(
+    folder: Path, manifest: Mapping[str, Any], train: ExampleTable | None, test: ExampleTable
+) -> None:
+    """Raises RunDataError unless the run was recorded on the examples in these tables (train None: those of a
+    stream).
+    """
     for name, table in (("train", train), ("test", test)):
-        if (said := manifest.get("fingerprints", {}).get(name)) != table.fingerprint:
+        if table is not None and (said := manifest.get("fingerprints", {}).get(name)) != table.fingerprint:
             raise RunDataError(
                 f"{folder} was recorded on another {name} table than its set has (fingerprint {said},"
                 f" the set's is {table.fingerprint}); runs over other examples need a set of their own"

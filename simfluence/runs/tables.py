@@ -90,7 +90,8 @@ class ExampleTable:
         """The table of any sequence of examples, which are mappings or dataclasses with a field ``id``.
 
         An example's group is its field ``group``, if it has one. The content hash is made of all other
-        fields. Its text is the field ``text``, or else the strings in the other fields, joined by " | ".
+        fields. Its text is the field ``text``, or else the strings in the other fields, joined by " | "
+        (a message {"role": …, "content": …} becomes "role: content").
 
         Raises RunDataError as the class does, and naming a field that no hash can be made of.
         """
@@ -98,7 +99,7 @@ class ExampleTable:
             return examples
         if isinstance(examples, pd.DataFrame):
             examples = examples.to_dict("records")
-        return cls(pd.DataFrame([_row(_as_mapping(example)) for example in examples]))
+        return cls(pd.DataFrame([row_of(example) for example in examples]))
 
     @classmethod
     def numbered(cls, n: int, prefix: str = "") -> ExampleTable:
@@ -155,8 +156,12 @@ class ExampleTable:
     @property
     def fingerprint(self) -> str:
         """A hash over ids, groups and contents in their order; texts are covered by their hashes."""
-        identity = self.frame[["id", "group", "hash"]].to_numpy().tolist()
-        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]
+        return identity_hash(self.frame[["id", "group", "hash"]].to_numpy().tolist())
+
+
+def identity_hash(rows: list[list[str]]) -> str:
+    """The fingerprint of a table whose rows have these ids, groups and hashes."""
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:32]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,7 +222,9 @@ def _as_mapping(example: Any) -> Mapping[str, Any]:
     )
 
 
-def _row(example: Mapping[str, Any]) -> dict[str, str]:
+def row_of(example: Any) -> dict[str, str]:
+    """The row of an example in its table: ``COLUMNS``, as :meth:`ExampleTable.of` says."""
+    example = _as_mapping(example)
     if "id" not in example:
         raise RunDataError(f"an example needs a field 'id', got only {sorted(map(str, example))}")
     content = {key: value for key, value in example.items() if key not in ("id", "group")}
@@ -238,6 +245,8 @@ def _strings(values: Iterable[Any]) -> list[str]:
     for value in values:
         if isinstance(value, str):
             found.append(value)
+        elif isinstance(value, Mapping) and isinstance(value.get("content"), str):
+            found.append(f"{value.get('role', '')}: {value['content']}")
         elif isinstance(value, Sequence):
             found.extend(_strings(value))
     return found

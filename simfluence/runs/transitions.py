@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -13,16 +14,20 @@ from simfluence.curriculum import count_matrix
 from simfluence.runs.run import Run
 
 Array = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Transitions:
-    """One row for each transition L_{t-1} → L_t between evaluations, one run after the other.
+    """One row for each transition L_s → L_t between two evaluations, one run after the other.
+
+    A row is about the test examples that were evaluated at both, and not in between. Where all are evaluated
+    every time, there is one row for each evaluation after the first.
 
     counts : sparse [row, train], how often each example was consumed in between, scaled as
         :func:`transitions` says.
-    previous, current : [row, test], the losses before and after; 0 where one of them is not finite.
-    observed : bool [row, test], whether both are finite.
+    previous, current : [row, test], the losses before and after; 0 where the row is not about the example.
+    observed : bool [row, test], whether it is.
     run : int [row], the number of the run a row belongs to.
     """
 
@@ -38,30 +43,52 @@ def transitions(runs: Sequence[Run], batch_size: float | None = None) -> Transit
 
     ``batch_size`` scales the counts of every step, as in :func:`~simfluence.curriculum.count_matrix`.
     """
-    previous = np.concatenate([run.loss[:-1] for run in runs], dtype=np.float64)
-    current = np.concatenate([run.loss[1:] for run in runs], dtype=np.float64)
-    observed = np.isfinite(previous) & np.isfinite(current)
-    if not observed.all():
-        previous[~observed] = current[~observed] = 0.0
+    each = [_of_run(run, batch_size) for run in runs]
+    counts, previous, current, observed = zip(*each, strict=True)
     return Transitions(
-        counts=sparse.vstack([_interval_counts(run, batch_size) for run in runs]).tocsr(),
-        previous=previous,
-        current=current,
-        observed=observed,
-        run=np.repeat(np.arange(len(runs)), [len(run.evaluated) - 1 for run in runs]),
+        counts=sparse.vstack(counts).tocsr(),
+        previous=np.concatenate(previous),
+        current=np.concatenate(current),
+        observed=np.concatenate(observed),
+        run=np.repeat(np.arange(len(runs)), [len(rows) for rows in observed]),
     )
 
 
-def _interval_counts(run: Run, batch_size: float | None) -> sparse.csr_array:
-    """The counts summed over the steps of each interval between evaluations."""
+def _of_run(
+    run: Run, batch_size: float | None
+) -> tuple[sparse.csr_array, Array, Array, npt.NDArray[np.bool_]]:
+    """Counts, previous, current and observed of one run."""
+    losses, known = run.loss.astype(np.float64), np.isfinite(run.loss)
+    begins, ends = np.arange(len(losses) - 1), np.arange(1, len(losses))
+    observed = known[:-1] & known[1:]
+    if not known.all():
+        begins, ends, observed = _between_known(known)
     counts = count_matrix([run.curriculum], batch_size)
-    if run.every_step:
-        return counts
-    intervals = len(run.evaluated) - 1
-    step = np.arange(len(run))
-    interval = np.searchsorted(run.evaluated, step, side="right") - 1
-    inside = (interval >= 0) & (interval < intervals)
-    summing = sparse.csr_array(
-        (np.ones(inside.sum()), (interval[inside], step[inside])), shape=(intervals, len(run))
-    )
+    if not run.every_step or not known.all():
+        counts = _summed(counts, run.evaluated[begins], run.evaluated[ends])
+    previous, current = (np.where(observed, losses[at], 0.0) for at in (begins, ends))
+    return counts, previous, current, observed
+
+
+def _between_known(known: npt.NDArray[np.bool_]) -> tuple[IntArray, IntArray, npt.NDArray[np.bool_]]:
+    """The evaluations that rows begin and end at, [row] each, and which test examples each is about.
+
+    known : bool [evaluation, test].
+    """
+    about: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
+    patterns, of = np.unique(known, axis=1, return_inverse=True)
+    for number, pattern in enumerate(patterns.T):
+        for pair in pairwise(np.flatnonzero(pattern).tolist()):
+            about[pair] = about.get(pair, np.zeros(known.shape[1], bool)) | (of.reshape(-1) == number)
+    pairs = sorted(about)
+    begins, ends = np.array(pairs, np.int64).reshape(-1, 2).T
+    return begins, ends, np.array([about[pair] for pair in pairs], bool).reshape(-1, known.shape[1])
+
+
+def _summed(counts: sparse.csr_array, begins: IntArray, ends: IntArray) -> sparse.csr_array:
+    """The counts [step, train] summed from each of these steps to its end, [row, train]."""
+    steps = [np.arange(begin, end) for begin, end in zip(begins, ends, strict=True)]
+    offsets = np.cumsum([0, *map(len, steps)])
+    columns = np.concatenate([np.empty(0, np.int64), *steps])
+    summing = sparse.csr_array((np.ones(len(columns)), columns, offsets), shape=(len(steps), counts.shape[0]))
     return (summing @ counts).tocsr()

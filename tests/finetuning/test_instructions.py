@@ -20,6 +20,7 @@ from simfluence.errors import RunDataError
 from simfluence.finetuning.completions import CompletionModel, TruncatedWarning
 from simfluence.finetuning.models import load_model
 from simfluence.finetuning.tasks import Completion, Task, Turn, load_task
+from simfluence.finetuning.tasks.base import by_turn
 from simfluence.finetuning.tasks.instructions import completion_of
 from simfluence.scores import INITIAL_SCORES, InfluenceScores
 
@@ -323,6 +324,44 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path, template, message) 
         model.losses(EXAMPLES[:1])
 
 
+# ------------------------------------------------------------------------------------------ turns
+
+
+def test_each_turn_of_a_test_chat_is_an_example(tmp_path) -> None:
+    single = {"id": "one", "topic": "g", "messages": [said("user", "?"), said("assistant", "!")]}
+    plain = {"id": "plain", "prompt": "a", "completion": "b"}
+    write(tmp_path / "train.jsonl", [single | {"id": str(i)} for i in range(2)])
+    write(
+        tmp_path / "test.jsonl", [{"id": "c", "topic": "g", "messages": CHAT}, {"id": "d", "messages": CHAT}]
+    )
+    write(tmp_path / "single.jsonl", [single | {"messages": CHAT[1:3]}, plain])
+    options = {"n_train": None, "n_test": None, "group": "topic", "path": str(tmp_path / "train.jsonl")}
+    task = load_task("instructions", turns=True, test_path=str(tmp_path / "test.jsonl"), **options)
+    found = {example.id: example for example in task.test}
+    assert [len(task.train), sorted(found)] == [2, ["c/turn-1", "c/turn-2", "d/turn-1", "d/turn-2"]]
+    assert [found[name].group for name in sorted(found)] == ["g", "g", "turn 1", "turn 2"]
+    assert found["c/turn-1"].turns == CHAT_TURNS[:3]
+    assert found["c/turn-2"].turns == (
+        *CHAT_TURNS[:2], CHAT_TURNS[2]._replace(is_target=False), *CHAT_TURNS[3:],
+    )  # fmt: skip
+    alone = load_task("instructions", turns=True, test_path=str(tmp_path / "single.jsonl"), **options)
+    assert {example.id for example in alone.test} == {"one", "plain"}
+    with pytest.raises(RunDataError, match="turns is an option of instructions"):
+        load_task("openbookqa", turns=True, n_train=4, n_test=4)
+
+
+def test_losses_of_turns_are_the_parts_of_the_whole_loss(tmp_path) -> None:
+    """Means over the tokens of each turn, weighted by their numbers, are the mean over the tokens of all."""
+    whole = Completion("c", "", CHAT_TURNS, is_chat=True)
+    task = Task("chat", "completion", [whole], [whole, *by_turn(whole)])
+    model = load_model(save_model(tmp_path, template=CHATML), task, dropout=0.0).eval()
+    with torch.no_grad():
+        all_of_it, *parts = model.losses(task.test).tolist()
+    tokens = [int((model._token_ids(example)[0][1] != -100).sum()) for example in task.test]
+    assert tokens[0] == sum(tokens[1:])
+    assert all_of_it == pytest.approx(np.dot(parts, tokens[1:]) / tokens[0], rel=1e-5)
+
+
 # --------------------------------------------------------------------------- the whole way
 
 
@@ -360,5 +399,6 @@ def test_from_chats_of_ones_own_to_a_verified_what_if(simfluence, tmp_path) -> N
     within = ["record", "path=within", "count=1", "processes=1", "scores=false", *task, *trained]
     refused = simfluence(*within, "run.evaluate_within=0", cwd=tmp_path)
     assert "a share of the time of training above 0, got 0" in refused.stderr
-    assert simfluence(*within, "run.evaluate_within=0.01", cwd=tmp_path).returncode == 0
+    parts = ["run.evaluate_within=0.01", "run.evaluate_subset=0.5"]
+    assert simfluence(*within, *parts, cwd=tmp_path).returncode == 0
     assert RunSet.load(tmp_path / "within")[0].evaluated.tolist() == [0, 6]

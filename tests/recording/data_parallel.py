@@ -117,6 +117,22 @@ def within_a_budget(path: Path) -> None:
             run.step([example["id"] for example in batch_of(step, dist.get_rank(), 2)])
 
 
+def over_a_stream(path: Path) -> None:
+    """Examples are told by content; two that share an id are noticed by both processes."""
+    recorder = RunRecorder(path / "stream", "stream", TEST, batch_size=2)
+    with recorder.run("run", model=new_model(), loss=per_example, total_steps=3, evaluate_subset=2) as run:
+        for step in range(3):
+            batch = batch_of(step, dist.get_rank(), 2)
+            run.step([{key: value for key, value in one.items() if key != "id"} for one in batch])
+
+    def one_id_for_two() -> None:
+        other = RunRecorder(path / "one-id", "stream", TEST)
+        with other.run("run", model=new_model(), loss=per_example) as run:
+            run.step([{"id": "same", "x": dist.get_rank()}])
+
+    fails_everywhere(RunDataError, one_id_for_two)
+
+
 def main(path: Path) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
@@ -144,6 +160,7 @@ def main(path: Path) -> None:
     one_evaluation_fails(path)
     one_update_is_skipped(path)
     within_a_budget(path)
+    over_a_stream(path)
     for on_error in ("continue", "raise"):
         fragile = RunRecorder(path / on_error, TRAIN, TEST, on_error=on_error)
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from data_parallel import SHARE, STEPS, batch_of
-from tiny import TEST, new_model, per_example
+from tiny import TEST, TRAIN, new_model, per_example
 
 from simfluence.recording import load_weights
-from simfluence.runs import RunSet, storage
+from simfluence.runs import ExampleTable, RunSet, storage
 
 
 def in_two_processes(script: str, path: Path) -> str:
@@ -61,6 +61,12 @@ def test_two_gloo_processes(tmp_path):
     assert within[0] == 0
     assert within[-1] == 40
     assert 3 < len(within) < 40
+    streamed = RunSet.load(tmp_path / "stream")
+    known = ExampleTable.of(TRAIN).frame
+    hashes = [known["hash"][[int(name.removeprefix("train-")) for name in batch]] for batch in expected[:3]]
+    rows = streamed.train.frame["hash"].to_numpy()
+    assert [rows[batch].tolist() for batch in streamed[0].curriculum] == [of.tolist() for of in hashes]
+    assert np.isfinite(streamed[0].loss).sum(1).tolist() == [6, 2, 2, 6]
     plain = new_model(seed=3)
     plain[1] = torch.nn.Identity()
     load_weights(tmp_path / "skipped" / "run", 2, plain)

@@ -86,12 +86,14 @@ class Seen:
 
 
 def new_trainer(
-    tmp_path, form: str, *, stream: bool = False, lora: bool = False, **options
+    tmp_path, form: str, *, stream: bool = False, lora: bool = False, ids: bool = True, **options
 ) -> tuple[SFTTrainer, Seen]:
     folder = save_model(tmp_path / "model", "llama", template=CHATML)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
     dataset = datasets.Dataset.from_list(rows(form))
+    if not ids:
+        dataset = dataset.remove_columns("id")
     options = {
         "max_steps": 4, "per_device_train_batch_size": 3, "learning_rate": 1e-2, "report_to": "none",
         "save_strategy": "no", "disable_tqdm": True, "use_cpu": True, "bf16": False, "logging_steps": 100,
@@ -101,7 +103,7 @@ def new_trainer(
         model,
         args=SFTConfig(output_dir=str(tmp_path / "out"), eval_packing=False, **options),
         train_dataset=dataset.to_iterable_dataset() if stream else dataset,
-        eval_dataset=dataset.select(range(5)),
+        eval_dataset=datasets.Dataset.from_list(rows(form)[:5]),
         processing_class=tokenizer,
         peft_config=LoraConfig(r=2, target_modules=["q_proj", "v_proj"]) if lora else None,
     )
@@ -219,3 +221,60 @@ def test_scores_before_training(tmp_path) -> None:
     scores = InfluenceScores.load(tmp_path / "set" / INITIAL_SCORES)
     assert scores.scores.shape == (N, 5)
     assert (np.diag(scores.scores[:5]) > 0).all()  # each test example was trained on
+
+
+def stream_recorder(tmp_path, trainer) -> RunRecorder:
+    return RunRecorder(tmp_path / "set", train="stream", test=trainer.eval_dataset, batch_size=2)
+
+
+def recorded_texts(tmp_path, tokenizer) -> list[list[str]]:
+    """The examples of each step, known by the letters in their texts."""
+    runs = RunSet.load(tmp_path / "set")
+    assert (runs[0].status, len(runs[0])) == ("complete", 4)
+    texts = runs.train.frame["text"].tolist()
+    return [[letters_in(texts[row])[0] for row in batch] for batch in runs[0].curriculum]
+
+
+@pytest.mark.parametrize(
+    ("form", "options"),
+    [
+        ("text", {}),
+        ("text", {"dataloader_num_workers": 1}),
+        ("completion", {"gradient_accumulation_steps": 2, **HALVES}),
+        ("chat", {}),
+    ],
+)
+def test_a_stream_without_ids_is_known_by_content(tmp_path, form, options) -> None:
+    bare, _ = new_trainer(tmp_path / "bare", form, stream=True, ids=False, **options)
+    bare.train()
+    trainer, seen = new_trainer(tmp_path, form, stream=True, ids=False, **options)
+    record_trainer(trainer, stream_recorder(tmp_path, trainer), "seed-0")
+    trainer.train()
+    assert weights(trainer) == weights(bare)
+    steps = seen.ids(options.get("gradient_accumulation_steps", 1))
+    assert recorded_texts(tmp_path, trainer.processing_class) == steps
+    assert len(RunSet.load(tmp_path / "set").train) == len({one for batch in steps for one in batch})
+    check_last_losses(tmp_path, trainer)
+
+
+def test_a_packed_stream_is_known_by_the_tokens_of_each_example(tmp_path) -> None:
+    options = {"packing": True, "packing_strategy": "bfd", "per_device_train_batch_size": 2}
+    trainer, seen = new_trainer(tmp_path, "text", stream=True, ids=False, **options)
+    record_trainer(trainer, stream_recorder(tmp_path, trainer), "seed-0")
+    trainer.train()
+    runs = RunSet.load(tmp_path / "set")
+    steps = seen.ids()
+    assert any(len(batch) > 2 for batch in steps)
+    letters: dict[int, str] = {}  # row → letter, the same wherever the row is consumed
+    for rows_of_step, expected in zip(runs[0].curriculum, steps, strict=True):
+        for row, letter in zip(rows_of_step.tolist(), expected, strict=True):
+            assert letters.setdefault(row, letter) == letter
+    assert len(set(letters.values())) == len(letters) == len(runs.train)
+
+
+def test_packed_rows_without_spans_are_refused(tmp_path) -> None:
+    options = {"packing": True, "packing_strategy": "wrapped"}
+    trainer, _ = new_trainer(tmp_path, "text", stream=True, ids=False, **options)
+    record_trainer(trainer, stream_recorder(tmp_path, trainer), "seed-0")
+    with pytest.raises(RecordingError, match="do not say which examples are in them"):
+        trainer.train()

@@ -32,6 +32,7 @@ from simfluence.recording.fingerprint import weights_fingerprint  # noqa: E402
 from simfluence.recording.losses import model_loss, token_metrics  # noqa: E402
 from simfluence.recording.trainer import NoScoresWarning, RowOrderWarning, record_trainer  # noqa: E402
 from simfluence.runs import RunSet, storage  # noqa: E402
+from simfluence.runs.content import content_hash  # noqa: E402
 from simfluence.scores import INITIAL_SCORES, InfluenceScores  # noqa: E402
 from simfluence.simulators import AutoSimulator  # noqa: E402
 
@@ -260,6 +261,36 @@ def test_a_stream_is_followed_by_its_ids(tmp_path, workers):
     if workers == 0:  # else the collator is in another process
         number = {tuple(e["input_ids"]): i for i, e in enumerate(features(12, 0, "bert"))}
         assert found == [[number[tuple(row)] for row in batch] for batch in seen.micro_batches[:3]]
+
+
+class Lines(torch.utils.data.IterableDataset):
+    """A stream of torch's own, whose rows have no ids."""
+
+    def __iter__(self):
+        for row in features(12, 0, "gpt2"):
+            yield {name: row[name] for name in ("input_ids", "labels")}
+
+
+def test_a_stream_is_known_by_the_content_of_its_rows(tmp_path):
+    trainer = new_trainer(tmp_path, "gpt2", train=Lines(), max_steps=6)
+    recorder = RunRecorder(tmp_path / "set", train="stream", test=features(5, 1, "gpt2"), batch_size=2)
+    with pytest.raises(RecordingError, match="names a field of the training set's rows; got a list of ids"):
+        record_trainer(trainer, recorder, "seed-0", example_ids=["0-0"])
+    record_trainer(trainer, recorder, "seed-0", evaluate_subset=2)
+    trainer.train()
+    runs = RunSet.load(tmp_path / "set")
+    assert [batch.tolist() for batch in runs[0].curriculum] == 2 * [[*range(i, i + 4)] for i in (0, 4, 8)]
+    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in features(12, 0, "gpt2")]
+    assert runs.train.ids == runs.train.frame["hash"].tolist() == [content_hash(row) for row in rows]
+    assert np.isfinite(runs[0].loss).sum(1).tolist() == [5, 2, 2, 1, 2, 2, 5]
+
+
+def test_a_stream_that_is_dispatched_is_refused(tmp_path, monkeypatch):
+    trainer = new_trainer(tmp_path, "gpt2", train=Lines())
+    recorder = RunRecorder(tmp_path / "set", train="stream", test=features(5, 1, "gpt2"))
+    monkeypatch.setattr(type(trainer.args), "world_size", 2)
+    with pytest.raises(RecordingError, match="'dispatch_batches': False"):
+        record_trainer(trainer, recorder, "seed-0")
 
 
 def test_evaluations_within_a_budget(tmp_path):

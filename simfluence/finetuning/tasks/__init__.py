@@ -7,6 +7,7 @@ To add one, write a function that returns its examples (``sources`` and ``bigben
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,6 +19,7 @@ from simfluence.finetuning.tasks.base import (
     Task,
     TextExample,
     Turn,
+    by_turn,
     make_task,
 )
 from simfluence.finetuning.tasks.bigbench import BIGBENCH, from_bigbench
@@ -61,7 +63,8 @@ def load_task(
     name : what the task is called; by default its source.
     options : of the source, whose function documents them: ``path`` of a JSONL file; ``path``, ``config`` and
         ``split`` on the hub; ``labels`` and ``first_label`` of either; ``path``, ``split`` and ``group`` of
-        instructions; ``archive`` of bigbench.
+        instructions; ``archive`` of bigbench. ``turns`` of instructions: whether each turn that the assistant
+        writes in a test chat is a test example of its own (:func:`~.base.by_turn`), with its loss.
         ``test_path`` (a file) or ``test_split`` (of the hub) says where the test examples are drawn from.
         Without it they are drawn from the same examples as the training examples, and are not trained on.
 
@@ -88,6 +91,9 @@ def load_task(
     of_test = {option: value for option, value in of_test.items() if value is not None}
     if of_test and source not in _WITH_TEST_SET:
         raise RunDataError(f"the source {source!r} has no test_{min(of_test)}: its examples are one set")
+    turns = bool(options.pop("turns", False))
+    if turns and source != "instructions":
+        raise RunDataError(f"turns is an option of instructions, and the source is {source!r}")
     sourced = SOURCES[source](**options)
     held_out = None
     if of_test:
@@ -97,7 +103,10 @@ def load_task(
         else:
             of_test["needs_group"] = False
         held_out = SOURCES[source](**(options | of_test))
-    return make_task(name or source, sourced, n_train, n_test, seed, held_out)
+    task = make_task(name or source, sourced, n_train, n_test, seed, held_out)
+    if turns:
+        task = replace(task, test=[turn for example in task.test for turn in by_turn(example)])
+    return task
 
 
 __all__ = [

@@ -86,6 +86,27 @@ class Completion:
         return self.turns
 
 
+def by_turn(example: Completion) -> list[Completion]:
+    """One example for each turn that the model is to write: what was written before is given, and what comes
+    after is left out.
+
+    The first of example "c" is called "c/turn-1". It is in the group of the example, or in the group "turn 1"
+    if that has none. An example with one such turn stays as it is.
+    """
+    places = [place for place, turn in enumerate(example.turns) if turn.is_target]
+    if len(places) == 1:
+        return [example]
+    return [
+        Completion(
+            f"{example.id}/turn-{number}",
+            example.group or f"turn {number}",
+            (*(turn._replace(is_target=False) for turn in example.turns[:place]), example.turns[place]),
+            example.is_chat,
+        )
+        for number, place in enumerate(places, 1)
+    ]
+
+
 Example: TypeAlias = Any
 """A :class:`TextExample` or a :class:`Completion`. All examples of a task are of one type, which is the type
 that the task's model takes."""

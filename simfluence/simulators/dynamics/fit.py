@@ -135,12 +135,18 @@ def explained_share(dynamics: TrainingDynamics, data: TrainingData) -> float:
     d are fluctuations: increments of the recorded log(eᴸ − 1) from point to point less their moving average
     over a sixth of the run, d̂ the predicted ones. They depend on the batches of those very steps; a curve as
     a whole can be met by dynamics whose kernel is wrong. Of two or three runs it is the mean of this R² and
-    that of their deviations from their mean.
+    that of their deviations from their mean. Where test examples are evaluated in turn, what is predicted is
+    taken at the evaluations of each, as what was recorded is, and the moving average is over five of them at
+    least.
     """
     grid, levels = data.recorded.grid, data.levels("log_odds")
     changed = dynamics.changed(batches_of(data.train.curricula), grid, data.run_rates)
-    predicted = [own[: len(level)] for own, level in zip(changed, levels, strict=True)]
-    fluctuations = [[_fluctuations(run) for run in runs] for runs in (levels, predicted)]
+    predicted = [
+        data.recorded.as_known(run, own[: len(level)])
+        for run, (own, level) in enumerate(zip(changed, levels, strict=True))
+    ]
+    window = max(round(5 * data.recorded.between), 5)
+    fluctuations = [[_fluctuations(run, window) for run in runs] for runs in (levels, predicted)]
     shares = [_explained(*(np.concatenate(runs) for runs in fluctuations))]
     if len(levels) > 1:
         means = [mean_over_runs(runs) for runs in (levels, predicted)]
@@ -152,9 +158,9 @@ def explained_share(dynamics: TrainingDynamics, data: TrainingData) -> float:
     return float(np.mean(shares))
 
 
-def _fluctuations(levels: Array) -> Array:
+def _fluctuations(levels: Array, window: int) -> Array:
     increments = np.diff(levels, axis=0)
-    return np.asarray(increments - smooth(increments, max(len(levels) // 6, 5)), np.float64)
+    return np.asarray(increments - smooth(increments, max(len(levels) // 6, window)), np.float64)
 
 
 def _explained(true: Array, predicted: Array) -> float:

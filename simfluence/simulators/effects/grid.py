@@ -35,11 +35,40 @@ class GridLosses:
     grid : int [point], ascending, starts at 0.
     losses : one float [point, test] a run, up to the last point that it reached; finite.
     evaluated : one int [evaluation] a run, the steps after which it has losses.
+    known : one bool [point, test] a run, whether a loss of the test example was recorded there (or nearest to
+        there); None for a run whose evaluations are all of all test examples.
     """
 
     grid: IntArray
     losses: list[Array]
     evaluated: list[IntArray]
+    known: list[npt.NDArray[np.bool_] | None]
+
+    def as_known(self, number: int, values: Array) -> Array:
+        """What would be known of other values [point, test] of a run, were they recorded as its losses: those
+        of a test example at its own evaluations, and a straight line in between.
+        """
+        known = self.known[number]
+        if known is None:
+            return values
+        points = np.arange(len(values))
+        columns = [
+            np.interp(points, np.flatnonzero(at), column[at])
+            for at, column in zip(known.T, values.T, strict=True)
+        ]
+        return np.stack(columns, axis=1)
+
+    @property
+    def between(self) -> float:
+        """How many points there are from one recorded loss of a test example to its next, the mean; 1 where
+        all test examples are evaluated every time.
+        """
+        gaps = [
+            (len(known) - 1) * known.shape[1] / max(int(known[1:].sum()), 1)
+            for known in self.known
+            if known is not None
+        ]
+        return float(np.mean(gaps)) if gaps else 1.0
 
     @property
     def rows(self) -> list[slice]:
@@ -67,7 +96,8 @@ def losses_on_grid(runs: RunSet, max_rows: int) -> GridLosses:
         start = np.mean([run[0] for run in losses], axis=0)
         drift = mean_over_runs([np.diff(run, axis=0) for run in losses])
         mean = start + np.concatenate([0 * start[None], np.cumsum(drift, axis=0)])
-    return GridLosses(grid, losses, evaluated)
+    known = [_known_at(run, grid[: len(own)]) for run, own in zip(runs, losses, strict=True)]
+    return GridLosses(grid, losses, evaluated, known)
 
 
 def spread(consumed: Array, evaluated: IntArray, grid: IntArray) -> Array:
@@ -105,6 +135,17 @@ def _on_grid(run: Run, evaluated: IntArray, grid: IntArray, mean: Array) -> Arra
         straight = np.interp(points, at, np.interp(at, grid, mean[:, z]))
         losses[:, z] = np.interp(points, at, values[known]) + (mean[: len(points), z] - straight)
     return losses
+
+
+def _known_at(run: Run, points: IntArray) -> npt.NDArray[np.bool_] | None:
+    """``GridLosses.known`` of one run."""
+    finite = np.isfinite(run.loss)
+    if finite[finite.any(1)].all():
+        return None
+    nearest = np.round(np.interp(run.evaluated, points, np.arange(len(points)))).astype(np.int64)
+    known = np.zeros((len(points), run.loss.shape[1]), bool)
+    np.logical_or.at(known, nearest, finite)
+    return known
 
 
 def mean_over_runs(series: Sequence[Array]) -> Array:
