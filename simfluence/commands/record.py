@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from simfluence.commands.common import plain
@@ -10,6 +12,7 @@ from simfluence.finetuning.experiment import record_runs
 from simfluence.finetuning.score_files import keep_initial_scores
 from simfluence.finetuning.tasks import load_task
 from simfluence.runs import ExampleTable
+from simfluence.runs.storage import read_examples
 
 
 def run(config: DictConfig) -> None:
@@ -30,8 +33,9 @@ def run(config: DictConfig) -> None:
         mixed=config.mixed,
     )
     what = f"all {count} runs" if numbers is None else f"run {config.number} of {count}"
+    train, test = read_examples(Path(config.path))
     print(
-        f"{what} complete in {config.path}; "
+        f"{what} complete in {config.path} ({len(train)} training and {len(test)} test examples); "
         + (f"{len(recorded)} recorded now" if recorded else "nothing to do")
     )
     if config.scores and config.number in (None, 0):  # of many machines, one makes them

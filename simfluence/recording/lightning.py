@@ -23,6 +23,7 @@ from simfluence.errors import RunDataError
 from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import LossFunction
 from simfluence.recording.recorder import RunRecorder
+from simfluence.recording.stream import StreamTable
 
 
 class RecordingCallback(Callback):
@@ -32,7 +33,8 @@ class RecordingCallback(Callback):
     ----------
     recorder, run_id : where to, under which name.
     loss : (module, test examples) → loss of each.
-    example_ids : batch → the ids of its examples; by default ``batch["id"]``.
+    example_ids : batch → the ids of its examples; by default ``batch["id"]``. With a recorder over a stream,
+        batch → its examples; by default the batch itself (:mod:`.stream`).
     options : of :meth:`RunRecorder.run` (``evaluate_every``, ``keep_weights``, ``config``, …).
 
     All micro-batches between two optimizer steps are one step's batch. Batches that were skipped
@@ -54,7 +56,8 @@ class RecordingCallback(Callback):
         renamed.check(options, renamed.RECORDING)
         self._recorder, self._run_id = recorder, run_id
         self._options = {"loss": loss, **options}
-        self._example_ids = example_ids or _ids_of
+        of_batch = _whole if isinstance(recorder.train, StreamTable) else _ids_of
+        self._example_ids = example_ids or of_batch
         self._run: ActiveRun | None = None
         self._losses: list[torch.Tensor] = []
         self._steps_before = 0
@@ -116,6 +119,11 @@ class RecordingCallback(Callback):
             run, self._run = self._run, None
             self._steps_before = run.steps
             run.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+
+
+def _whole(batch: Any) -> Any:
+    """Examples of a stream are known by their content."""
+    return batch
 
 
 def _ids_of(batch: Any) -> Iterable[Any]:

@@ -107,8 +107,13 @@ def entry_of(example: Any) -> Entry:
     """
     if isinstance(example, str):
         example = {"text": example}
-    elif isinstance(example, torch.Tensor | np.ndarray | Sequence):
+    elif isinstance(example, torch.Tensor | np.ndarray | Sequence) and _is_tokens(example):
         example = {TOKENS: example}
+    elif isinstance(example, torch.Tensor | np.ndarray | Sequence):
+        raise RunDataError(
+            f"an example of a stream is a row, a text, or a list of token ids, got {str(example)[:60]!r}; of"
+            " a batch that is a tuple of columns make a mapping: {'x': x, 'y': y}"
+        )
     elif isinstance(example, int | float):
         raise RunDataError(
             "the examples of a stream are known by their content: pass the examples themselves (rows, texts"
@@ -143,6 +148,13 @@ def examples_in(batch: Any) -> list[Any]:
             f" {got or 'nothing'}"
         )
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _is_tokens(example: Any) -> bool:
+    if isinstance(example, torch.Tensor):
+        return example.ndim == 1 and not (example.is_floating_point() or example.is_complex())
+    ids = np.asarray(example, None if isinstance(example, np.ndarray) else object)
+    return ids.ndim == 1 and all(isinstance(one, int | np.integer) for one in ids.tolist())
 
 
 def _length(column: Any) -> int | None:

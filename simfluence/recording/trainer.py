@@ -6,7 +6,8 @@
 
 The trainer's sampling, batches, arguments and reports stay what they were. Row numbers travel with the
 examples through the data loader and are taken out of a batch before the model sees it, which is why
-``remove_unused_columns`` does not matter; micro-batches of one optimizer step become one step.
+``remove_unused_columns`` does not matter; micro-batches of one optimizer step become one step. Of a stream
+whose examples are not known before, ``RunRecorder(…, train="stream")`` knows them by their content.
 
 TRL's SFTTrainer is recorded likewise: make it first, then the recorder, with ``test=trainer.eval_dataset``,
 which it has tokenized (and, with packing, ``eval_packing=False``). For packed rows see :mod:`.packing`.

@@ -220,6 +220,8 @@ def test_spans_of_a_packed_row():
         (None, "has no example ids"),
         (7, "expected a list of examples, got int"),
         ([object()], "must be a mapping or a dataclass"),
+        ([torch.zeros(2, 3), torch.zeros(2)], r"make a mapping: \{'x': x, 'y': y\}"),
+        ([("a", "b"), (0, 1)], "a row, a text, or a list of token ids, got"),
     ],
 )
 def test_what_is_no_batch_of_examples_is_refused(tmp_path, examples, message):
