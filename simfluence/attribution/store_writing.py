@@ -9,17 +9,19 @@ minute at most.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import simfluence
+from simfluence.attribution.batch_size import longest
 from simfluence.attribution.gradient_step import step_settings
 from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.registry import AttributionContext
 from simfluence.attribution.sketch import Sketch
-from simfluence.attribution.store_cost import expected_cost
+from simfluence.attribution.store_cost import expected_cost, found_batch_size
 from simfluence.attribution.store_files import Manifest, check_belongs, shard_file, tidy, write_shard
 from simfluence.attribution.store_projection import make_basis, read_projection
 from simfluence.attribution.store_sizes import Work, make_scales
@@ -46,7 +48,7 @@ def write_store(
     size_examples: int | None = _SIZED,
     seed: int = 0,
     parameters: Sequence[str] | None = None,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     shard_rows: int | None = None,
     share: tuple[int, int] = (1, 1),
     wait: float = 0.0,
@@ -65,7 +67,8 @@ def write_store(
     size_examples : training examples, drawn at random, that Adam's sizes are taken from; None: all. Their error
         falls with their number, whatever the share.
     seed : of the projection, the landmarks and the examples for sizes. parameters : as in :func:`.parameters.selected_parameters`.
-    batch_size : examples in a forward and backward pass.
+    batch_size : examples in a forward and backward pass; None: as many as fit into memory, at most 8 on a CPU and
+        128 on a GPU (:mod:`.batch_size`).
     shard_rows : examples a shard; None: 512, or fewer where these take more than 256 MB.
     share : (j, p), j from 1: which part of the work this process does.
     wait : seconds that a process waits for the sums of the others, which Adam's metric needs.
@@ -99,7 +102,10 @@ def write_store(
             raise ValueError(f"landmarks must be 0 or more, fewer than k and than the examples, got {c}")
         manifest = _manifest(context, trace, k, c, seed, rows, metric, units)
         manifest.keep(folder)
-        work = Work(context.train, folder, manifest, trace, batch_size, share, wait, progress)
+        work = Work(context.train, folder, manifest, trace, batch_size or 1, share, wait, progress)
+        if batch_size is None:
+            found = found_batch_size(work, longest(context.train, context.train_texts))
+            work = replace(work, batch_size=found)
         return _write(work, len(context.test))
 
 

@@ -206,7 +206,7 @@ def test_a_store_that_is_not_complete(tmp_path: Path, capsys: pytest.CaptureFixt
     cost = capsys.readouterr().out
     assert (
         "to write: one pass over 10 training examples, one over 10 examples for Adam's sizes, one over 8"
-        " landmarks; about" in cost
+        " landmarks; batches of 8 examples; about" in cost
     )
     before = shard_file(tmp_path, 2).stat().st_mtime_ns
     shard_file(tmp_path, 1).unlink()

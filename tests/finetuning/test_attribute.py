@@ -292,7 +292,9 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
     monkeypatch.setattr("sys.argv", ["simfluence"])
     main(["gradients", f"path={recorded}", "run_id=run-001", "k=256", "shard_rows=5", "output=store"])
     shown = capsys.readouterr().out
-    assert "gradients) over 12 training examples and one over 12 landmarks, about" in shown
+    assert (
+        "one over 12 examples for Adam's sizes, one over 12 landmarks; batches of 8 examples; about" in shown
+    )
     assert "gradients of 12 of 12 training examples in 3 of 3 shards, 256 numbers each" in shown
     run = RunSet.load(recorded)[1]
     context = recorded_context(recorded, run, "initial")
@@ -314,6 +316,12 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
     examples = [sourced.example for sourced in from_jsonl("new.jsonl")]
     expected = attribute(replace(context, test=examples, test_texts=["", ""]), "gradient_step").scores
     assert np.corrcoef(of_new.ravel(), expected.ravel())[0, 1] > 0.95  # they have little to do with facts
+
+    typed = ["example.question=Where?", "example.choices=[here,there]", "example.label=1"]
+    main(["attribute", f"path={recorded}", "run_id=run-001", "store=store", "output=of-typed", *typed])
+    assert "## typed: Where? there" in capsys.readouterr().out
+    of_typed = InfluenceScores.load("of-typed/scores.safetensors").scores
+    np.testing.assert_allclose(of_typed[:, 0], of_new[:, 1], rtol=1e-3, atol=1e-3 * np.abs(of_new).max())
 
     few = ["train=1", "validation=0", "output=auto.safetensors"]
     main(["fit", f"path={recorded}", "simulator.scores=store/scores.safetensors", *few])
