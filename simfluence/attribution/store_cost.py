@@ -1,5 +1,5 @@
-"""What writing a store of gradients costs, said before it begins: the batch that fits into memory, and the time
-that one takes."""
+"""What writing a store of gradients costs, said before it begins: the batch that fits into memory, and the
+time that it takes."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def expected_cost(work: Work, examples: int, tests: int) -> str:
     one = work.trace.one_by_one
     batches = "one example at a time" if one else f"batches of {work.batch_size} examples"
     return (
-        f"to write: one pass over {examples} training examples{more}; {batches}; about {seconds:.0f} s; memory beside"
-        f" the model about {_megabytes(memory)}; disk {_megabytes(disk)}; exact scores of {tests} test"
+        f"to write: one pass over {examples} training examples{more}; {batches}; about {seconds:.0f} s;"
+        f" memory beside the model about {_megabytes(memory)}; disk {_megabytes(disk)}; exact scores of {tests} test"
         f" examples, without a store, take {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
     )
 

@@ -1,4 +1,4 @@
-"""Writing a store of gradients: one pass over the training examples, and one before it, over some of them, for
+"""Writing a store of gradients: a pass over the training examples, and one before it, over some of them, for
 Adam's sizes.
 
 Several processes share the work: process j of p takes every p-th shard, from shard j − 1 on. A process that
@@ -64,11 +64,12 @@ def write_store(
     folder : of the store, which several processes may write at a time.
     landmarks : training examples whose gradients are the basis of the first of the k numbers
         (:mod:`.landmarks`); None: k/2, 1024 or all examples, whichever is least; 0: none.
-    size_examples : training examples, drawn at random, that Adam's sizes are taken from; None: all. Their error
-        falls with their number, whatever the share.
-    seed : of the projection, the landmarks and the examples for sizes. parameters : as in :func:`.parameters.selected_parameters`.
-    batch_size : examples in a forward and backward pass; None: as many as fit into memory, at most 8 on a CPU and
-        128 on a GPU (:mod:`.batch_size`).
+    size_examples : training examples, drawn at random, that Adam's sizes are taken from; None: all. The error
+        of scores falls with their number, whatever the share.
+    seed : of the projection, the landmarks and the examples for sizes.
+    parameters : as in :func:`.parameters.selected_parameters`.
+    batch_size : examples in a forward and backward pass; None: as many as fit into memory, at most 8 on a CPU
+        and 128 on a GPU (:mod:`.batch_size`).
     shard_rows : examples a shard; None: 512, or fewer where these take more than 256 MB.
     share : (j, p), j from 1: which part of the work this process does.
     wait : seconds that a process waits for the sums of the others, which Adam's metric needs.
