@@ -10,6 +10,7 @@ new ones, are taken as they are asked for. The scores are unbiased over seeds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +32,7 @@ Floats = npt.NDArray[np.float32]
 
 _BLOCK = 2**24
 """Numbers of training gradients that are in memory at once, in float32."""
-_LARGEST = 2**28
+LARGEST = 2**28
 """Numbers in an array of scores: 1 GB in float32."""
 
 
@@ -50,9 +51,14 @@ class Factors(NamedTuple):
 class GradientStore:
     """A store that is complete: all shards are there, and of the same weights, examples and settings.
 
+    Simulators take it in place of scores, ``AutoSimulator(scores=store)``: those of the set's test examples,
+    which `simfluence gradients` left in it.
+
     Attributes
     ----------
     folder : where it lies. manifest : what it holds.
+    scores, tables, weighing, scale, steps : as of :class:`~simfluence.scores.InfluenceScores`, of the set's
+        test examples; RunDataError if they are not there.
 
     Raises RunDataError if there is no store, or it is damaged or not complete.
     """
@@ -68,7 +74,10 @@ class GradientStore:
             )
         for file in files:
             check_belongs(file, self.manifest)
-        self._shards = [mapped(file) for file in files]
+
+    @cached_property
+    def _shards(self) -> list[dict[str, npt.NDArray[Any]]]:
+        return [mapped(shard_file(self.folder, shard)) for shard in range(self.manifest.shards)]
 
     def __len__(self) -> int:
         """The number of training examples."""
@@ -105,7 +114,31 @@ class GradientStore:
                 yield slice(start, start + len(some)), some
                 start += len(some)
 
-    def scores(self, test: Floats, tables: TableFingerprints | None = None) -> InfluenceScores:
+    @cached_property
+    def _of_set(self) -> InfluenceScores:
+        return InfluenceScores.load(self.folder)
+
+    @property
+    def scores(self) -> npt.NDArray[np.floating]:
+        return self._of_set.scores
+
+    @property
+    def tables(self) -> TableFingerprints:
+        return self._of_set.tables
+
+    @property
+    def weighing(self) -> str:
+        return self._of_set.weighing
+
+    @property
+    def scale(self) -> float:
+        return self._of_set.scale
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return self._of_set.steps
+
+    def scores_of(self, test: Floats, tables: TableFingerprints | None = None) -> InfluenceScores:
         """Scores [train, test] for projected gradients of test examples (:meth:`project`).
 
         tables : of the training and the test examples; RunDataError if the training examples are known to be
@@ -120,7 +153,7 @@ class GradientStore:
         own = TableFingerprints(train=manifest.train)
         if tables is not None:
             own.check(tables, f"the gradients in {self.folder}", "these tables")
-        if len(self) * len(test) > _LARGEST:
+        if len(self) * len(test) > LARGEST:
             raise ValueError(
                 f"scores of {len(self)} training and {len(test)} test examples would take"
                 f" {4 * len(self) * len(test) / 1e9:.1f} GB: ask for fewer test examples, or use `factors`"
@@ -170,7 +203,7 @@ def stored_scores(context: AttributionContext, folder: str | Path) -> InfluenceS
         )
     with context.checkpoints[-1].loaded(context.objective.module):
         test = store.project(context.objective, context.test)
-    return store.scores(test, context.tables)
+    return store.scores_of(test, context.tables)
 
 
 def check_options(method: Mapping[str, Any], only: int | None) -> None:

@@ -41,8 +41,8 @@ def expected_cost(work: Work, examples: int, tests: int) -> str:
     batches = "one example at a time" if one else f"batches of {work.batch_size} examples"
     return (
         f"to write: one pass over {examples} training examples{more}; {batches}; about {seconds:.0f} s;"
-        f" memory beside the model about {_megabytes(memory)}; disk {_megabytes(disk)}; exact scores of {tests} test"
-        f" examples, without a store, take {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
+        f" memory beside the model about {_megabytes(memory)}; disk {_megabytes(disk)}; exact scores of {tests}"
+        f" test examples, without a store, take {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from simfluence.attribution.store_files import SCALES, Manifest, mapped, narrowe
 from simfluence.attribution.store_writing import write_store
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable, TableFingerprints
+from simfluence.scores import OF_STORE
 
 ADAM = {"class": "AdamW", "lr": 1e-3, "eps": 1e-8}
 SGD = {"class": "SGD", "lr": 1e-3}
@@ -101,7 +103,7 @@ def test_new_test_examples_blocks_and_factors(tmp_path: Path, monkeypatch: pytes
     store = GradientStore(tmp_path)
     new = points(6, seed=9)
     projected = store.project(context.objective, new)
-    scores = store.scores(projected).scores
+    scores = store.scores_of(projected).scores
     exact = attribute(replace(context, test=new, test_texts=[""] * 6), "gradient_step").scores
     np.testing.assert_allclose(scores, exact, atol=2e-3 * np.abs(exact).max())
     factors = store.factors(projected)
@@ -111,12 +113,28 @@ def test_new_test_examples_blocks_and_factors(tmp_path: Path, monkeypatch: pytes
     np.testing.assert_allclose(np.concatenate(products), scores, rtol=1e-3, atol=1e-3 * np.abs(exact).max())
     monkeypatch.setattr("simfluence.attribution.store._BLOCK", 3 * 64)
     assert [len(block) for _, block in store.blocks()] == [3, 1, 3, 1, 2]
-    np.testing.assert_allclose(store.scores(projected).scores, scores, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("simfluence.attribution.store._LARGEST", 50)
+    np.testing.assert_allclose(store.scores_of(projected).scores, scores, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("simfluence.attribution.store.LARGEST", 50)
     with pytest.raises(ValueError, match=r"10 training and 6 test examples would take .* use `factors`"):
-        store.scores(projected)
+        store.scores_of(projected)
     with pytest.raises(ValueError, match=r"expected gradients \[test, 64\] of `project`, got \[6, 3\]"):
-        store.scores(projected[:, :3])
+        store.scores_of(projected[:, :3])
+
+
+def test_what_a_store_has_of_its_sets_test_examples(tmp_path: Path) -> None:
+    """As it has attributes of scores, simulators take it as scores."""
+    context = small()
+    write_store(context, tmp_path, k=16)
+    store = GradientStore(tmp_path)
+    with pytest.raises(RunDataError, match=r"scores.safetensors: `simfluence gradients` leaves it there"):
+        _ = store.scores
+    scores = stored_scores(context, tmp_path)
+    scores.save(tmp_path / OF_STORE)
+    for name in ("weighing", "scale", "steps", "tables"):
+        assert getattr(store, name) == getattr(scores, name)
+    np.testing.assert_array_equal(store.scores, scores.scores)
+    again = pickle.loads(pickle.dumps(GradientStore(tmp_path)))
+    assert len(list(again.blocks())) == 1
 
 
 def test_the_projection_of_an_example_does_not_depend_on_the_others(tmp_path: Path) -> None:
@@ -170,7 +188,7 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
         store.project(network(seed=1), context.test)
     projected = store.project(context.objective, context.test)
     with pytest.raises(RunDataError, match="are of other training examples than these tables"):
-        store.scores(projected, TableFingerprints(train="other"))
+        store.scores_of(projected, TableFingerprints(train="other"))
     with pytest.raises(RunDataError, match="gradients of 10 training examples, this run has 9"):
         stored_scores(replace(context, train=context.train[:9]), folder)
     write_store(small(seed=1), tmp_path / "other", k=16, shard_rows=4)
