@@ -83,6 +83,11 @@ class GradientStore:
         """The number of training examples."""
         return self.manifest.examples
 
+    def check_examples(self, tables: TableFingerprints) -> None:
+        """RunDataError if the training examples of these tables are known to be others than the store's."""
+        own = TableFingerprints(train=self.manifest.train)
+        own.check(tables, f"the gradients in {self.folder}", "these tables")
+
     def project(self, objective: Objective, examples: Sequence[Any], *, batch_size: int = 8) -> Floats:
         """The gradients of any examples [example, k], in the metric and projection of the store.
 
@@ -150,9 +155,8 @@ class GradientStore:
         test = np.asarray(test, np.float32)
         if test.ndim != 2 or test.shape[1] != manifest.k:
             raise ValueError(f"expected gradients [test, {manifest.k}] of `project`, got {list(test.shape)}")
-        own = TableFingerprints(train=manifest.train)
         if tables is not None:
-            own.check(tables, f"the gradients in {self.folder}", "these tables")
+            self.check_examples(tables)
         if len(self) * len(test) > LARGEST:
             raise ValueError(
                 f"scores of {len(self)} training and {len(test)} test examples would take"
@@ -175,7 +179,7 @@ class GradientStore:
             },
             weighing="rate",
             coverage=manifest.coverage,
-            tables=own if tables is None else tables,
+            tables=TableFingerprints(train=manifest.train) if tables is None else tables,
         )
 
     def factors(self, test: Floats) -> Factors:
@@ -201,6 +205,7 @@ def stored_scores(context: AttributionContext, folder: str | Path) -> InfluenceS
         raise RunDataError(
             f"{folder} has gradients of {len(store)} training examples, this run has {len(context.train)}"
         )
+    store.check_examples(context.tables)
     with context.checkpoints[-1].loaded(context.objective.module):
         test = store.project(context.objective, context.test)
     return store.scores_of(test, context.tables)

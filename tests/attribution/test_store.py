@@ -191,6 +191,8 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
         store.scores_of(projected, TableFingerprints(train="other"))
     with pytest.raises(RunDataError, match="gradients of 10 training examples, this run has 9"):
         stored_scores(replace(context, train=context.train[:9]), folder)
+    with pytest.raises(RunDataError, match="are of other training examples than these tables"):
+        stored_scores(replace(context, tables=TableFingerprints(train="other"), test=None), folder)  # type: ignore[arg-type]
     write_store(small(seed=1), tmp_path / "other", k=16, shard_rows=4)
     os.replace(shard_file(tmp_path / "other", 1), shard_file(folder, 1))
     with pytest.raises(RunDataError, match=r"shard-00001.* belongs to a store of other weights"):
@@ -298,7 +300,7 @@ def test_two_processes_write_a_store_together(tmp_path: Path) -> None:
     write_store(context, alone, k=16, landmarks=4, shard_rows=1)
     processes = [started(tmp_path / "both", (number, 2)) for number in (1, 2)]
     for process in processes:
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=400)
         assert process.returncode == 0, error
         assert "shards, 16 numbers each" in out
     assert not list((tmp_path / "both").glob("sums-*"))
