@@ -1,8 +1,9 @@
 """A store of gradients: scores of any test example from one gradient of it and one matrix product.
 
-    S(i, z) ≈ φ(∇L_i) · φ(∇L_z)      the scores of ``gradient_step``
+    S(i, z) ≈ φ(∇L_i) · φ(∇L_z)      the scores of ``gradient_step``, or of ``ekfac``
 
-φ projects a gradient in the metric of the run's optimizer to k numbers (:mod:`.landmarks`, :mod:`.sketch`).
+φ projects a gradient, in the metric of the run's optimizer or in EK-FAC's (:mod:`.store_whitening`), to k
+numbers (:mod:`.landmarks`, :mod:`.sketch`).
 The training examples' are written once (:func:`.store_writing.write_store`); those of test examples, also
 new ones, are taken as they are asked for. The scores are unbiased over seeds.
 """
@@ -22,6 +23,7 @@ from simfluence.attribution.objective import Objective
 from simfluence.attribution.registry import AttributionContext
 from simfluence.attribution.store_files import Manifest, check_belongs, mapped, shard_file
 from simfluence.attribution.store_projection import read_projection
+from simfluence.attribution.store_whitening import is_whitened
 from simfluence.attribution.tracing import tracer
 from simfluence.errors import RunDataError
 from simfluence.recording.fingerprint import weights_fingerprint
@@ -78,6 +80,11 @@ class GradientStore:
     @cached_property
     def _shards(self) -> list[dict[str, npt.NDArray[Any]]]:
         return [mapped(shard_file(self.folder, shard)) for shard in range(self.manifest.shards)]
+
+    @property
+    def method(self) -> str:
+        """The method whose scores these are: gradient_step or ekfac."""
+        return "ekfac" if is_whitened(self.manifest.metric) else "gradient_step"
 
     def __len__(self) -> int:
         """The number of training examples."""
@@ -167,7 +174,7 @@ class GradientStore:
             scores[rows] = gradients @ test.T
         return InfluenceScores(
             scores,
-            method="gradient_step",
+            method=self.method,
             units=manifest.units,
             covers=tuple(manifest.parameters),
             provenance={
@@ -177,7 +184,7 @@ class GradientStore:
                 "step": manifest.step,
                 **manifest.metric,
             },
-            weighing="rate",
+            weighing="run" if is_whitened(manifest.metric) else "rate",
             coverage=manifest.coverage,
             tables=TableFingerprints(train=manifest.train) if tables is None else tables,
         )
@@ -211,11 +218,12 @@ def stored_scores(context: AttributionContext, folder: str | Path) -> InfluenceS
     return store.scores_of(test, context.tables)
 
 
-def check_options(method: Mapping[str, Any], only: int | None) -> None:
+def check_options(store: GradientStore, method: Mapping[str, Any], only: int | None) -> None:
     """Raises ValueError for options of `simfluence attribute` that a store does not have."""
-    if method["name"] != "gradient_step":
+    if method["name"] != store.method:
         raise ValueError(
-            f"a store has the scores of gradient_step, not of {method['name']}: leave out method="
+            f"this store has the scores of {store.method}, not of {method['name']}: give"
+            f" method={store.method}"
         )
     if only is not None:
         raise ValueError("scores from a store are of all training examples: leave out only=")

@@ -39,8 +39,9 @@ def run(config: DictConfig) -> None:
         raise ValueError(f"there is no test example {unknown[0]!r}; there are {there}")
     shown = [test.index(example) for example in ids]
     if config.store is not None:
-        check_options(method, config.only)
-        steps = [GradientStore(config.store).manifest.step]
+        store = GradientStore(config.store)
+        check_options(store, method, config.only)
+        steps = [store.manifest.step]
     if method["name"] in OF_TEXTS:
         context = recorded_texts(config.path, run)
     else:

@@ -39,6 +39,7 @@ def run(config: DictConfig) -> None:
         k=config.k,
         landmarks=config.landmarks,
         size_examples=config.size_examples,
+        metric=config.metric,
         seed=config.seed,
         parameters=plain(config)["parameters"],
         batch_size=config.batch_size,

@@ -20,7 +20,7 @@ from attribution_models import bert, network, points, texts
 from simfluence.attribution import AttributionContext, Checkpoint, attribute
 from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.landmarks import drawn
-from simfluence.attribution.store import GradientStore, stored_scores
+from simfluence.attribution.store import GradientStore, check_options, stored_scores
 from simfluence.attribution.store_files import SCALES, Manifest, mapped, narrowed, read_about, shard_file
 from simfluence.attribution.store_writing import write_store
 from simfluence.errors import RunDataError
@@ -90,6 +90,26 @@ def test_sizes_from_a_sample(processes: int, tmp_path: Path, capsys: pytest.Capt
     exact = adam_similarity(model, train, test, batch=4, population=sample).scores
     assert np.abs(found.scores - exact).max() < 1e-3 * np.sqrt(np.square(exact).mean())
     assert "size_examples" not in write_and_read(context, tmp_path / "all", size_examples=10).metric
+
+
+@pytest.mark.parametrize("model", ["network", "bert"])
+def test_in_the_metric_of_ekfac(model: str, tmp_path: Path) -> None:
+    context = {"network": small, "bert": CONTEXTS["bert, full"]}[model]()
+    write_store(context, tmp_path, k=8192, landmarks=0, metric="ekfac", shard_rows=3, batch_size=8)
+    found, exact = stored_scores(context, tmp_path), attribute(context, "ekfac")
+    assert np.abs(found.scores - exact.scores).max() < 2e-3 * np.sqrt(np.square(exact.scores).mean())
+    same = ("method", "units", "weighing", "coverage", "tables")
+    assert [getattr(found, name) for name in same] == [getattr(exact, name) for name in same]
+    store = GradientStore(tmp_path)
+    check_options(store, {"name": "ekfac"}, None)
+    with pytest.raises(ValueError, match="has the scores of ekfac, not of gradient_step: give method=ekfac"):
+        check_options(store, {"name": "gradient_step"}, None)
+    with pytest.raises(RunDataError, match="with other metric"):
+        write_store(context, tmp_path, k=8192, landmarks=0, shard_rows=3)
+    with pytest.raises(RunDataError, match="is not there yet: the process of shard=1/2 makes it"):
+        write_store(context, tmp_path / "two", k=8, metric="ekfac", shard_rows=3, share=(2, 2))
+    with pytest.raises(ValueError, match="metric must be step or ekfac"):
+        write_store(context, tmp_path / "two", metric="other")  # type: ignore[arg-type]
 
 
 def write_and_read(context: AttributionContext, folder: Path, **options: Any) -> Manifest:

@@ -341,7 +341,7 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
     )
     capsys.readouterr()
     for options, message in (
-        (["method=tfidf", "store=store"], "a store has the scores of gradient_step, not of tfidf"),
+        (["method=tfidf", "store=store"], "this store has the scores of gradient_step, not of tfidf"),
         (["only=3", "store=store"], "scores from a store are of all training examples"),
         (["new=new.jsonl"], "it takes store="),
         (["store=nowhere"], "nowhere is no store of gradients: `simfluence gradients` makes one"),
