@@ -43,7 +43,8 @@ def basis_of(sketches: Tensor) -> Tensor:
 class Projection:
     """Gradients of a batch → [example, k].
 
-    sketch : φ, gradients of a batch → [example, K]. basis : Q [K, c]; None: φ itself is the projection, and K = k. k, seed : as in this module.
+    sketch : φ, gradients of a batch → [example, K].
+    basis : Q [K, c]; None: φ itself is the projection, and K = k. k, seed : as in this module.
     """
 
     sketch: Callable[[Traced], Tensor]

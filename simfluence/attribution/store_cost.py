@@ -46,7 +46,8 @@ def expected_cost(work: Work, examples: int, tests: int) -> str:
     return (
         f"to write: one pass over {examples} training examples{more}; {batches}; about {seconds:.0f} s;"
         f" memory beside the model about {_megabytes(memory)}; disk {_megabytes(disk)}; exact scores of"
-        f" {tests} test examples, without a store, take {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
+        f" {tests} test examples, without a store, take"
+        f" {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
     )
 
 
