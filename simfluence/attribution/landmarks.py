@@ -12,6 +12,7 @@ of a sketch to k numbers. (Nyström approximation, Williams & Seeger 2001, with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from simfluence.attribution.sketch import Sketch, fold
+from simfluence.attribution.sketch import fold
 from simfluence.attribution.tracing import Traced
 
 _REST = 2**31
@@ -27,7 +28,7 @@ _REST = 2**31
 
 
 def drawn(examples: int, count: int, seed: int) -> list[int]:
-    """Which of so many training examples are landmarks, ascending."""
+    """So many training examples at random, ascending: the landmarks, or those that sizes are taken from."""
     random = np.random.default_rng(np.random.SeedSequence([seed, _REST + 1]))
     return sorted(random.permutation(examples)[:count].tolist())
 
@@ -42,10 +43,11 @@ def basis_of(sketches: Tensor) -> Tensor:
 class Projection:
     """Gradients of a batch → [example, k].
 
-    sketch : φ. basis : Q [K, c]; None: φ itself is the projection, and K = k. k, seed : as in this module.
+    sketch : φ, gradients of a batch → [example, K].
+    basis : Q [K, c]; None: φ itself is the projection, and K = k. k, seed : as in this module.
     """
 
-    sketch: Sketch
+    sketch: Callable[[Traced], Tensor]
     basis: Tensor | None
     k: int
     seed: int

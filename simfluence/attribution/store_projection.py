@@ -12,6 +12,7 @@ from simfluence.attribution.landmarks import Projection, basis_of, drawn
 from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_files import LANDMARKS, Manifest, check_belongs, write_once
 from simfluence.attribution.store_sizes import Work, read_scales
+from simfluence.attribution.store_whitening import WhitenedSketch, is_whitened, read_whitened
 from simfluence.attribution.tracing import Tracer
 from simfluence.errors import RunDataError
 
@@ -22,7 +23,7 @@ def read_projection(folder: Path, manifest: Manifest, trace: Tracer) -> Projecti
     Raises RunDataError if a file of it is missing, damaged or of another store, or if the random numbers are
     not those of the store.
     """
-    sketch = Sketch(trace.parameters, manifest.width, manifest.seed, read_scales(folder, manifest, trace))
+    sketch = _read_sketch(folder, manifest, trace)
     if sketch.fingerprint != manifest.projection:
         raise RunDataError(
             f"{folder} was projected by other random signs than are drawn here: it was written by simfluence"
@@ -33,6 +34,12 @@ def read_projection(folder: Path, manifest: Manifest, trace: Tracer) -> Projecti
         check_belongs(folder / LANDMARKS, manifest)
         basis = load_file(folder / LANDMARKS)["basis"].to(next(iter(trace.parameters.values())).device)
     return Projection(sketch, basis, manifest.k, manifest.seed)
+
+
+def _read_sketch(folder: Path, manifest: Manifest, trace: Tracer) -> Sketch | WhitenedSketch:
+    if is_whitened(manifest.metric):
+        return read_whitened(folder, manifest, trace)
+    return Sketch(trace.parameters, manifest.width, manifest.seed, read_scales(folder, manifest, trace))
 
 
 def make_basis(work: Work) -> None:
@@ -48,8 +55,7 @@ def make_basis(work: Work) -> None:
         if time.monotonic() < until:
             time.sleep(0.5)
             continue
-        scales = read_scales(work.folder, manifest, work.trace)
-        sketch = Sketch(work.trace.parameters, manifest.width, manifest.seed, scales)
+        sketch = _read_sketch(work.folder, manifest, work.trace)
         which = drawn(manifest.examples, manifest.landmarks, manifest.seed)
         basis = basis_of(torch.cat([sketch(traced) for traced in work.batches("landmarks", which)]))
         write_once(file, save({"basis": basis.cpu()}, {"store": manifest.fingerprint}))
