@@ -15,25 +15,27 @@ from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, OF_TEXTS, OF_WHO
 from simfluence.attribution.store import GradientStore, check_options, stored_scores
 from simfluence.commands.common import load, plain
 from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
-from simfluence.finetuning.tasks import TextExample
+from simfluence.finetuning.tasks import Example
+from simfluence.finetuning.tasks.instructions import from_instructions
 from simfluence.finetuning.tasks.sources import from_jsonl
 from simfluence.html_report import About, made_by
 from simfluence.recording.weights import weight_steps
+from simfluence.runs import Run
 from simfluence.runs.tables import TableFingerprints
 
 
 def run(config: DictConfig) -> None:
     outputs.check_folder(config.output)
     runs, method, steps = load(config.path), plain(config.method), plain(config)["steps"]
-    new = _new_examples(config)
+    with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
+    run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
+    new = _new_examples(config, run)
     test = runs.test.ids if new is None else [example.id for example in new]
     ids = list(config.test_ids or test[:3])
     if unknown := [example for example in ids if example not in test]:
         there = ", ".join([*test[:5], "…"][: len(test)])
         raise ValueError(f"there is no test example {unknown[0]!r}; there are {there}")
     shown = [test.index(example) for example in ids]
-    with_weights = [run.id for run in runs if weight_steps(Path(config.path) / run.id)]
-    run = runs[runs.position(config.run_id or (with_weights or runs.ids)[0])]
     if config.store is not None:
         check_options(method, config.only)
         steps = [GradientStore(config.store).manifest.step]
@@ -71,12 +73,15 @@ def run(config: DictConfig) -> None:
     print(f"report: {config.output}/report.html; scores, card and figures lie beside it")
 
 
-def _new_examples(config: DictConfig) -> list[TextExample] | None:
-    """The examples of the file that ``new`` names, in place of the set's test examples; None without one."""
+def _new_examples(config: DictConfig, run: Run) -> list[Example] | None:
+    """The examples of the file that ``new`` names, in place of the set's test examples; None without one.
+    They are of the kind that the run's task has."""
     if config.new is None:
         return None
     if config.store is None:
         raise ValueError(
             "new= scores examples that were not there when the run was recorded: it takes store="
         )
-    return [sourced.example for sourced in from_jsonl(config.new)]
+    is_instructions = run.config.get("task", {}).get("source") == "instructions"
+    found = from_instructions(config.new) if is_instructions else from_jsonl(config.new)
+    return [sourced.example for sourced in found]

@@ -17,6 +17,7 @@ from simfluence.commands.common import load, plain
 from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.recording.weights import weight_steps
 from simfluence.report import with_run
+from simfluence.scores import INITIAL_SCORES
 
 SCORES = "scores.safetensors"
 
@@ -50,6 +51,10 @@ def run(config: DictConfig) -> None:
         scores = with_run(stored_scores(context, config.output), Path(config.path).name, run.id)
         save_scores(scores, Path(config.output) / SCORES)
         print(f"scores of the set's test examples: {config.output}/{SCORES} (simulator.scores= takes them)")
+        initial = Path(config.path) / INITIAL_SCORES
+        if not last and config.parameters is None and not initial.exists():
+            save_scores(scores, initial)
+            print(f"kept as the set's scores before training, which simulators use: {initial}")
 
 
 def share_of(shard: str | None) -> tuple[int, int]:
