@@ -19,7 +19,7 @@ from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.recording.weights import weight_steps
 from simfluence.report import with_run
 from simfluence.runs import Run
-from simfluence.scores import OF_STORE
+from simfluence.scores import INITIAL_SCORES, OF_STORE
 
 
 def run(config: DictConfig) -> None:
@@ -62,10 +62,16 @@ def _with_scores(context: AttributionContext, config: DictConfig, run: Run) -> s
         )
     scores = with_run(stored_scores(context, config.output), Path(config.path).name, run.id)
     save_scores(scores, Path(config.output) / OF_STORE)
-    return (
+    said = (
         f"scores of the set's test examples: {config.output}/{OF_STORE} (simulator.scores={config.output}"
         " takes them)"
     )
+    initial = Path(config.path) / INITIAL_SCORES
+    of_all = config.parameters is None and scores.method == "gradient_step"
+    if context.checkpoints[-1].step or not of_all or initial.exists():
+        return said
+    save_scores(scores, initial)
+    return f"{said}\nkept as the set's scores before training, which simulators use: {initial}"
 
 
 def share_of(shard: str | None) -> tuple[int, int]:

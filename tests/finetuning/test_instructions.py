@@ -396,9 +396,22 @@ def test_from_chats_of_ones_own_to_a_verified_what_if(simfluence, tmp_path) -> N
     (again,) = RunSet.load(tmp_path / "set-whatif")
     assert not set(runs.train.in_group("red")) & set(again.curriculum.examples)
 
-    within = ["record", "path=within", "count=1", "processes=1", "scores=false", *task, *trained]
+    write(tmp_path / "questions.jsonl", [{**chats[0], "messages": CHAT}, {**chats[1], "messages": CHAT[1:3]}])
+    apart = [*task[:3], "task.test_path=questions.jsonl", "task.n_test=null"]  # all that lie apart
+    within = ["record", "path=within", "count=1", "processes=1", "scores=false", *apart, *trained]
     refused = simfluence(*within, "run.evaluate_within=0", cwd=tmp_path)
     assert "a share of the time of training above 0, got 0" in refused.stderr
     parts = ["run.evaluate_within=0.01", "run.evaluate_subset=0.5"]
     assert simfluence(*within, *parts, cwd=tmp_path).returncode == 0
-    assert RunSet.load(tmp_path / "within")[0].evaluated.tolist() == [0, 6]
+    (run,) = runs = RunSet.load(tmp_path / "within")
+    assert (len(runs.train), len(runs.test)) == (16, 2)
+    assert run.evaluated.tolist() == [0, 8]
+    stored = simfluence("gradients", "path=within", "k=256", cwd=tmp_path)
+    assert "kept as the set's scores before training, which simulators use: within/scores" in stored.stdout
+    assert InfluenceScores.load(tmp_path / "within" / INITIAL_SCORES).scores.shape == (16, 2)
+    scored = simfluence("attribute", "path=within", "store=within/gradients", "new=questions.jsonl",
+                        "output=of-new", cwd=tmp_path)  # fmt: skip
+    assert scored.returncode == 0, scored.stderr
+    of_new = InfluenceScores.load(tmp_path / "of-new" / "scores.safetensors").scores
+    own = InfluenceScores.load(tmp_path / "within" / INITIAL_SCORES).scores
+    np.testing.assert_allclose(sorted(of_new[0]), sorted(own[0]), rtol=1e-4)  # they are the set's own
