@@ -29,6 +29,7 @@ class Transitions:
     previous, current : [row, test], the losses before and after; 0 where the row is not about the example.
     observed : bool [row, test], whether it is.
     run : int [row], the number of the run a row belongs to.
+    missing : how many more transitions there would be, over all test examples, if all losses were known.
     """
 
     counts: sparse.csr_array
@@ -36,6 +37,7 @@ class Transitions:
     current: Array
     observed: npt.NDArray[np.bool_]
     run: npt.NDArray[np.int64]
+    missing: int
 
 
 def transitions(runs: Sequence[Run], batch_size: float | None = None) -> Transitions:
@@ -51,6 +53,7 @@ def transitions(runs: Sequence[Run], batch_size: float | None = None) -> Transit
         current=np.concatenate(current),
         observed=np.concatenate(observed),
         run=np.repeat(np.arange(len(runs)), [len(rows) for rows in observed]),
+        missing=sum(run.loss[1:].size for run in runs) - sum(int(about.sum()) for about in observed),
     )
 
 

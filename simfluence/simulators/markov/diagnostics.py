@@ -26,7 +26,7 @@ def fit_diagnostics(rows: Transitions, solution: RidgeSolution, growth: Array) -
 
     Returns
     -------
-    rows_used, rows_left_out : transitions × test examples that were fitted, and whose losses are not finite.
+    rows_used, rows_left_out : transitions × test examples that were fitted, and that missing losses cost.
     columns : coefficients of a test example.
     solver : "iterative" or "cholesky". iterations : of the slowest system.
     residual : the largest that iterations left, relative (see :class:`~simfluence.ridge.RidgeSolution`).
@@ -36,7 +36,7 @@ def fit_diagnostics(rows: Transitions, solution: RidgeSolution, growth: Array) -
     """
     return {
         "rows_used": int(rows.observed.sum()),
-        "rows_left_out": int((~rows.observed).sum()),
+        "rows_left_out": rows.missing,
         "columns": int(np.prod(solution.coefficients.shape[1:3])),
         "solver": solution.solver,
         "iterations": solution.iterations,
