@@ -38,6 +38,7 @@ HERE = Path(__file__).resolve().parent
 SET = HERE.parents[1] / "runs" / "smollm2-instructions"
 RESULTS = HERE.parent / "results" / "smollm2"
 OURS, LENGTH = "scores before training", "length alone"
+LARGEST = "half of the examples"
 FEWER = ([0, 3, 75], [0, 8, 23, 75], [0, 3, 12, 31, 75], [0, 3, 8, 17, 41, 75])
 """Some of the steps after which the run was evaluated, to see what fewer evaluations cost. With
 run.evaluate_within=0.2 the same recording had the first of these on a busy machine."""
@@ -133,13 +134,7 @@ COLUMNS = {
 def report(table: pd.DataFrame, changes: pd.DataFrame) -> str:
     """The tables, in Markdown."""
     ours = table[table["simulator"] == OURS].rename(columns=COLUMNS)[["edit", *COLUMNS.values()]]
-    pooled = pd.DataFrame(
-        [
-            {"predicted from": simulator, "Pearson of groups": of_groups(rows), **measured(rows)}
-            for simulator, rows in changes.groupby("simulator", sort=False)
-        ]
-    ).rename(columns=COLUMNS)
-    shown = ["predicted from", "Pearson of groups", *list(COLUMNS.values())[4:]]
+    rest = changes[changes["edit"] != LARGEST]
     return "\n\n".join(
         [
             "# One run of SmolLM2-135M: what-ifs, predicted and retrained",
@@ -151,9 +146,21 @@ def report(table: pd.DataFrame, changes: pd.DataFrame) -> str:
             " MSE of no change), and both beyond what the other number of steps does by itself.",
             "All what-ifs together, by what the predictions rest on (of groups: mean changes of a what-if and"
             " a group of test examples):",
-            pooled[shown].to_markdown(index=False, floatfmt=".3f") + "\n",
+            pooled(changes).to_markdown(index=False, floatfmt=".3f"),
+            f"All but *{LARGEST}*, whose changes are the largest:",
+            pooled(rest).to_markdown(index=False, floatfmt=".3f") + "\n",
         ]
     )
+
+
+def pooled(changes: pd.DataFrame) -> pd.DataFrame:
+    """A row for all that predictions may rest on: how well they agree, over all edits."""
+    rows = [
+        {"predicted from": simulator, "Pearson of groups": of_groups(of), **measured(of)}
+        for simulator, of in changes.groupby("simulator", sort=False)
+    ]
+    shown = ["pearson", "same_sign", "in_band", "skill", "pearson_beyond_length", "skill_beyond_length"]
+    return pd.DataFrame(rows)[["predicted from", "Pearson of groups", *shown]].rename(columns=COLUMNS)
 
 
 def of_groups(rows: pd.DataFrame) -> float:
@@ -163,32 +170,27 @@ def of_groups(rows: pd.DataFrame) -> float:
 
 
 def drawn(changes: pd.DataFrame) -> plt.Figure:
-    """Predicted against true changes, a panel an edit."""
+    """Predicted against true changes, a panel an edit; in grey, what length alone predicts."""
     edits = list(dict.fromkeys(changes["edit"]))
-    groups = list(dict.fromkeys(changes["group"].sort_values()))
-    columns = 3
-    figure, axes = plt.subplots(
-        -(-len(edits) // columns), columns, figsize=(9, 3 * -(-len(edits) // columns)), squeeze=False,
-        layout="constrained",
-    )  # fmt: skip
+    lines = -(-len(edits) // 3)
+    figure, axes = plt.subplots(lines, 3, figsize=(9, 3 * lines), squeeze=False, layout="constrained")
     for axis, edit in zip(axes.flat, edits, strict=False):
         rows = changes[changes["edit"] == edit]
-        for number, group in enumerate(groups):
-            of = rows[rows["group"] == group]
-            errors = [of["change"] - of["low"], of["high"] - of["change"]]
-            axis.errorbar(of["true_change"], of["change"], errors, fmt="none", color="0.85", zorder=0)
-            axis.plot(of["true_change"], of["change"], ".", color=f"C{number}", label=group)
+        axis.plot(rows["true_change"], rows["of_length"], "x", color="0.75", ms=4, label="length alone")
+        for group, of in rows.groupby("group"):
+            axis.plot(of["true_change"], of["change"], ".", label=group)
         reach = 1.1 * rows[["change", "true_change"]].abs().to_numpy().max()
         axis.axline((0, 0), slope=1, color="0.6", linewidth=0.8)
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach))
+        axis.locator_params(nbins=5)
         axis.set_title(f"{edit} (r {agreement(rows)['pearson']:.2f})", fontsize=9)
         axis.tick_params(labelsize=7)
     for axis in axes.flat[len(edits) :]:
         axis.axis("off")
     figure.supxlabel("change of the loss after retraining", fontsize=9)
-    figure.supylabel("predicted change, with its 90 % band", fontsize=9)
+    figure.supylabel("predicted change", fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(groups), fontsize=8, frameon=False)
+    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), fontsize=8, frameon=False)
     return figure
 
 
