@@ -48,7 +48,7 @@ def _row(stage: str, one: float, eight: float, disk: float) -> dict[str, object]
 
 
 def stored() -> float:
-    """Gigabytes of a store on disk: gradients in float16, Adam's sizes and the landmarks' basis in float32."""
+    """Gigabytes of a store on disk: gradients in float16, sizes and the landmarks' basis in float32."""
     return (2 * EXAMPLES * K + 4 * PARAMETERS + 4 * WIDTH * LANDMARKS) / 1e9
 
 

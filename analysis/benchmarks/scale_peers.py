@@ -1,4 +1,4 @@
-"""EK-FAC of a small language model here and in kronfluence, side by side, and this project's store beside them.
+"""EK-FAC of a small language model here and in kronfluence, side by side, and this project's store.
 
     python analysis/benchmarks/scale_peers.py FOLDER [--train 400] [--test 40]
 
@@ -18,20 +18,15 @@ import numpy as np
 import peers
 import torch
 from measuring import Measured, measured
-from scale_stages import Case
+from scale_stages import Case, initial_context
 from scale_texts import BATCH
 from torch import nn
 
 from simfluence.attribution import ekfac
 from simfluence.attribution.adam import adam_similarity
-from simfluence.attribution.checkpoints import Checkpoint
-from simfluence.attribution.objective import LossesOnly
-from simfluence.attribution.registry import AttributionContext
 from simfluence.attribution.store import GradientStore
 from simfluence.attribution.store_writing import write_store
 from simfluence.finetuning.experiment import prepare
-
-OPTIMIZER = {"class": "AdamW", "betas": [0.9, 0.999], "eps": 1e-8}
 
 
 def main() -> None:
@@ -63,12 +58,7 @@ def main() -> None:
         made = {"parameters": names, "batch_size": BATCH}
         found, ours = measured(lambda: ekfac(model, train, test, fisher="empirical", **made).scores)
         units.append(measured(a_pass)[1])
-        context = AttributionContext(
-            objective=LossesOnly(model, model.losses), train=train, test=test,
-            train_texts=[""] * len(train), test_texts=[""] * len(test),
-            checkpoints=[Checkpoint(0, np.nan, lambda module: None, optimizer=OPTIMIZER)],
-            tokens=str.split, batch=BATCH, optimizer=OPTIMIZER,
-        )  # fmt: skip
+        context = initial_context(model, train, test)
         place = Path(folder) / "store"
         _, writing = measured(lambda: write_store(context, place, **made))
         store = GradientStore(place)
@@ -86,7 +76,14 @@ def main() -> None:
         wall, cpu = sum(one.wall for one in parts), sum(one.cpu for one in parts)
         memory = max(one.memory for one in parts)
         passes = cpu / unit.cpu
-        return {"what": what, "seconds": wall, "CPU seconds": cpu, "passes": passes, "MB": memory, "note": note}
+        return {
+            "what": what,
+            "seconds": wall,
+            "CPU seconds": cpu,
+            "passes": passes,
+            "MB": memory,
+            "note": note,
+        }
 
     rows = [
         row("a forward and backward pass", f"median of {len(units)}", unit),
