@@ -27,7 +27,7 @@ _REST = 2**31
 
 
 def drawn(examples: int, count: int, seed: int) -> list[int]:
-    """Which of so many training examples are landmarks, ascending."""
+    """So many of the training examples at random, ascending: the landmarks, or those that sizes are taken from."""
     random = np.random.default_rng(np.random.SeedSequence([seed, _REST + 1]))
     return sorted(random.permutation(examples)[:count].tolist())
 

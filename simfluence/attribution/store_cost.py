@@ -15,10 +15,11 @@ from simfluence.attribution.store_sizes import Work, is_adams, needs_sizes
 def expected_cost(work: Work, examples: int, tests: int) -> str:
     """Passes, seconds, memory and disk, in words, of writing the gradients of so many training examples; and
     how many passes exact scores of so many test examples take."""
-    manifest, sizes = work.manifest, needs_sizes(work)
+    manifest, sizes, sized = work.manifest, needs_sizes(work), work.sized()
+    drawn = sum(len(sized[shard]) for shard in work.own())
     landmarks = 0 if (work.folder / LANDMARKS).exists() else manifest.landmarks
     sketched, summed = _seconds(work, sizes)
-    seconds = (examples + landmarks) * sketched + examples * summed
+    seconds = (examples + landmarks) * sketched + drawn * summed
     numbers = [parameter.numel() for parameter in work.trace.parameters.values()]
     shard = 20 * min(manifest.shard_rows, manifest.examples) * manifest.k
     basis = 4 * manifest.width * manifest.landmarks
@@ -29,10 +30,10 @@ def expected_cost(work: Work, examples: int, tests: int) -> str:
         2 * scales + basis + shard,
     )
     disk = 2 * examples * manifest.k + (basis if landmarks else 0) + (scales if sizes else 0)
-    passes = "2 passes (Adam's sizes, then gradients)" if sizes else "1 pass"
-    more = f" and one over {landmarks} landmarks" if landmarks else ""
+    more = f", one over {drawn} examples for Adam's sizes" if sizes else ""
+    more += f", one over {landmarks} landmarks" if landmarks else ""
     return (
-        f"to write: {passes} over {examples} training examples{more}, about {seconds:.0f} s; memory beside"
+        f"to write: one pass over {examples} training examples{more}; about {seconds:.0f} s; memory beside"
         f" the model about {_megabytes(memory)}; disk {_megabytes(disk)}; exact scores of {tests} test"
         f" examples, without a store, take {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
     )

@@ -45,7 +45,8 @@ class Manifest:
     k : numbers a gradient. width : numbers of the first, wide sketch. landmarks : how many training examples'
         sketches shorten it to k (0: none, and the width is k). seed : of the projection.
     parameters : names and shapes.
-    metric : "batch", "eps" and "rates", as far as the optimizer's step has them. units : of scores.
+    metric : "batch", "eps" and "rates", as far as the optimizer's step has them; "size_examples", where Adam's
+        sizes are taken from so many training examples and not from all. units : of scores.
     weights, train, projection : fingerprints of the model's parameters, of the training table ("" if not
         known) and of the sketch.
     step : of the run. coverage : as of scores. version : of simfluence.

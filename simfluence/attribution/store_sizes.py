@@ -3,15 +3,16 @@
     SGD     √rate of the parameter, relative to the run's (1 where all have the same)
     Adam    √(rate / (√v + ε)), v as in :mod:`.adam`; 0 where no training example has a gradient
 
-Inner products of gradients multiplied so are those of ``gradient_step``. Adam's v takes a pass over the
-training examples, whose sums the processes that write a store share.
+Inner products of gradients multiplied so are those of ``gradient_step``. Adam's v takes a pass over training
+examples, over all or over so many that are drawn (:meth:`Work.sized`); the processes that write a store share
+its sums.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from simfluence.attribution.adam import GradientSums, metric_divisors
 from simfluence.attribution.gradients import followed
+from simfluence.attribution.landmarks import drawn
 from simfluence.attribution.sketch import Scales
 from simfluence.attribution.store_files import SCALES, Manifest, check_belongs, read_about, write_once
 from simfluence.attribution.tracing import Traced, Tracer
@@ -53,10 +55,20 @@ class Work:
         """This process's shards."""
         return list(range(self.share[0] - 1, self.manifest.shards, self.share[1]))
 
-    def traced(self, shard: int, bar: tqdm[Any]) -> Iterator[Traced]:
-        """The gradients of a shard's examples, in batches."""
-        rows = self.manifest.rows(shard)
-        for batch in self.trace.batches(self.train[rows.start : rows.stop], self.batch_size):
+    def sized(self) -> list[list[int]]:
+        """The training examples that Adam's sizes are taken from, shard by shard."""
+        manifest = self.manifest
+        count = manifest.metric.get("size_examples")
+        if count is None:
+            return [list(manifest.rows(shard)) for shard in range(manifest.shards)]
+        found: list[list[int]] = [[] for _ in range(manifest.shards)]
+        for i in drawn(manifest.examples, count, manifest.seed):
+            found[i // manifest.shard_rows].append(i)
+        return found
+
+    def traced(self, which: Sequence[int], bar: tqdm[Any]) -> Iterator[Traced]:
+        """The gradients of some training examples, in batches."""
+        for batch in self.trace.batches([self.train[i] for i in which], self.batch_size):
             yield self.trace(batch)
             bar.update(len(batch))
 
@@ -66,9 +78,9 @@ class Work:
         for batch in followed(self.trace.batches(some, self.batch_size), len(some), self.progress, what):
             yield self.trace(batch)
 
-    def bar(self, what: str, shards: Sequence[int]) -> tqdm[Any]:
-        """A bar that counts the examples of some shards."""
-        total = sum(len(self.manifest.rows(shard)) for shard in shards)
+    def bar(self, what: str, parts: Iterable[Sequence[int]]) -> tqdm[Any]:
+        """A bar that counts the examples of several parts."""
+        total = sum(len(part) for part in parts)
         return tqdm(total=total, desc=what, disable=not self.progress, unit="example")
 
     def sums_file(self, process: int) -> Path:
@@ -119,10 +131,11 @@ def _take_sums(work: Work) -> None:
     file = work.sums_file(work.share[0])
     sums, done = _read_sums(file, work.manifest) if file.exists() else (GradientSums(), [])
     missing = [shard for shard in work.own() if shard not in done]
+    sized = work.sized()
     saved = time.monotonic()
-    with work.bar("sizes", missing) as bar:
+    with work.bar("sizes", [sized[shard] for shard in missing]) as bar:
         for shard in missing:
-            for traced in work.traced(shard, bar):
+            for traced in work.traced(sized[shard], bar):
                 sums.add(traced)
             done.append(shard)
             if time.monotonic() - saved > _SAVE_EVERY and shard != missing[-1]:

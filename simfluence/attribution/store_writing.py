@@ -1,4 +1,5 @@
-"""Writing a store of gradients: one pass over the training examples, and one before it for Adam's sizes.
+"""Writing a store of gradients: one pass over the training examples, and one before it, over some of them, for
+Adam's sizes.
 
 Several processes share the work: process j of p takes every p-th shard, from shard j − 1 on. A process that
 is killed and started again goes on after the last shard that it wrote; of the pass for the sizes it loses a
@@ -27,6 +28,8 @@ from simfluence.recording.fingerprint import weights_fingerprint
 
 _SHARD_BYTES = 2**28
 _SHARD_ROWS = 512
+_SIZED = 2048
+"""Adam's sizes are taken from so many examples, where no number is asked for."""
 _WIDTH = 2**16
 """Numbers of wide sketches, at least."""
 _LANDMARKS = 1024
@@ -40,6 +43,7 @@ def write_store(
     *,
     k: int = 4096,
     landmarks: int | None = None,
+    size_examples: int | None = _SIZED,
     seed: int = 0,
     parameters: Sequence[str] | None = None,
     batch_size: int = 8,
@@ -58,7 +62,9 @@ def write_store(
     folder : of the store, which several processes may write at a time.
     landmarks : training examples whose gradients are the basis of the first of the k numbers
         (:mod:`.landmarks`); None: k/2, 1024 or all examples, whichever is least; 0: none.
-    seed : of the projection. parameters : as in :func:`.parameters.selected_parameters`.
+    size_examples : training examples, drawn at random, that Adam's sizes are taken from; None: all. Their error
+        falls with their number, whatever the share.
+    seed : of the projection, the landmarks and the examples for sizes. parameters : as in :func:`.parameters.selected_parameters`.
     batch_size : examples in a forward and backward pass.
     shard_rows : examples a shard; None: 512, or fewer where these take more than 256 MB.
     share : (j, p), j from 1: which part of the work this process does.
@@ -69,7 +75,8 @@ def write_store(
     Raises
     ------
     RunDataError : the folder holds a store of other weights, examples or settings.
-    ValueError : as :func:`.gradient_step.gradient_step`; k, landmarks, share or shard_rows out of range.
+    ValueError : as :func:`.gradient_step.gradient_step`; k, landmarks, size_examples, share or
+        shard_rows out of range.
     """
     folder = Path(folder)
     if not 1 <= share[0] <= share[1]:
@@ -79,12 +86,14 @@ def write_store(
     rows = min(_SHARD_ROWS, max(1, _SHARD_BYTES // (2 * k))) if shard_rows is None else shard_rows
     if rows < 1:
         raise ValueError(f"shard_rows must be at least 1, got {rows}")
+    if size_examples is not None and size_examples < 1:
+        raise ValueError(f"size_examples must be at least 1, got {size_examples}")
     checkpoint = context.checkpoints[-1]
     with (
         checkpoint.loaded(context.objective.module),
         tracer(context.objective, [*context.train[:1], *context.test[:1]], parameters) as trace,
     ):
-        metric, units = _metric(context, parameters)
+        metric, units = _metric(context, parameters, size_examples)
         c = min(k // 2, _LANDMARKS, len(context.train)) if landmarks is None else landmarks
         if not 0 <= c < max(k, 1) or c > len(context.train):
             raise ValueError(f"landmarks must be 0 or more, fewer than k and than the examples, got {c}")
@@ -94,7 +103,9 @@ def write_store(
         return _write(work, len(context.test))
 
 
-def _metric(context: AttributionContext, parameters: Sequence[str] | None) -> tuple[dict[str, Any], str]:
+def _metric(
+    context: AttributionContext, parameters: Sequence[str] | None, size_examples: int | None
+) -> tuple[dict[str, Any], str]:
     """What the manifest says of the optimizer's step, and the units of scores."""
     of_adam, mixed, settings = step_settings(context, parameters)
     metric = {name: dict(v) if isinstance(v, dict) else v for name, v in settings.items()}
@@ -102,6 +113,8 @@ def _metric(context: AttributionContext, parameters: Sequence[str] | None) -> tu
         if context.batch is None:
             raise ValueError("Adam's metric needs batch, the number of examples in a training step")
         metric["batch"] = context.batch
+        if size_examples is not None and size_examples < len(context.train):
+            metric["size_examples"] = size_examples
     adam = "loss / learning rate" if mixed else "loss / parameter"
     return metric, adam if of_adam else "loss² / parameter²"
 
@@ -153,9 +166,9 @@ def _write(work: Work, tests: int) -> str:
             )
         make_basis(work)
         project = read_projection(work.folder, manifest, work.trace)
-        with work.bar("gradients", missing) as bar:
+        with work.bar("gradients", map(manifest.rows, missing)) as bar:
             for shard in missing:
-                found = [project(traced) for traced in work.traced(shard, bar)]
+                found = [project(traced) for traced in work.traced(manifest.rows(shard), bar)]
                 write_shard(work.folder, manifest, shard, torch.cat(found).cpu().numpy())
     return _finished(work.folder, manifest)
 

@@ -37,6 +37,7 @@ def run(config: DictConfig) -> None:
         config.output,
         k=config.k,
         landmarks=config.landmarks,
+        size_examples=config.size_examples,
         seed=config.seed,
         parameters=plain(config)["parameters"],
         batch_size=config.batch_size,

@@ -17,8 +17,10 @@ import torch
 from attribution_models import bert, network, points, texts
 
 from simfluence.attribution import AttributionContext, Checkpoint, attribute
+from simfluence.attribution.adam import adam_similarity
+from simfluence.attribution.landmarks import drawn
 from simfluence.attribution.store import GradientStore, stored_scores
-from simfluence.attribution.store_files import SCALES, mapped, narrowed, read_about, shard_file
+from simfluence.attribution.store_files import SCALES, Manifest, mapped, narrowed, read_about, shard_file
 from simfluence.attribution.store_writing import write_store
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable, TableFingerprints
@@ -69,6 +71,28 @@ def test_scores_are_exact_where_numbers_are_enough(case: str, landmarks: int | N
     assert error < 1e-3 * np.sqrt(np.square(exact.scores).mean())
     same = ("method", "units", "covers", "weighing", "coverage", "tables", "scale", "steps")
     assert [getattr(found, name) for name in same] == [getattr(exact, name) for name in same]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sizes_from_a_sample(processes: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The scores are the exact ones in the metric of batches that are drawn from the sample."""
+    context = small()
+    options: dict[str, Any] = {"k": 4096, "landmarks": 0, "shard_rows": 3, "size_examples": 6, "seed": 2}
+    for process in (*range(1, processes + 1), *range(1, processes)):
+        write_store(context, tmp_path, share=(process, processes), **options)
+    assert ("one over 6 examples for Adam's sizes" in capsys.readouterr().out) == (processes == 1)
+    found = stored_scores(context, tmp_path)
+    assert found.provenance["size_examples"] == 6
+    sample = [context.train[i] for i in drawn(10, 6, 2)]
+    model, train, test = context.objective, context.train, context.test
+    exact = adam_similarity(model, train, test, batch=4, population=sample).scores
+    assert np.abs(found.scores - exact).max() < 1e-3 * np.sqrt(np.square(exact).mean())
+    assert "size_examples" not in write_and_read(context, tmp_path / "all", size_examples=10).metric
+
+
+def write_and_read(context: AttributionContext, folder: Path, **options: Any) -> Manifest:
+    write_store(context, folder, k=16, **options)
+    return GradientStore(folder).manifest
 
 
 def test_new_test_examples_blocks_and_factors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +160,7 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
         (small(SGD), {}, "with other metric"),
         (context, {"k": 32}, r"with other k \(16 instead of 32\): choose another folder"),
         (context, {"seed": 1}, "with other seed"),
+        (context, {"size_examples": 5}, "with other metric"),
         (context, {"parameters": ["3"]}, "with other parameters"),
     ):
         with pytest.raises(RunDataError, match=message):
@@ -163,6 +188,7 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
     [
         ({"k": 0}, "k must be at least 1"),
         ({"landmarks": 11}, "landmarks must be 0 or more"),
+        ({"size_examples": 0}, "size_examples must be at least 1"),
         ({"share": (3, 2)}, "shard must be j/p"),
         ({"shard_rows": 0}, "shard_rows must be at least 1"),
     ],
@@ -179,15 +205,15 @@ def test_a_store_that_is_not_complete(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "10 of 10 training examples in 3 of 3 shards, 16 numbers each, of 5 parameters (100% of" in said
     cost = capsys.readouterr().out
     assert (
-        "to write: 2 passes (Adam's sizes, then gradients) over 10 training examples and one over 8 landmarks"
-        in cost
+        "to write: one pass over 10 training examples, one over 10 examples for Adam's sizes, one over 8"
+        " landmarks; about" in cost
     )
     before = shard_file(tmp_path, 2).stat().st_mtime_ns
     shard_file(tmp_path, 1).unlink()
     with pytest.raises(RunDataError, match=r"lacks 1 of 3 shards \(shard-00001"):
         GradientStore(tmp_path)
     write_store(context, tmp_path, k=16, shard_rows=4)
-    assert "1 pass over 4 training examples" in capsys.readouterr().out
+    assert "one pass over 4 training examples" in capsys.readouterr().out
     assert shard_file(tmp_path, 2).stat().st_mtime_ns == before
     assert len(GradientStore(tmp_path)) == 10
 
