@@ -182,8 +182,8 @@ NOTES = [
     "Memory is the most resident memory beyond that of the process with the model and the texts, a pass"
     " included, sampled every 50 ms.",
     "Slopes are of log by log n, by least squares over the sizes.",
-    f"What-ifs that were retrained: {'; '.join(edit.sentence for edit in VERIFIED)}. Pearson and sign are over"
-    " the changes of the 100 test examples.",
+    f"What-ifs that were retrained: {'; '.join(map(str, VERIFIED))}. Pearson and sign are over the changes of"
+    " the 100 test examples.",
     f"On paper: 6 operations a parameter and token, 40 % of 989 TFLOP/s, {paper.PRICE} dollars an hour of a"
     " GPU (an assumption); passes and seconds an example as at the largest size measured. Memory beside the"
     f" model while the store is written, by the formula of `simfluence gradients`: {MEMORY}.",

@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,13 +106,17 @@ def passes(prepared: Prepared) -> None:
 
 
 def initial_context(
-    model: Any, train: Sequence[Any], test: Sequence[Any], tables: TableFingerprints | None = None
+    model: Any,
+    train: Sequence[Any],
+    test: Sequence[Any],
+    tables: TableFingerprints | None = None,
+    optimizer: Mapping[str, Any] = OPTIMIZER,
 ) -> AttributionContext:
     """The model's present weights, as a run begins with them."""
-    checkpoint = Checkpoint(0, np.nan, lambda module: None, optimizer=OPTIMIZER)
+    checkpoint = Checkpoint(0, np.nan, lambda module: None, optimizer=optimizer)
     return AttributionContext(
         objective=model, train=train, test=test, train_texts=[], test_texts=[], checkpoints=[checkpoint],
-        tokens=str.split, batch=BATCH, optimizer=OPTIMIZER, tables=tables or TableFingerprints(),
+        tokens=str.split, batch=BATCH, optimizer=optimizer, tables=tables or TableFingerprints(),
     )  # fmt: skip
 
 
