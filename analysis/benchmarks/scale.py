@@ -30,7 +30,7 @@ import numpy as np
 import pandas as pd
 import scale_on_paper as paper
 from common import FOLDER, environment, write
-from scale_stages import STAGES, VERIFIED
+from scale_stages import MEASURED, STAGES, VERIFIED
 from scale_texts import pretrain
 
 mpl.use("Agg")
@@ -54,10 +54,11 @@ def main() -> None:
     if not options.tables:
         pretrain(options.folder / "model")
         for n in options.sizes:
-            for stage in (stage for stage in STAGES if stage != "verify"):
+            for stage in MEASURED:
                 script("scale_stages.py", stage, n, options.folder)
         if options.verify:
-            script("scale_stages.py", "verify", options.verify, options.folder)
+            for stage in ("retrain", "verify"):
+                script("scale_stages.py", stage, options.verify, options.folder)
         if options.store_only:
             for stage in ("record", "store"):
                 script("scale_stages.py", stage, options.store_only, options.folder)
@@ -103,7 +104,7 @@ def stages_table(found: dict[int, dict[str, Any]]) -> pd.DataFrame:
     rows = []
     for n, stages in found.items():
         for stage, took in stages.items():
-            if stage == "verify":
+            if stage not in MEASURED:
                 continue
             rows.append(
                 {

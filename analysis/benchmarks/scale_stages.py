@@ -38,6 +38,7 @@ from simfluence.finetuning.retrain import retrain_as_recorded
 from simfluence.questions.rank import rank
 from simfluence.runs import ExampleTable
 from simfluence.runs.tables import TableFingerprints
+from simfluence.whatif import Retrain
 from simfluence.scores import InfluenceScores
 
 SAMPLED = 96
@@ -185,13 +186,26 @@ def asking(case: Case) -> dict[str, Any]:
     return {"edits": len(EDITS)}
 
 
+def retraining(case: Case) -> dict[str, Any]:
+    """Train again on the edited curricula; a recording that is there is not made again."""
+    runs = RunSet.load(case.runs)
+    for edit in VERIFIED:
+        edited = edit.apply(runs[0], runs.train, runs.test)
+        retrained(case, edit)(runs[0], edited, edit.schedule)
+    return {"disk": disk(case.folder / "runs-whatif")}
+
+
+def retrained(case: Case, edit: Edit) -> Retrain:
+    return retrain_as_recorded(str(case.runs), str(edit)[:40], "cpu")
+
+
 def verifying(case: Case) -> dict[str, Any]:
     """Predictions against retraining: Pearson and sign over test examples, the share in the band."""
     runs, fitted = RunSet.load(case.runs), Fitted.load(case.folder / "fitted.safetensors")
     rows = []
     for edit in VERIFIED:
-        retrain = retrain_as_recorded(str(case.runs), str(edit)[:40], "cpu")
-        answer = what_if(fitted, runs[0], edit, train=runs.train, test=runs.test, retrain=retrain)
+        asked: dict[str, Any] = {"train": runs.train, "test": runs.test, "retrain": retrained(case, edit)}
+        answer = what_if(fitted, runs[0], edit, **asked)
         frame = answer.changes
         frame.to_csv(case.folder / f"verified-{edit.name}.csv", index=False)
         predicted, true = frame["change"], frame["true_change"]
@@ -216,8 +230,11 @@ STAGES: dict[str, Callable[[Case], dict[str, Any]]] = {
     "fit": fitting,
     "rank": ranking,
     "what-ifs": asking,
+    "retrain": retraining,
     "verify": verifying,
 }
+MEASURED = tuple(STAGES)[:6]
+"""The others are the check of one size."""
 
 
 def compile_kernels() -> None:
