@@ -38,8 +38,8 @@ from simfluence.finetuning.retrain import retrain_as_recorded
 from simfluence.questions.rank import rank
 from simfluence.runs import ExampleTable
 from simfluence.runs.tables import TableFingerprints
-from simfluence.whatif import Retrain
 from simfluence.scores import InfluenceScores
+from simfluence.whatif import Retrain
 
 SAMPLED = 96
 """Training examples that a pass is measured on."""
