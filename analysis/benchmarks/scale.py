@@ -167,6 +167,143 @@ def on_paper(found: dict[int, dict[str, Any]]) -> pd.DataFrame:
     """From the largest size of which all is known."""
     n = max(n for n, stages in found.items() if "what-ifs" in stages)
     stages = found[n]
+    record, store = (
+        stages[stage]["CPU seconds"] / stages[stage]["pass, CPU seconds"] for stage in ("record", "store")
+    )
+    seconds = {stage: stages[stage]["CPU seconds"] / n for stage in WITHOUT_MODEL}
+    return paper.estimate(record - 1, store * n / paper.traced(n), seconds)
+
+
+MEMORY = 3.0, 1.1, 1000.0
+"""To reach: passes of the store, slopes of log time by log n, MB beside the model."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 3000, 10_000])
+    parser.add_argument("--verify", type=int, help="the size at which three what-ifs are retrained")
+    parser.add_argument("--store-only", type=int, help="a size of which only the store is written")
+    parser.add_argument("--peers", action="store_true")
+    parser.add_argument("--tables", action="store_true", help="only write what was measured before")
+    options = parser.parse_args()
+    started = environment()
+    if not options.tables:
+        pretrain(options.folder / "model")
+        for n in options.sizes:
+            for stage in MEASURED:
+                script("scale_stages.py", stage, n, options.folder)
+        if options.verify:
+            for stage in ("retrain", "verify"):
+                script("scale_stages.py", stage, options.verify, options.folder)
+        if options.store_only:
+            for stage in ("record", "store"):
+                script("scale_stages.py", stage, options.store_only, options.folder)
+        if options.peers and not (options.folder / "peers.json").exists():
+            script("scale_peers.py", options.folder)
+    report(options.folder, started)
+
+
+def script(name: str, *arguments: object) -> None:
+    """Run a script in a process of its own, on one thread."""
+    threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "OPENBLAS", "MKL", "NUMBA")}
+    command = [sys.executable, str(FOLDER / name), *map(str, arguments)]
+    subprocess.run(command, env=os.environ | threads, check=True)
+
+
+def report(folder: Path, started: dict[str, str]) -> None:
+    found = {
+        int(place.name.removeprefix("n-")): {
+            stage: json.loads(file.read_text())
+            for stage in STAGES
+            if (file := place / f"{stage}.json").exists()
+        }
+        for place in folder.glob("n-*")
+    }
+    found = {n: stages for n, stages in sorted(found.items()) if stages}
+    frame = stages_table(found)
+    sections = {"Stages": frame, "Slopes": slopes(frame), "To reach": goals(found, frame)}
+    for n, stages in found.items():
+        if "verify" in stages:
+            sections[f"What-ifs retrained, n {n}"] = pd.DataFrame(stages["verify"]["rows"])
+    if (file := folder / "peers.json").exists():
+        about = json.loads(file.read_text())
+        sections[
+            f"EK-FAC beside kronfluence, {about['train']} training and {about['test']} test examples,"
+            f" {about['parameters'] / 1e6:.1f} million parameters"
+        ] = pd.DataFrame(about["rows"])
+    sections["On paper: a billion parameters, 100 000 examples of 512 tokens"] = on_paper(found)
+    write("scale", sections, NOTES, started)
+    draw(frame).savefig(FOLDER / "scale.png", dpi=150)
+
+
+def stages_table(found: dict[int, dict[str, Any]]) -> pd.DataFrame:
+    rows = []
+    for n, stages in found.items():
+        for stage, took in stages.items():
+            if stage not in MEASURED:
+                continue
+            rows.append(
+                {
+                    "n": n,
+                    "stage": stage,
+                    "seconds": took["CPU seconds"],
+                    "passes": took["CPU seconds"] / took["pass, CPU seconds"],
+                    "memory MB": took["memory"],
+                    "disk MB": took.get("disk", np.nan),
+                    "a pass, seconds": took["pass, CPU seconds"],
+                    "note": said(stage, took),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def said(stage: str, took: dict[str, Any]) -> str:
+    if stage == "record":
+        return f"{took['evaluations']} evaluations; loss {took['loss']:.2f} − {took['lowered']:.2f}"
+    if stage == "fit":
+        return f"{took['taken']}, explained {took['explained']:.2f}"
+    return ""
+
+
+def slopes(frame: pd.DataFrame) -> pd.DataFrame:
+    """Of log seconds, log passes, log memory by log n, by least squares, for each stage."""
+    rows = []
+    for stage, of in frame.groupby("stage", sort=False):
+        if len(of) > 1:
+            seconds, memory = (
+                np.polyfit(np.log(of["n"]), np.log(np.maximum(of[name], 1e-3)), 1)[0]
+                for name in ("seconds", "memory MB")
+            )
+            sizes = ", ".join(map(str, of["n"]))
+            rows.append({"stage": stage, "n": sizes, "seconds": seconds, "memory": memory})
+    return pd.DataFrame(rows)
+
+
+def goals(found: dict[int, dict[str, Any]], frame: pd.DataFrame) -> pd.DataFrame:
+    rows = []
+
+    def goal(what: str, most: float, value: float) -> None:
+        rows.append({"to reach": what, "at most": most, "found": value, "reached": value <= most})
+
+    for n, stages in found.items():
+        of = frame[frame["n"] == n].set_index("stage")
+        if "store" in stages:
+            goal(f"store, n {n}, passes", MOST_PASSES, of.loc["store", "passes"])
+        if "rank" in stages:
+            both = of.loc[["fit", "rank"], "passes"].sum()
+            goal(f"fit and rank, n {n}, passes", 1.0, both)
+    goal("memory beside the model, MB, of all", MOST_MEMORY, frame["memory MB"].max())
+    steepest = slopes(frame)
+    if len(steepest):
+        goal("slope of seconds, of all stages", MOST_SLOPE, steepest["seconds"].max())
+    return pd.DataFrame(rows)
+
+
+def on_paper(found: dict[int, dict[str, Any]]) -> pd.DataFrame:
+    """From the largest size of which all is known."""
+    n = max(n for n, stages in found.items() if "what-ifs" in stages)
+    stages = found[n]
     passes = {
         stage: stages[stage]["CPU seconds"] / stages[stage]["pass, CPU seconds"]
         for stage in ("record", "store")

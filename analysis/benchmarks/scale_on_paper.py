@@ -1,7 +1,7 @@
 """On paper: what a model of a billion parameters would take, from what scale.py measured.
 
 A pass takes 6 operations a parameter and token. Stages that take the model are counted in passes, those that
-do not in seconds of one core an example, as measured at the largest size.
+do not in seconds of one core an example, both as measured at the largest size.
 """
 
 from __future__ import annotations
@@ -13,38 +13,55 @@ import pandas as pd
 PARAMETERS, EXAMPLES, TOKENS, TESTS = 1e9, 1e5, 512, 100
 SPEED = 0.4 * 989e12
 """Operations a second of one H100 in bfloat16, at 40 % of what its data sheet says."""
+BANDWIDTH = 3.35e12
+"""Bytes a second of its memory."""
 PRICE = 2.5
 """Dollars an hour of one H100; an assumption."""
-K, WIDTH, LANDMARKS = 4096, 2**16, 1024
+K, WIDTH, LANDMARKS, SIZED, SHARD, BATCH = 4096, 2**16, 1024, 2048, 512, 8
+"""The store's numbers a gradient, its first sketch, and examples for its basis, Adam's sizes, a shard, a
+batch."""
 LARGEST = 1.3e8
 """Numbers of the largest parameter: a vocabulary of 64 000 by 2048."""
-BATCH = 8
+TOUCHED = 5
+"""How often every number of a gradient is read or written while it is sketched, in float32."""
 
 
-def estimate(passes: Mapping[str, float], seconds: Mapping[str, float]) -> pd.DataFrame:
+def traced(n: float) -> float:
+    """The gradients of single examples that writing a store takes."""
+    return n + min(n, SIZED) + min(n, LANDMARKS)
+
+
+def estimate(record: float, store: float, seconds: Mapping[str, float]) -> pd.DataFrame:
     """Hours, gigabytes and dollars of every stage on one GPU and on eight.
 
-    passes : of the stages that take the model. seconds : of one core and one training example, of the others.
+    record : passes beside training itself. store : passes that a gradient of a single example takes, times
+    the number of examples. seconds : of one core and one training example, of the stages without a model.
     """
-    a_pass = 6 * PARAMETERS * TOKENS * EXAMPLES / SPEED / 3600
-    sizes = {"record": 0.0, "store": stored(), "scores": 4 * EXAMPLES * TESTS / 1e9}
-    rows = [_row("training itself: one pass and no recording", a_pass, a_pass / 8, 0.0)]
-    for stage, count in passes.items():
-        one = (count - (stage == "record")) * a_pass  # of a recording, what comes on top of training
-        name = "recording, beside training" if stage == "record" else stage
-        rows.append(_row(name, one, one / 8, sizes.get(stage, 0.0)))
+    example = 6 * PARAMETERS * TOKENS / SPEED / 3600
+    one = store * example * traced(EXAMPLES)
+    eight = store * example * ((EXAMPLES + SIZED) / 8 + LANDMARKS)  # one process makes the basis
+    sketching = 4 * TOUCHED * PARAMETERS * EXAMPLES / BANDWIDTH / 3600
+    rows = [
+        _row("training itself, one epoch", example * EXAMPLES, example * EXAMPLES / 8),
+        _row("recording, beside it", record * example * EXAMPLES, record * example * EXAMPLES / 8),
+        _row("store", one, eight, stored()),
+        _row("of this, if sketches wait for the GPU's memory", sketching, sketching / 8),
+        _row("scores of 100 tests", example * TESTS, example * TESTS, 4 * EXAMPLES * TESTS / 1e9),
+    ]
     for stage, each in seconds.items():
-        hours = each * EXAMPLES / 3600
-        rows.append(_row(f"{stage}, one core", hours, hours, 0.0))
-    frame = pd.DataFrame(rows)
-    extra = frame.iloc[1:].sum(numeric_only=True)
-    frame.loc[len(frame)] = {"stage": "all beside training", **extra}
-    return frame
+        rows.append(_row(f"{stage}, one core", each * EXAMPLES / 3600, each * EXAMPLES / 3600, gpus=0))
+    return pd.DataFrame(rows)
 
 
-def _row(stage: str, one: float, eight: float, disk: float) -> dict[str, object]:
-    cost = PRICE * max(one, 8 * eight) if one != eight else 0.0
-    return {"stage": stage, "hours, 1 GPU": one, "hours, 8 GPUs": eight, "disk GB": disk, "dollars": cost}
+def _row(stage: str, one: float, eight: float, disk: float = 0.0, gpus: int = 1) -> dict[str, object]:
+    return {
+        "stage": stage,
+        "hours, 1 GPU": one,
+        "hours, 8 GPUs": eight,
+        "dollars, 1 GPU": gpus * PRICE * one,
+        "dollars, 8 GPUs": gpus * PRICE * 8 * eight,
+        "disk GB": disk,
+    }
 
 
 def stored() -> float:
@@ -57,5 +74,5 @@ def memory() -> dict[str, float]:
     return {
         "Adam's sizes": (8 * PARAMETERS + 8 * BATCH * LARGEST) / 1e9,
         "landmarks": (8 * PARAMETERS + 12 * WIDTH * LANDMARKS) / 1e9,
-        "gradients": (8 * PARAMETERS + 4 * WIDTH * LANDMARKS + 20 * 512 * K) / 1e9,
+        "gradients": (8 * PARAMETERS + 4 * WIDTH * LANDMARKS + 20 * SHARD * K) / 1e9,
     }
