@@ -175,6 +175,15 @@ def on_paper(found: dict[int, dict[str, Any]]) -> pd.DataFrame:
 
 
 MEMORY = ", ".join(f"{part} {size:.0f} GB" for part, size in paper.memory().items())
+BREAKS = (
+    "Where it would break first: a store keeps the sums and squares of Adam's sizes in float32, 8 bytes a"
+    " parameter beside the model's own 2, and every process a whole model. One GPU of 80 GB is full at about 7"
+    " billion parameters; a model that is spread over several has no store yet. Before that, a sketch in"
+    " Adam's metric reads and writes every number of an example's gradient some five times, which waits for"
+    " the GPU's memory about as long as short texts compute. Scores [train, test] are refused above 1 GB,"
+    " 2500 test examples for 100 000; and with eight processes one makes the landmarks' basis while the others"
+    " wait."
+)
 NOTES = [
     "A pass is a forward and backward pass over the same n examples in batches of 8, from 96 of them measured"
     " in the same process just before; seconds are of CPU time, on one thread.",
@@ -186,6 +195,7 @@ NOTES = [
     f"On paper: 6 operations a parameter and token, 40 % of 989 TFLOP/s, {paper.PRICE} dollars an hour of a"
     " GPU (an assumption); passes and seconds an example as at the largest size measured. Memory beside the"
     f" model while the store is written, by the formula of `simfluence gradients`: {MEMORY}.",
+    BREAKS,
 ]
 
 

@@ -22,6 +22,8 @@ K, WIDTH, LANDMARKS, SIZED, SHARD, BATCH = 4096, 2**16, 1024, 2048, 512, 8
 batch."""
 LARGEST = 1.3e8
 """Numbers of the largest parameter: a vocabulary of 64 000 by 2048."""
+SUMMED = 2**26
+"""Numbers of a parameter's gradients that are summed up at once, at most."""
 TOUCHED = 5
 """How often every number of a gradient is read or written while it is sketched, in float32."""
 
@@ -71,8 +73,9 @@ def stored() -> float:
 
 def memory() -> dict[str, float]:
     """Gigabytes beside the model in the three parts of writing a store, as `simfluence gradients` says it."""
+    together = min(BATCH, max(1, SUMMED // LARGEST))
     return {
-        "Adam's sizes": (8 * PARAMETERS + 8 * BATCH * LARGEST) / 1e9,
+        "Adam's sizes": (8 * PARAMETERS + 8 * together * LARGEST) / 1e9,
         "landmarks": (8 * PARAMETERS + 12 * WIDTH * LANDMARKS) / 1e9,
         "gradients": (8 * PARAMETERS + 4 * WIDTH * LANDMARKS + 20 * SHARD * K) / 1e9,
     }
