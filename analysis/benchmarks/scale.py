@@ -176,13 +176,12 @@ def on_paper(found: dict[int, dict[str, Any]]) -> pd.DataFrame:
 
 MEMORY = ", ".join(f"{part} {size:.0f} GB" for part, size in paper.memory().items())
 BREAKS = (
-    "Where it would break first: a store keeps the sums and squares of Adam's sizes in float32, 8 bytes a"
-    " parameter beside the model's own 2, and every process a whole model. One GPU of 80 GB is full at about 7"
-    " billion parameters; a model that is spread over several has no store yet. Before that, a sketch in"
-    " Adam's metric reads and writes every number of an example's gradient some five times, which waits for"
-    " the GPU's memory about as long as short texts compute. Scores [train, test] are refused above 1 GB,"
-    " 2500 test examples for 100 000; and with eight processes one makes the landmarks' basis while the others"
-    " wait."
+    "Where it would break first: Adam's sizes are sums and squares in float32, 8 bytes a parameter beside the"
+    " model's own 2, and every process has a whole model. One GPU of 80 GB is full at about 7 billion"
+    " parameters, and a model that is spread over several has no store yet. Before that, a sketch in Adam's"
+    " metric reads and writes every number of an example's gradient some five times, which waits for the GPU's"
+    " memory nearly as long as 512 tokens compute. Scores [train, test] are refused above 1 GB, which is 2500"
+    " test examples for 100 000. Of eight processes one makes the landmarks' basis, and the others wait."
 )
 NOTES = [
     "A pass is a forward and backward pass over the same n examples in batches of 8, from 96 of them measured"
