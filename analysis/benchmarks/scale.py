@@ -179,7 +179,7 @@ BREAKS = (
     "Where it would break first: Adam's sizes are sums and squares in float32, 8 bytes a parameter beside the"
     " model's own 2, and every process has a whole model. One GPU of 80 GB is full at about 7 billion"
     " parameters, and a model that is spread over several has no store yet. Before that, a sketch in Adam's"
-    " metric reads and writes every number of an example's gradient some five times, which waits for the GPU's"
+    " metric reads and writes every number of an example's gradient some five times, and waits for the GPU's"
     " memory nearly as long as 512 tokens compute. Scores [train, test] are refused above 1 GB, which is 2500"
     " test examples for 100 000. Of eight processes one makes the landmarks' basis, and the others wait."
 )
