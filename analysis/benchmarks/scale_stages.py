@@ -95,7 +95,7 @@ class Case:
             "run": {
                 "seed": 0,
                 "design": {"name": "everything", "epochs": 1, "batch_size": BATCH},
-                "optimizer": {"name": "adamw", "lr": 1e-3, "schedule": "linear", "weight_decay": 0.01},
+                "optimizer": {"name": "adamw", "lr": 1e-4, "schedule": "linear", "weight_decay": 0.01},
                 "evaluate_within": max(BUDGET, FEW / self.n),
             },
         }
@@ -131,9 +131,10 @@ def resident() -> float:
     return float(psutil.Process().memory_info().rss / 1e6)
 
 
-def disk(folder: Path) -> float:
-    """MB."""
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+def disk(place: Path) -> float:
+    """MB of a file, or of all in a folder."""
+    files = place.rglob("*") if place.is_dir() else [place]
+    return sum(file.stat().st_size for file in files if file.is_file()) / 1e6
 
 
 # ------------------------------------------------------------------------------------------- stages
