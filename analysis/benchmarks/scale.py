@@ -30,13 +30,12 @@ import numpy as np
 import pandas as pd
 import scale_on_paper as paper
 from common import FOLDER, environment, write
-from scale_stages import MEASURED, STAGES, VERIFIED
+from scale_stages import MEASURED, STAGES, VERIFIED, WITHOUT_MODEL
 from scale_texts import pretrain
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-WITHOUT_MODEL = ("fit", "rank", "what-ifs")
 MOST_PASSES, MOST_SLOPE, MOST_MEMORY = 3.0, 1.1, 1000.0
 """To reach: passes of the store, slopes of log time by log n, MB beside the model."""
 
@@ -184,8 +183,8 @@ BREAKS = (
     " test examples for 100 000. Of eight processes one makes the landmarks' basis, and the others wait."
 )
 NOTES = [
-    "A pass is a forward and backward pass over the same n examples in batches of 8, from 96 of them measured"
-    " in the same process just before; seconds are of CPU time, on one thread.",
+    "A pass is a forward and backward pass over the same n examples in batches of 8, from 24 or 96 of them measured"
+    " in the same process just before and after; seconds are of CPU time, on one thread.",
     "Memory is the most resident memory beyond that of the process with the model and the texts, a pass"
     " included, sampled every 50 ms.",
     "Slopes are of log by log n, by least squares over the sizes.",

@@ -41,8 +41,9 @@ from simfluence.runs.tables import TableFingerprints
 from simfluence.scores import InfluenceScores
 from simfluence.whatif import Retrain
 
-SAMPLED = 96
-"""Training examples that a pass is measured on."""
+SAMPLED, FEWER = 96, 24
+"""Training examples that a pass is measured on; fewer beside stages that take seconds."""
+WITHOUT_MODEL = ("fit", "rank", "what-ifs")
 BUDGET, FEW = 0.1, 300
 """Evaluations take at most a tenth of training's time; but of 1000 examples that leaves two of 100 tests, and
 nothing to learn from, so that they get three tenths."""
@@ -101,9 +102,9 @@ class Case:
         }
 
 
-def passes(prepared: Prepared) -> None:
+def passes(prepared: Prepared, count: int) -> None:
     """A forward and backward pass over some training examples, in the batches of training."""
-    model, examples = prepared.model, prepared.task.train[:SAMPLED]
+    model, examples = prepared.model, prepared.task.train[:count]
     parameters = [p for p in model.parameters() if p.requires_grad]
     for start in range(0, len(examples), BATCH):
         torch.autograd.grad(model.losses(examples[start : start + BATCH]).mean(), parameters)
@@ -259,18 +260,19 @@ def main(stage: str, n: str, folder: str) -> None:
         return
     case.folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(case.config, "cpu")
-    if stage in ("fit", "rank", "what-ifs"):
+    count = FEWER if stage in WITHOUT_MODEL else SAMPLED
+    if stage in WITHOUT_MODEL:
         compile_kernels()
     before = resident()
-    passes(prepared)  # the first time, much is prepared
-    _, unit = measured(lambda: passes(prepared))
+    passes(prepared, FEWER)  # the first time, much is prepared
+    _, unit = measured(lambda: passes(prepared, count))
     freed = resident() - before
     facts, found = measured(lambda: STAGES[stage](case))
-    _, again = measured(lambda: passes(prepared))
+    _, again = measured(lambda: passes(prepared, count))
     about = {
         "seconds": found.wall,
         "CPU seconds": found.cpu,
-        "pass, CPU seconds": (unit.cpu + again.cpu) / 2 * case.n / SAMPLED,
+        "pass, CPU seconds": (unit.cpu + again.cpu) / 2 * case.n / count,
         "passes before and after": [unit.cpu, again.cpu],
         "memory": found.memory + max(freed, 0.0),
         "memory of a pass": unit.memory + max(freed, 0.0),
