@@ -183,8 +183,8 @@ BREAKS = (
     " test examples for 100 000. Of eight processes one makes the landmarks' basis, and the others wait."
 )
 NOTES = [
-    "A pass is a forward and backward pass over the same n examples in batches of 8, from 24 or 96 of them measured"
-    " in the same process just before and after; seconds are of CPU time, on one thread.",
+    "A pass is a forward and backward pass over the same n examples in batches of 8, from 24 or 96 of them"
+    " measured in the same process just before and after; seconds are of CPU time, on one thread.",
     "Memory is the most resident memory beyond that of the process with the model and the texts, a pass"
     " included, sampled every 50 ms.",
     "Slopes are of log by log n, by least squares over the sizes.",
