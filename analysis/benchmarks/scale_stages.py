@@ -260,7 +260,7 @@ def main(stage: str, n: str, folder: str) -> None:
         return
     case.folder.mkdir(parents=True, exist_ok=True)
     prepared = prepare(case.config, "cpu")
-    count = FEWER if stage in WITHOUT_MODEL else SAMPLED
+    count = SAMPLED if stage in ("record", "store") else FEWER
     if stage in WITHOUT_MODEL:
         compile_kernels()
     before = resident()
