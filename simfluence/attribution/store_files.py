@@ -28,11 +28,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from simfluence.attribution.landmarks import drawn
 from simfluence.errors import RunDataError
 from simfluence.runs import strict_json
 from simfluence.runs.storage import write_atomically
 
-FORMAT = "simfluence gradients 1"
+FORMAT = "simfluence gradients 2"
 MANIFEST, SCALES, LANDMARKS = "store.json", "scales.safetensors", "landmarks.safetensors"
 _LARGEST = 2.0**15
 
@@ -82,6 +83,10 @@ class Manifest:
     def rows(self, shard: int) -> range:
         """The training examples that a shard holds."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.examples))
+
+    def drawn_landmarks(self) -> list[int]:
+        """The training examples that are landmarks."""
+        return drawn(self.examples, self.landmarks, self.seed)
 
     def keep(self, folder: Path) -> None:
         """Write the manifest into a folder, or raise RunDataError if a store of something else lies there."""
