@@ -1,8 +1,8 @@
 """The batch size of a pass over examples, found by memory.
 
-On a GPU the largest batch is tried first, and halved as long as it is out of memory. On a CPU, where a process
-that takes too much is killed, the batch is halved as long as what one example takes, times the batch, is more
-than half of the memory that is available.
+On a GPU the largest batch is tried first, and halved as long as it is out of memory. On a CPU, where a
+process that takes too much is killed, it is halved as long as what one example takes, times the batch, is
+more than half of the memory that is available.
 """
 
 from __future__ import annotations

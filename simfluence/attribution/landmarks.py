@@ -12,7 +12,7 @@ of a sketch to k numbers. (Nyström approximation, Williams & Seeger 2001, with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from simfluence.attribution.sketch import Sketch, fold
+from simfluence.attribution.sketch import fold
 from simfluence.attribution.tracing import Traced
 
 _REST = 2**31
@@ -51,8 +51,8 @@ class Basis(NamedTuple):
 def basis_of(sketches: Tensor) -> Basis:
     """The basis of the landmarks' sketches [landmark, K], in whose memory its rows are written.
 
-    By a Cholesky decomposition of their inner products, which takes no more memory; shifted, since sketches may
-    depend on each other (Fukaya et al. 2020), and twice, since the first basis is not quite orthonormal.
+    By a Cholesky decomposition of their inner products, which takes no more memory; shifted, since sketches
+    may depend on each other (Fukaya et al. 2020), and twice, since the first basis is not quite orthonormal.
     """
     one = torch.eye(len(sketches), dtype=torch.float64, device=sketches.device)
     own = one
@@ -73,11 +73,11 @@ def basis_of(sketches: Tensor) -> Basis:
 class Projection:
     """Gradients of a batch → [example, k].
 
-    sketch : φ. basis : of c landmarks; None: φ itself is the projection, and K = k. k, seed : as in this
-    module.
+    sketch : φ, gradients of a batch → [example, K]. basis : of c landmarks; None: φ itself is the projection,
+    and K = k. k, seed : as in this module.
     """
 
-    sketch: Sketch
+    sketch: Callable[[Traced], Tensor]
     basis: Basis | None
     k: int
     seed: int

@@ -1,5 +1,5 @@
-"""What writing a store of gradients costs, said before it begins: the batch that fits into memory, and the time
-that one takes."""
+"""What writing a store of gradients costs, said before it begins: the batch that fits into memory, and the
+time that it takes."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from simfluence.attribution.batch_size import fitting_batch_size
 from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_files import LANDMARKS
 from simfluence.attribution.store_sizes import Work, is_adams, needs_sizes
+from simfluence.attribution.store_whitening import FACTORS, is_whitened
 
 
 def expected_cost(work: Work, missing: Sequence[int], tests: int) -> str:
@@ -39,13 +40,17 @@ def expected_cost(work: Work, missing: Sequence[int], tests: int) -> str:
     )
     disk = 2 * len(rows) * manifest.k + (basis if landmarks else 0) + (scales if sizes else 0)
     more = f", one over {drawn} examples for Adam's sizes" if sizes else ""
+    if is_whitened(manifest.metric) and not (work.folder / FACTORS).exists():
+        more += ", two over all for EK-FAC's factors"
+        seconds += 2 * manifest.examples * sketched
     of_these = f" ({landmarks} of them landmarks)" if landmarks else ""
     one = work.trace.one_by_one
     batches = "one example at a time" if one else f"batches of {work.batch_size} examples"
     return (
-        f"to write: one pass over {examples} training examples{of_these}{more}; {batches}; about {seconds:.0f} s; memory beside"
-        f" the model about {_megabytes(memory)}; disk {_megabytes(disk)}; exact scores of {tests} test"
-        f" examples, without a store, take {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
+        f"to write: one pass over {examples} training examples{of_these}{more}; {batches}; about"
+        f" {seconds:.0f} s; memory beside the model about {_megabytes(memory)}; disk {_megabytes(disk)};"
+        f" exact scores of {tests} test examples, without a store, take"
+        f" {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
     )
 
 

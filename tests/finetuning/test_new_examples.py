@@ -90,7 +90,7 @@ def test_completions_are_scored_from_a_store(tmp_path: Path, monkeypatch: Any, c
     assert "note" not in capsys.readouterr().out
     with pytest.warns(TruncatedWarning, match="has 100005 tokens, more than max_length=32"):
         main([*ask, f"example.prompt=<p>{100_000 * 'x'}", "example.completion=1"])
-    assert "of typed the model sees 32 tokens, as many as it takes" in capsys.readouterr().out
+    assert "of typed the model sees 32 tokens, as many as it takes: any others" in capsys.readouterr().out
     for options, message in (
         (["example.prompt=Why?", "example.completion="], "example.completion must be one text, got nothing"),
         (["example.prompt=Why?", "example.completion= "], "the completion is empty"),
