@@ -2,7 +2,9 @@
 
     w(∇) = (Q_Sᵀ ∇ Q_A) / √(Λ + λ),      w(∇_i) · w(∇_z) = ∇_iᵀ (Ĝ + λI)⁻¹ ∇_z      the scores of ``ekfac``
 
-λ is 0.1 · mean(Λ) of each block.
+λ is 0.1 · mean(Λ) of each block. Whitened gradients are much nearer to orthogonal than those in Adam's
+metric, so that their products are estimated less well: scores of openbookqa-minilm correlate with exact ones
+by .889, where those in Adam's metric do by .998 (k 4096, all 200 training examples as landmarks).
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ def run(config: DictConfig) -> None:
     if config.store is not None:
         store = GradientStore(config.store)
         check_options(store, method, config.only)
-        steps = [store.manifest.step]
+        steps, method["factors"] = [store.manifest.step], None  # no parts by layer and token
     if method["name"] in OF_TEXTS:
         context = recorded_texts(config.path, run)
     else:

@@ -340,6 +340,14 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
         ["evaluate", f"path={recorded}", "only=[auto]", "scores=[store]", "train=1", "validation=0", "test=1"]
     )
     capsys.readouterr()
+    main(["gradients", f"path={recorded}", "run_id=run-001", "metric=ekfac", "k=256", "output=whitened"])
+    asked = ["attribute", f"path={recorded}", "run_id=run-001", "store=whitened", "output=of-ekfac"]
+    main([*asked, "method=ekfac"])
+    whitened = InfluenceScores.load("of-ekfac/scores.safetensors")
+    of_ekfac = attribute(context, "ekfac", factors="whitened/factors.safetensors").scores
+    assert np.corrcoef(whitened.scores.ravel(), of_ekfac.ravel())[0, 1] > 0.99
+    assert whitened.method == "ekfac"
+    capsys.readouterr()
     for options, message in (
         (["method=tfidf", "store=store"], "this store has the scores of gradient_step, not of tfidf"),
         (["only=3", "store=store"], "scores from a store are of all training examples"),
