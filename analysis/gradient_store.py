@@ -1,6 +1,7 @@
 """How near the scores of a store of gradients come to exact ones, and what that costs simulators.
 
     python analysis/gradient_store.py [set ...] [--ks 512 1024 2048 4096 8192] [--simulate 512 4096 …]
+    python analysis/gradient_store.py [set ...] --shares .1 .25 .5
 
 For each set of runs/ and number k of a gradient's projection: the correlation over all pairs of the store's
 scores with exact ones (scores/initial.safetensors beside the set), with as many landmarks as the store takes
@@ -8,11 +9,15 @@ by itself, with a quarter of the training examples as landmarks (as in sets with
 without any; and for the k of --simulate the skill of ``AutoSimulator`` that these scores lose against exact
 ones, fitted to one run and to twenty, over the mean trajectory of these twenty on the last ten runs. Writes
 analysis/results/gradient_store (.csv, .md, .png).
+
+With --shares: the same of exact scores with Adam's sizes from a share of the training examples, three draws
+of each; writes analysis/results/gradient_store_sizes.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,7 +29,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from simfluence.attribution import AttributionContext
+from simfluence.attribution import AttributionContext, attribute
 from simfluence.attribution.landmarks import Projection, basis_of, drawn
 from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store import GradientStore
@@ -54,8 +59,19 @@ def main() -> None:
     parser.add_argument("sets", nargs="*", default=SETS)
     parser.add_argument("--ks", type=int, nargs="+", default=[512, 1024, 2048, 4096, 8192])
     parser.add_argument("--simulate", type=int, nargs="*", default=[512, 1024, 2048, 4096, 8192])
+    parser.add_argument("--shares", type=float, nargs="+")
     options = parser.parse_args()
     rows = []
+    if options.shares:
+        for name in options.sets:
+            rows += from_samples(name, options.shares)
+        (RESULTS / "gradient_store_sizes.md").write_text(
+            "# Adam's sizes from a share of the training examples\n\n"
+            "`python analysis/gradient_store.py --shares .1 .25 .5`\n\n"
+            + pd.DataFrame(rows).to_markdown(index=False, floatfmt=".4f")
+            + "\n"
+        )
+        return
     for name in options.sets:
         runs, exact = RunSet.load(RUNS / name), InfluenceScores.load(RUNS / name / INITIAL_SCORES)
         rows += measured(name, runs, exact, options.ks, options.simulate)
@@ -67,6 +83,23 @@ def main() -> None:
         + "\n"
     )
     draw(frame).savefig(RESULTS / "gradient_store.png", dpi=150)
+
+
+def from_samples(name: str, shares: Sequence[float]) -> Iterator[dict[str, object]]:
+    """A row for each share and draw."""
+    runs, exact = RunSet.load(RUNS / name), InfluenceScores.load(RUNS / name / INITIAL_SCORES)
+    context, n = recorded_context(RUNS / name, runs[0], "initial"), len(runs.train)
+    known = {size: skill(exact, runs, size) for size in SIZES}
+    for share, draw in itertools.product(shares, range(3)):
+        which = np.random.default_rng(draw).permutation(n)[: int(share * n)]
+        some = replace(context, curvature=[context.train[i] for i in which])
+        found = replace(exact, scores=attribute(some, "gradient_step").scores)
+        row: dict[str, object] = {"set": name, "share": share, "draw": draw}
+        row["correlation"] = np.corrcoef(found.scores.ravel(), exact.scores.ravel())[0, 1]
+        for size, of_exact in known.items():
+            row[f"loss of skill, {size} run{'s' * (size > 1)}"] = of_exact - skill(found, runs, size)
+        print(*row.values(), sep="  ", flush=True)
+        yield row
 
 
 def measured(

@@ -78,6 +78,7 @@ EXAMPLES = {
         "simfluence attribute path=runs/mine method=tracin only=50",
         "simfluence attribute path=runs/mine steps=initial store=runs/mine/gradients",
         "simfluence attribute path=runs/mine store=runs/mine/gradients new=questions.jsonl",
+        "simfluence attribute path=runs/mine store=runs/mine/gradients example.text='Why?'",
     ),
     "gradients": (
         "simfluence gradients path=runs/mine k=2048",

@@ -33,6 +33,9 @@ class Option(NamedTuple):
     nullable: bool
 
 
+_TYPED = ("prompt", "completion", "text", "premise", "hypothesis", "context", "question", "label")
+"""The fields of an example that may be typed in."""
+
 TYPES: dict[str, Type] = {
     **dict.fromkeys(("number", "processes", "test", "seed", "times", "window", "attribute.only"), int),
     **dict.fromkeys(("whatif.steps", "shard_rows", "landmarks", "wait"), int),
@@ -47,6 +50,8 @@ TYPES: dict[str, Type] = {
     **dict.fromkeys(("only", "test_ids", "prune", "labels", "targets", "parameters", "scores"), list),
     **dict.fromkeys(("class_words",), list),
     **dict.fromkeys(("rank.of", "groups.of", "interactions.of", "when.of"), str),
+    **dict.fromkeys((f"example.{field}" for field in _TYPED), str),
+    "example.choices": list,
     "first_order": bool,
     **dict.fromkeys(("interactions.among", "when.groups"), list),
     **dict.fromkeys(("steps", "keep_weights"), None),
@@ -65,7 +70,7 @@ _NODES: dict[Type, tuple[Any, str]] = {
     float: (FloatNode, "a number"),
     bool: (BooleanNode, "true or false"),
 }
-_WHOLE_TEXTS = ("edit.shares", "edit.text", "title")
+_WHOLE_TEXTS = ("edit.shares", "edit.text", "title", *(f"example.{field}" for field in _TYPED))
 """Options of which blanks and commas are part of one text."""
 _LIST_ITEM = re.compile(r"((?:^\[?|,)\s*)([^\s,\[\](){}'\"\\$]+)(?=\s*(?:\]?$|,))")
 """An item of a list, or a value of its own: without blanks, quotes, brackets and interpolations."""
@@ -149,13 +154,19 @@ def as_typed(command: str, options: Sequence[str]) -> list[str]:
         known = options_of(command).get(_general(key.lstrip("+")))
         is_whole = value.startswith("[") == value.endswith("]")
         if key in _WHOLE_TEXTS and not value.startswith(("'", '"')) and value not in ("", "null"):
-            value = "'" + value.replace("'", "\\'") + "'"
+            value = _quoted(value)
         elif equals and is_whole and known is not None and known.type in (str, list):
             value = _LIST_ITEM.sub(
                 lambda item: item[0] if item[2] == "null" else f"{item[1]}'{item[2]}'", value
             )
         found.append(f"{key}{equals}{value}")
     return found
+
+
+def _quoted(text: str) -> str:
+    """A text as hydra takes it whole: backslashes count where a quote follows, and ${ would be looked up."""
+    escaped = re.sub(r"(\\*)('|\Z)", lambda found: 2 * found[1] + (found[2] and "\\'"), text)
+    return "'" + escaped.replace("${", "\\${") + "'"
 
 
 def check(command: str, options: Sequence[str], sweep: bool = False) -> None:

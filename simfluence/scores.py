@@ -26,6 +26,9 @@ INITIAL_SCORES = Path("scores", "initial.safetensors")
 """Where, in the folder of a run set, recording leaves the scores of the weights before training: what a step
 of the run's own optimizer does (``gradient_step``). Commands take them where nothing else is asked for."""
 
+OF_STORE = Path("scores.safetensors")
+"""Where, in the folder of a store of gradients, the scores of the set's test examples lie."""
+
 Weighing = Literal["rate", "use", "run", ""]
 """What the scores S predict of a training run as they are: that each use of i in a step of b examples lowers
 the loss of z by scale · w · S/b. The weight w is
@@ -94,9 +97,13 @@ class InfluenceScores:
 
     @classmethod
     def load(cls, path: str | Path) -> InfluenceScores:
-        """What ``save`` wrote; RunDataError for anything else."""
+        """What ``save`` wrote; or, of a store of gradients, the scores of the set's test examples that lie in
+        its folder. RunDataError for anything else."""
+        if Path(path).is_dir():
+            path = Path(path) / OF_STORE
         if not Path(path).is_file():
-            raise RunDataError(f"there is no file {path}")
+            hint = ": `simfluence gradients` leaves it there" if Path(path).name == OF_STORE.name else ""
+            raise RunDataError(f"there is no file {path}{hint}")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

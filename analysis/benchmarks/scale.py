@@ -8,7 +8,7 @@ of 128 tokens about twenty new topics, for one epoch in batches of 8, with 100 t
 a process of its own: record one run with evaluations within a tenth of training's time, write the store of
 gradients, score the tests from it, fit the default simulator with these scores, rank all n training examples
 to first order, answer ten what-ifs. Three of them are verified by retraining at one size. `--peers` adds
-EK-FAC side by side with kronfluence (scale_peers.py).
+EK-FAC side by side with kronfluence, and stores with bergson (scale_peers.py).
 
 Seconds are of CPU time, since others may use the machine; their unit is a forward and backward pass over the
 same n examples, measured in the same process just before. FOLDER keeps what each stage made, so that the
@@ -104,7 +104,7 @@ def report(folder: Path, later: Path | None, started: dict[str, str]) -> None:
     if (file := folder / "peers.json").exists():
         about = json.loads(file.read_text())
         sections[
-            f"EK-FAC beside kronfluence, {about['train']} training and {about['test']} test examples,"
+            f"Beside kronfluence and bergson: {about['train']} training and {about['test']} test examples,"
             f" {about['parameters'] / 1e6:.1f} million parameters"
         ] = pd.DataFrame(about["rows"])
     sections["On paper: a billion parameters, 100 000 examples of 512 tokens"] = on_paper(found)

@@ -77,7 +77,6 @@ class Comparison:
                 "what": what,
                 "CPU seconds": sum(one.cpu for one in parts),
                 "passes": sum(one.cpu for one in parts) / unit.cpu,
-                "memory MB": max(one.memory for one in parts),
                 "note": note,
             }
             for what, note, parts in (first, *self._rows)

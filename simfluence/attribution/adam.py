@@ -13,14 +13,14 @@ state and momentum into the gradient of i.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from simfluence.attribution.gradient_parts import Summed, dense
+from simfluence.attribution.gradient_parts import GradientPart, Summed, dense
 from simfluence.attribution.gradients import followed
 from simfluence.attribution.objective import Objective
 from simfluence.attribution.parameters import share_of_trained
@@ -31,6 +31,7 @@ from simfluence.recording.wrappers import plain_name
 from simfluence.scores import InfluenceScores
 
 HELD_NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
+SUMMED_NUMBERS = 2**26  # and of a parameter's gradients that are summed up: 256 MB
 
 
 def adam_similarity(
@@ -119,11 +120,11 @@ class GradientSums:
     examples: int = 0
 
     def add(self, traced: Traced) -> None:
-        """Add the examples of a batch."""
+        """Add the examples of a batch, whose gradients of one parameter are in memory for some at a time."""
         for name, parts in traced.parts.items():
-            gradients = dense(parts)
-            self.sums[name] = gradients.sum(0) + self.sums.get(name, 0.0)
-            self.squares[name] = gradients.square().sum(0) + self.squares.get(name, 0.0)
+            for gradients in _in_turn(parts, len(traced.losses)):
+                self.sums[name] = gradients.sum(0) + self.sums.get(name, 0.0)
+                self.squares[name] = gradients.square().sum(0) + self.squares.get(name, 0.0)
         self.examples += len(traced.losses)
 
     def join(self, other: GradientSums) -> None:
@@ -140,6 +141,14 @@ class GradientSums:
             name: ((1 - 1 / batch) * (total / n).square() + self.squares[name] / (n * batch)).sqrt()
             for name, total in self.sums.items()
         }
+
+
+def _in_turn(parts: Sequence[GradientPart], examples: int) -> Iterator[Tensor]:
+    """The whole gradients of a parameter, of as many examples at a time as have at most SUMMED_NUMBERS."""
+    together = max(1, SUMMED_NUMBERS // parts[0].numbers)
+    for start in range(0, examples, together):
+        some = slice(start, start + together)
+        yield dense([part.each(lambda values, some=some: values[some]) for part in parts])  # type: ignore[misc]
 
 
 def metric_divisors(

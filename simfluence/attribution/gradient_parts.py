@@ -42,6 +42,11 @@ class Outer:
         """[example, token]."""
         return self.left.shape[:2]
 
+    @property
+    def numbers(self) -> int:
+        """Of one example's gradient."""
+        return self.left.shape[2] * self.right.shape[2]
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -67,6 +72,11 @@ class Rows:
         """[example, token]."""
         return self.ids.shape
 
+    @property
+    def numbers(self) -> int:
+        """Of one example's gradient."""
+        return self.rows * self.values.shape[2]
+
 
 @dataclass(frozen=True)
 class Summed:
@@ -86,6 +96,11 @@ class Summed:
     def shape(self) -> torch.Size:
         """[example, token]."""
         return self.values.shape[:2]
+
+    @property
+    def numbers(self) -> int:
+        """Of one example's gradient."""
+        return self.values[0, 0].numel()
 
 
 GradientPart: TypeAlias = Outer | Rows | Summed

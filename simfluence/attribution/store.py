@@ -1,8 +1,9 @@
 """A store of gradients: scores of any test example from one gradient of it and one matrix product.
 
-    S(i, z) ≈ φ(∇L_i) · φ(∇L_z)      the scores of ``gradient_step``
+    S(i, z) ≈ φ(∇L_i) · φ(∇L_z)      the scores of ``gradient_step``, or of ``ekfac``
 
-φ projects a gradient in the metric of the run's optimizer to k numbers (:mod:`.landmarks`, :mod:`.sketch`).
+φ projects a gradient, in the metric of the run's optimizer or in EK-FAC's (:mod:`.store_whitening`), to k
+numbers (:mod:`.landmarks`, :mod:`.sketch`).
 The training examples' are written once (:func:`.store_writing.write_store`); those of test examples, also
 new ones, are taken as they are asked for. The scores are unbiased over seeds.
 """
@@ -10,6 +11,7 @@ new ones, are taken as they are asked for. The scores are unbiased over seeds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from simfluence.attribution.objective import Objective
 from simfluence.attribution.registry import AttributionContext
 from simfluence.attribution.store_files import Manifest, check_belongs, mapped, shard_file
 from simfluence.attribution.store_projection import read_projection
+from simfluence.attribution.store_whitening import is_whitened
 from simfluence.attribution.tracing import tracer
 from simfluence.errors import RunDataError
 from simfluence.recording.fingerprint import weights_fingerprint
@@ -31,7 +34,7 @@ Floats = npt.NDArray[np.float32]
 
 _BLOCK = 2**24
 """Numbers of training gradients that are in memory at once, in float32."""
-_LARGEST = 2**28
+LARGEST = 2**28
 """Numbers in an array of scores: 1 GB in float32."""
 
 
@@ -50,9 +53,14 @@ class Factors(NamedTuple):
 class GradientStore:
     """A store that is complete: all shards are there, and of the same weights, examples and settings.
 
+    Simulators take it in place of scores, ``AutoSimulator(scores=store)``: those of the set's test examples,
+    which `simfluence gradients` left in it.
+
     Attributes
     ----------
     folder : where it lies. manifest : what it holds.
+    scores, tables, weighing, scale, steps : as of :class:`~simfluence.scores.InfluenceScores`, of the set's
+        test examples; RunDataError if they are not there.
 
     Raises RunDataError if there is no store, or it is damaged or not complete.
     """
@@ -68,11 +76,24 @@ class GradientStore:
             )
         for file in files:
             check_belongs(file, self.manifest)
-        self._shards = [mapped(file) for file in files]
+
+    @cached_property
+    def _shards(self) -> list[dict[str, npt.NDArray[Any]]]:
+        return [mapped(shard_file(self.folder, shard)) for shard in range(self.manifest.shards)]
+
+    @property
+    def method(self) -> str:
+        """The method whose scores these are: gradient_step or ekfac."""
+        return "ekfac" if is_whitened(self.manifest.metric) else "gradient_step"
 
     def __len__(self) -> int:
         """The number of training examples."""
         return self.manifest.examples
+
+    def check_examples(self, tables: TableFingerprints) -> None:
+        """RunDataError if the training examples of these tables are known to be others than the store's."""
+        own = TableFingerprints(train=self.manifest.train)
+        own.check(tables, f"the gradients in {self.folder}", "these tables")
 
     def project(self, objective: Objective, examples: Sequence[Any], *, batch_size: int = 8) -> Floats:
         """The gradients of any examples [example, k], in the metric and projection of the store.
@@ -105,7 +126,31 @@ class GradientStore:
                 yield slice(start, start + len(some)), some
                 start += len(some)
 
-    def scores(self, test: Floats, tables: TableFingerprints | None = None) -> InfluenceScores:
+    @cached_property
+    def _of_set(self) -> InfluenceScores:
+        return InfluenceScores.load(self.folder)
+
+    @property
+    def scores(self) -> npt.NDArray[np.floating]:
+        return self._of_set.scores
+
+    @property
+    def tables(self) -> TableFingerprints:
+        return self._of_set.tables
+
+    @property
+    def weighing(self) -> str:
+        return self._of_set.weighing
+
+    @property
+    def scale(self) -> float:
+        return self._of_set.scale
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        return self._of_set.steps
+
+    def scores_of(self, test: Floats, tables: TableFingerprints | None = None) -> InfluenceScores:
         """Scores [train, test] for projected gradients of test examples (:meth:`project`).
 
         tables : of the training and the test examples; RunDataError if the training examples are known to be
@@ -117,10 +162,9 @@ class GradientStore:
         test = np.asarray(test, np.float32)
         if test.ndim != 2 or test.shape[1] != manifest.k:
             raise ValueError(f"expected gradients [test, {manifest.k}] of `project`, got {list(test.shape)}")
-        own = TableFingerprints(train=manifest.train)
         if tables is not None:
-            own.check(tables, f"the gradients in {self.folder}", "these tables")
-        if len(self) * len(test) > _LARGEST:
+            self.check_examples(tables)
+        if len(self) * len(test) > LARGEST:
             raise ValueError(
                 f"scores of {len(self)} training and {len(test)} test examples would take"
                 f" {4 * len(self) * len(test) / 1e9:.1f} GB: ask for fewer test examples, or use `factors`"
@@ -130,7 +174,7 @@ class GradientStore:
             scores[rows] = gradients @ test.T
         return InfluenceScores(
             scores,
-            method="gradient_step",
+            method=self.method,
             units=manifest.units,
             covers=tuple(manifest.parameters),
             provenance={
@@ -140,9 +184,9 @@ class GradientStore:
                 "step": manifest.step,
                 **manifest.metric,
             },
-            weighing="rate",
+            weighing="run" if is_whitened(manifest.metric) else "rate",
             coverage=manifest.coverage,
-            tables=own if tables is None else tables,
+            tables=TableFingerprints(train=manifest.train) if tables is None else tables,
         )
 
     def factors(self, test: Floats) -> Factors:
@@ -168,16 +212,18 @@ def stored_scores(context: AttributionContext, folder: str | Path) -> InfluenceS
         raise RunDataError(
             f"{folder} has gradients of {len(store)} training examples, this run has {len(context.train)}"
         )
+    store.check_examples(context.tables)
     with context.checkpoints[-1].loaded(context.objective.module):
         test = store.project(context.objective, context.test)
-    return store.scores(test, context.tables)
+    return store.scores_of(test, context.tables)
 
 
-def check_options(method: Mapping[str, Any], only: int | None) -> None:
+def check_options(store: GradientStore, method: Mapping[str, Any], only: int | None) -> None:
     """Raises ValueError for options of `simfluence attribute` that a store does not have."""
-    if method["name"] != "gradient_step":
+    if method["name"] != store.method:
         raise ValueError(
-            f"a store has the scores of gradient_step, not of {method['name']}: leave out method="
+            f"this store has the scores of {store.method}, not of {method['name']}: give"
+            f" method={store.method}"
         )
     if only is not None:
         raise ValueError("scores from a store are of all training examples: leave out only=")

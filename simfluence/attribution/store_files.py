@@ -3,6 +3,7 @@
     <folder>/
       store.json                 the manifest: what the gradients are of, and how they were projected
       scales.safetensors         what each number of a gradient is multiplied by (Adam's metric); else none
+      factors.safetensors        of the Fisher matrix (EK-FAC's metric); else none
       landmarks.safetensors      a basis of the sketches of some training examples; none if landmarks=0
       shard-00000.safetensors    gradients float16 [example, k] and scale float64 [example] of some examples
       sums-1-of-2.safetensors    while sizes are taken: what a process has added up
@@ -28,11 +29,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from simfluence.attribution.landmarks import drawn
 from simfluence.errors import RunDataError
 from simfluence.runs import strict_json
 from simfluence.runs.storage import write_atomically
 
-FORMAT = "simfluence gradients 1"
+FORMAT = "simfluence gradients 2"
 MANIFEST, SCALES, LANDMARKS = "store.json", "scales.safetensors", "landmarks.safetensors"
 _LARGEST = 2.0**15
 
@@ -45,8 +47,9 @@ class Manifest:
     k : numbers a gradient. width : numbers of the first, wide sketch. landmarks : how many training examples'
         sketches shorten it to k (0: none, and the width is k). seed : of the projection.
     parameters : names and shapes.
-    metric : "batch", "eps" and "rates", as far as the optimizer's step has them; "size_examples", where Adam's
-        sizes are taken from so many training examples and not from all. units : of scores.
+    metric : "batch", "eps" and "rates", as far as the optimizer's step has them; "size_examples", where
+        Adam's sizes are taken from so many training examples and not from all. Of EK-FAC "fisher". units : of
+        scores.
     weights, train, projection : fingerprints of the model's parameters, of the training table ("" if not
         known) and of the sketch.
     step : of the run. coverage : as of scores. version : of simfluence.
@@ -82,6 +85,10 @@ class Manifest:
     def rows(self, shard: int) -> range:
         """The training examples that a shard holds."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.examples))
+
+    def drawn_landmarks(self) -> list[int]:
+        """The training examples that are landmarks."""
+        return drawn(self.examples, self.landmarks, self.seed)
 
     def keep(self, folder: Path) -> None:
         """Write the manifest into a folder, or raise RunDataError if a store of something else lies there."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save
+from torch import Tensor
 
-from simfluence.attribution.landmarks import Projection, basis_of, drawn
+from simfluence.attribution.landmarks import Basis, Projection, basis_of
 from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_files import LANDMARKS, Manifest, check_belongs, write_once
 from simfluence.attribution.store_sizes import Work, read_scales
-from simfluence.attribution.tracing import Tracer
+from simfluence.attribution.store_whitening import WhitenedSketch, is_whitened, read_whitened
+from simfluence.attribution.tracing import Traced, Tracer
 from simfluence.errors import RunDataError
 
 
@@ -22,7 +25,7 @@ def read_projection(folder: Path, manifest: Manifest, trace: Tracer) -> Projecti
     Raises RunDataError if a file of it is missing, damaged or of another store, or if the random numbers are
     not those of the store.
     """
-    sketch = Sketch(trace.parameters, manifest.width, manifest.seed, read_scales(folder, manifest, trace))
+    sketch = _read_sketch(folder, manifest, trace)
     if sketch.fingerprint != manifest.projection:
         raise RunDataError(
             f"{folder} was projected by other random signs than are drawn here: it was written by simfluence"
@@ -31,8 +34,15 @@ def read_projection(folder: Path, manifest: Manifest, trace: Tracer) -> Projecti
     basis = None
     if manifest.landmarks:
         check_belongs(folder / LANDMARKS, manifest)
-        basis = load_file(folder / LANDMARKS)["basis"].to(next(iter(trace.parameters.values())).device)
+        device = next(iter(trace.parameters.values())).device
+        basis = Basis(**load_file(folder / LANDMARKS, device=str(device)))
     return Projection(sketch, basis, manifest.k, manifest.seed)
+
+
+def _read_sketch(folder: Path, manifest: Manifest, trace: Tracer) -> Sketch | WhitenedSketch:
+    if is_whitened(manifest.metric):
+        return read_whitened(folder, manifest, trace)
+    return Sketch(trace.parameters, manifest.width, manifest.seed, read_scales(folder, manifest, trace))
 
 
 def make_basis(work: Work) -> None:
@@ -48,8 +58,19 @@ def make_basis(work: Work) -> None:
         if time.monotonic() < until:
             time.sleep(0.5)
             continue
-        scales = read_scales(work.folder, manifest, work.trace)
-        sketch = Sketch(work.trace.parameters, manifest.width, manifest.seed, scales)
-        which = drawn(manifest.examples, manifest.landmarks, manifest.seed)
-        basis = basis_of(torch.cat([sketch(traced) for traced in work.batches("landmarks", which)]))
-        write_once(file, save({"basis": basis.cpu()}, {"store": manifest.fingerprint}))
+        sketch = _read_sketch(work.folder, manifest, work.trace)
+        which = manifest.drawn_landmarks()
+        basis = basis_of(_sketched(sketch, work.batches("landmarks", which), len(which)))
+        arrays = {name: array.cpu() for name, array in basis._asdict().items()}
+        write_once(file, save(arrays, {"store": manifest.fingerprint}))
+
+
+def _sketched(sketch: Sketch | WhitenedSketch, batches: Iterable[Traced], examples: int) -> Tensor:
+    """[example, K] of some batches. It is large, and so in memory once."""
+    found, start = torch.empty(0), 0
+    for traced in batches:
+        some = sketch(traced)
+        found = found if start else some.new_empty(examples, some.shape[1])
+        found[start : start + len(some)] = some
+        start += len(some)
+    return found

@@ -11,14 +11,15 @@ from omegaconf import DictConfig
 
 from simfluence import outputs
 from simfluence.attribution.initial import save_scores
-from simfluence.attribution.store import is_complete, stored_scores
+from simfluence.attribution.registry import AttributionContext
+from simfluence.attribution.store import LARGEST, is_complete, stored_scores
 from simfluence.attribution.store_writing import write_store
 from simfluence.commands.common import load, plain
 from simfluence.finetuning.attribution_context import recorded_context
 from simfluence.recording.weights import weight_steps
 from simfluence.report import with_run
-
-SCORES = "scores.safetensors"
+from simfluence.runs import Run
+from simfluence.scores import OF_STORE
 
 
 def run(config: DictConfig) -> None:
@@ -38,6 +39,7 @@ def run(config: DictConfig) -> None:
         k=config.k,
         landmarks=config.landmarks,
         size_examples=config.size_examples,
+        metric=config.metric,
         seed=config.seed,
         parameters=plain(config)["parameters"],
         batch_size=config.batch_size,
@@ -48,9 +50,22 @@ def run(config: DictConfig) -> None:
     )
     print(said)
     if is_complete(config.output):
-        scores = with_run(stored_scores(context, config.output), Path(config.path).name, run.id)
-        save_scores(scores, Path(config.output) / SCORES)
-        print(f"scores of the set's test examples: {config.output}/{SCORES} (simulator.scores= takes them)")
+        print(_with_scores(context, config, run))
+
+
+def _with_scores(context: AttributionContext, config: DictConfig, run: Run) -> str:
+    """Leave the scores of the set's test examples in the store; a sentence on them."""
+    if (size := len(context.train) * len(context.test)) > LARGEST:
+        return (
+            f"scores of all {len(context.test)} test examples would take {4 * size / 1e9:.1f} GB, and are not"
+            f" written: attribute store={config.output} new=FILE scores some of them"
+        )
+    scores = with_run(stored_scores(context, config.output), Path(config.path).name, run.id)
+    save_scores(scores, Path(config.output) / OF_STORE)
+    return (
+        f"scores of the set's test examples: {config.output}/{OF_STORE} (simulator.scores={config.output}"
+        " takes them)"
+    )
 
 
 def share_of(shard: str | None) -> tuple[int, int]:

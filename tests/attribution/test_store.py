@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -19,11 +20,12 @@ from attribution_models import bert, network, points, texts
 from simfluence.attribution import AttributionContext, Checkpoint, attribute
 from simfluence.attribution.adam import adam_similarity
 from simfluence.attribution.landmarks import drawn
-from simfluence.attribution.store import GradientStore, stored_scores
+from simfluence.attribution.store import GradientStore, check_options, stored_scores
 from simfluence.attribution.store_files import SCALES, Manifest, mapped, narrowed, read_about, shard_file
 from simfluence.attribution.store_writing import write_store
 from simfluence.errors import RunDataError
 from simfluence.runs import ExampleTable, TableFingerprints
+from simfluence.scores import OF_STORE
 
 ADAM = {"class": "AdamW", "lr": 1e-3, "eps": 1e-8}
 SGD = {"class": "SGD", "lr": 1e-3}
@@ -90,6 +92,26 @@ def test_sizes_from_a_sample(processes: int, tmp_path: Path, capsys: pytest.Capt
     assert "size_examples" not in write_and_read(context, tmp_path / "all", size_examples=10).metric
 
 
+@pytest.mark.parametrize("model", ["network", "bert"])
+def test_in_the_metric_of_ekfac(model: str, tmp_path: Path) -> None:
+    context = {"network": small, "bert": CONTEXTS["bert, full"]}[model]()
+    write_store(context, tmp_path, k=8192, landmarks=0, metric="ekfac", shard_rows=3, batch_size=8)
+    found, exact = stored_scores(context, tmp_path), attribute(context, "ekfac")
+    assert np.abs(found.scores - exact.scores).max() < 2e-3 * np.sqrt(np.square(exact.scores).mean())
+    same = ("method", "units", "weighing", "coverage", "tables")
+    assert [getattr(found, name) for name in same] == [getattr(exact, name) for name in same]
+    store = GradientStore(tmp_path)
+    check_options(store, {"name": "ekfac"}, None)
+    with pytest.raises(ValueError, match="has the scores of ekfac, not of gradient_step: give method=ekfac"):
+        check_options(store, {"name": "gradient_step"}, None)
+    with pytest.raises(RunDataError, match="with other metric"):
+        write_store(context, tmp_path, k=8192, landmarks=0, shard_rows=3)
+    with pytest.raises(RunDataError, match="is not there yet: the process of shard=1/2 makes it"):
+        write_store(context, tmp_path / "two", k=8, metric="ekfac", shard_rows=3, share=(2, 2))
+    with pytest.raises(ValueError, match="metric must be step or ekfac"):
+        write_store(context, tmp_path / "two", metric="other")  # type: ignore[arg-type]
+
+
 def write_and_read(context: AttributionContext, folder: Path, **options: Any) -> Manifest:
     write_store(context, folder, k=16, **options)
     return GradientStore(folder).manifest
@@ -101,7 +123,7 @@ def test_new_test_examples_blocks_and_factors(tmp_path: Path, monkeypatch: pytes
     store = GradientStore(tmp_path)
     new = points(6, seed=9)
     projected = store.project(context.objective, new)
-    scores = store.scores(projected).scores
+    scores = store.scores_of(projected).scores
     exact = attribute(replace(context, test=new, test_texts=[""] * 6), "gradient_step").scores
     np.testing.assert_allclose(scores, exact, atol=2e-3 * np.abs(exact).max())
     factors = store.factors(projected)
@@ -111,12 +133,28 @@ def test_new_test_examples_blocks_and_factors(tmp_path: Path, monkeypatch: pytes
     np.testing.assert_allclose(np.concatenate(products), scores, rtol=1e-3, atol=1e-3 * np.abs(exact).max())
     monkeypatch.setattr("simfluence.attribution.store._BLOCK", 3 * 64)
     assert [len(block) for _, block in store.blocks()] == [3, 1, 3, 1, 2]
-    np.testing.assert_allclose(store.scores(projected).scores, scores, rtol=1e-5, atol=1e-5)
-    monkeypatch.setattr("simfluence.attribution.store._LARGEST", 50)
+    np.testing.assert_allclose(store.scores_of(projected).scores, scores, rtol=1e-5, atol=1e-5)
+    monkeypatch.setattr("simfluence.attribution.store.LARGEST", 50)
     with pytest.raises(ValueError, match=r"10 training and 6 test examples would take .* use `factors`"):
-        store.scores(projected)
+        store.scores_of(projected)
     with pytest.raises(ValueError, match=r"expected gradients \[test, 64\] of `project`, got \[6, 3\]"):
-        store.scores(projected[:, :3])
+        store.scores_of(projected[:, :3])
+
+
+def test_what_a_store_has_of_its_sets_test_examples(tmp_path: Path) -> None:
+    """As it has attributes of scores, simulators take it as scores."""
+    context = small()
+    write_store(context, tmp_path, k=16)
+    store = GradientStore(tmp_path)
+    with pytest.raises(RunDataError, match=r"scores.safetensors: `simfluence gradients` leaves it there"):
+        _ = store.scores
+    scores = stored_scores(context, tmp_path)
+    scores.save(tmp_path / OF_STORE)
+    for name in ("weighing", "scale", "steps", "tables"):
+        assert getattr(store, name) == getattr(scores, name)
+    np.testing.assert_array_equal(store.scores, scores.scores)
+    again = pickle.loads(pickle.dumps(GradientStore(tmp_path)))
+    assert len(list(again.blocks())) == 1
 
 
 def test_the_projection_of_an_example_does_not_depend_on_the_others(tmp_path: Path) -> None:
@@ -170,9 +208,11 @@ def test_a_store_of_something_else_is_refused(tmp_path: Path) -> None:
         store.project(network(seed=1), context.test)
     projected = store.project(context.objective, context.test)
     with pytest.raises(RunDataError, match="are of other training examples than these tables"):
-        store.scores(projected, TableFingerprints(train="other"))
+        store.scores_of(projected, TableFingerprints(train="other"))
     with pytest.raises(RunDataError, match="gradients of 10 training examples, this run has 9"):
         stored_scores(replace(context, train=context.train[:9]), folder)
+    with pytest.raises(RunDataError, match="are of other training examples than these tables"):
+        stored_scores(replace(context, tables=TableFingerprints(train="other"), test=None), folder)  # type: ignore[arg-type]
     write_store(small(seed=1), tmp_path / "other", k=16, shard_rows=4)
     os.replace(shard_file(tmp_path / "other", 1), shard_file(folder, 1))
     with pytest.raises(RunDataError, match=r"shard-00001.* belongs to a store of other weights"):
@@ -205,15 +245,15 @@ def test_a_store_that_is_not_complete(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "10 of 10 training examples in 3 of 3 shards, 16 numbers each, of 5 parameters (100% of" in said
     cost = capsys.readouterr().out
     assert (
-        "to write: one pass over 10 training examples, one over 10 examples for Adam's sizes, one over 8"
-        " landmarks; about" in cost
+        "to write: one pass over 10 training examples (8 of them landmarks), one over 10 examples for Adam's"
+        " sizes; batches of 8 examples; about" in cost
     )
     before = shard_file(tmp_path, 2).stat().st_mtime_ns
     shard_file(tmp_path, 1).unlink()
     with pytest.raises(RunDataError, match=r"lacks 1 of 3 shards \(shard-00001"):
         GradientStore(tmp_path)
     write_store(context, tmp_path, k=16, shard_rows=4)
-    assert "one pass over 4 training examples" in capsys.readouterr().out
+    assert "one pass over 1 training examples" in capsys.readouterr().out
     assert shard_file(tmp_path, 2).stat().st_mtime_ns == before
     assert len(GradientStore(tmp_path)) == 10
 
@@ -280,7 +320,7 @@ def test_two_processes_write_a_store_together(tmp_path: Path) -> None:
     write_store(context, alone, k=16, landmarks=4, shard_rows=1)
     processes = [started(tmp_path / "both", (number, 2)) for number in (1, 2)]
     for process in processes:
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=400)
         assert process.returncode == 0, error
         assert "shards, 16 numbers each" in out
     assert not list((tmp_path / "both").glob("sums-*"))

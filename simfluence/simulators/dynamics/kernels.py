@@ -37,7 +37,7 @@ def fit_scores(scores: Array, data: TrainingData) -> tuple[Fitted, Array]:
 def kernels(scores: Array) -> list[Array]:
     """The kernels that scores [array, train, test] give; one array is its own kernel, none gives zeros."""
     if len(scores) < 2:
-        return [scores.sum(0)]
+        return [scores[0] if len(scores) else scores.sum(0)]
     several = [scores[0], _mean(scores), _mean(matched(scores))]
     return [*several, _mean(np.stack(several))]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -49,12 +50,15 @@ class TrainingData:
         self.rates = RelativeRates.of(train.runs)
         self.run_rates = self.rates.own(train.runs)
         self.batch_size = usual_batch_size(train.curricula)
-        shared = shared_group(train) if with_groups else None
-        self.given_scores = scores
-        self.scores = scores if shared is None else np.concatenate([scores, shared[None]])
+        self.given_scores, self.with_groups = scores, with_groups
         start = np.stack([losses[0] for losses in self.recorded.losses])
         later = np.concatenate([losses[1:] - start.mean(0) for losses in self.recorded.losses])
         self.with_initial = bool(len(train) > 2 and start.std(0).mean() > 0.02 * later.std(0).mean())
+
+    @cached_property
+    def scores(self) -> Array:
+        shared = shared_group(self.train) if self.with_groups else None
+        return self.given_scores if shared is None else np.concatenate([self.given_scores, shared[None]])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -124,23 +128,27 @@ def score_arrays(scores: Any, shape: tuple[int, int]) -> Array:
     Raises ValueError for another shape, or values that are not finite.
     """
     several = scores if isinstance(scores, list | tuple) else [] if scores is None else [scores]
-    arrays = [np.asarray(getattr(one, "scores", one), np.float64) for one in several]
+    arrays = [np.asarray(getattr(one, "scores", one)) for one in several]
     if len(arrays) == 1 and arrays[0].ndim == 3:
         arrays = list(arrays[0])
     for array in arrays:
         if array.shape != shape:
             raise ValueError(f"scores must be [train, test] = {shape}, got {array.shape}")
-        if not np.isfinite(array).all():
-            raise ValueError("scores must be finite")
-    return np.stack(arrays) if arrays else np.empty((0, *shape))
+    if not arrays:
+        return np.empty((0, *shape))
+    stacked = np.stack(arrays, dtype=np.float64, casting="unsafe")  # one copy: they are large
+    if not np.isfinite(stacked).all():
+        raise ValueError("scores must be finite")
+    return stacked
 
 
 def root_mean_squares(arrays: Array) -> Array:
     """Of each array, at least 1e-300: [array, train, test] → [array]."""
-    return np.sqrt(np.square(arrays).mean((1, 2))).clip(1e-300)
+    return np.sqrt([np.vdot(one, one) / max(one.size, 1) for one in arrays]).clip(1e-300)
 
 
 def as_scores(scores: Any, shape: tuple[int, int]) -> Array:
     """``score_arrays``, each divided by its root mean square."""
     arrays = score_arrays(scores, shape)
-    return arrays / root_mean_squares(arrays)[:, None, None]
+    arrays /= root_mean_squares(arrays)[:, None, None]
+    return arrays
