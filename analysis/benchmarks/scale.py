@@ -191,12 +191,12 @@ MEMORY = ", ".join(f"{part} {size:.0f} GB" for part, size in paper.memory().item
 ASIDES = (
     "As measured here: the stages, and what is beside kronfluence and bergson, are those of commit 8cdaede,"
     " where the gradients of landmarks were traced twice; the table of a later version is not. The run of"
-    " n 10 000 was recorded with a learning rate of 1e-3, ten times that of the others, whose first step raises"
-    " the mean loss by 1; it costs what any run does, but its explained share is of little interest. Its store"
-    " was written by one process up to the twelfth of twenty shards, and by two after it; the seconds are added"
-    " up. The examples of the comparison with others are few, since the machine was busy.",
-    "What was verified is of one run with few evaluations, whose scores explain little of it, so that changes"
-    " are predicted far too small; of the order of topics the simulator knows nothing.",
+    " n 10 000 was recorded with a learning rate of 1e-3, ten times that of the others, whose first step"
+    " raises the mean loss by 1; it costs what any run does, but its explained share is of little interest."
+    " Its store was written by one process up to the twelfth of twenty shards, and by two after it; the"
+    " seconds are added up. The examples beside other libraries are few, since the machine was busy.",
+    "What was verified is of one run with few evaluations, whose scores explain little of it, so that"
+    " changes are predicted far too small; of the order of topics the simulator knows nothing.",
     "n 30 000 is not measured (`--store-only 30000`).",
 )
 BREAKS = (
