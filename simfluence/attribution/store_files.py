@@ -28,6 +28,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from safetensors.torch import save_file
+from torch import Tensor
 
 from simfluence.attribution.landmarks import drawn
 from simfluence.errors import RunDataError
@@ -153,10 +155,13 @@ def narrowed(gradients: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.float1
     return (wide / scale[:, None]).astype(np.float16), scale
 
 
-def write_once(file: Path, data: bytes) -> None:
-    """Write a file whole; if another process has written it by then, its file stays."""
+def write_once(file: Path, arrays: dict[str, Tensor], manifest: Manifest) -> None:
+    """Write large arrays, on the CPU, to a file as a whole, without a copy of them in memory; if another
+    process has written it by then, its file stays."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    write_atomically(temporary, data)
+    save_file(arrays, temporary, {"store": manifest.fingerprint})
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
     try:
         os.link(temporary, file)
     except FileExistsError:

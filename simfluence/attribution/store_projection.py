@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from simfluence.attribution.landmarks import Basis, Projection, basis_of
@@ -62,7 +62,7 @@ def make_basis(work: Work) -> None:
         which = manifest.drawn_landmarks()
         basis = basis_of(_sketched(sketch, work.batches("landmarks", which), len(which)))
         arrays = {name: array.cpu() for name, array in basis._asdict().items()}
-        write_once(file, save(arrays, {"store": manifest.fingerprint}))
+        write_once(file, arrays, manifest)
 
 
 def _sketched(sketch: Sketch | WhitenedSketch, batches: Iterable[Traced], examples: int) -> Tensor:
