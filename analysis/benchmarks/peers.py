@@ -1,12 +1,15 @@
-"""Other libraries on the models of the benchmarks: kronfluence's EK-FAC and captum's TracIn.
+"""Other libraries on the models of the benchmarks: kronfluence, captum's TracIn, bergson.
 
-They are imported here only (pip install --no-deps captum kronfluence einconv einops opt-einsum).
+They are imported here only (pip install --no-deps captum kronfluence einconv einops opt-einsum; and, into a
+folder of its own on PYTHONPATH, bergson simple-parsing docstring-parser ml-dtypes petname jaxtyping, which
+runs on a CPU without the other packages that it asks for).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,6 +60,41 @@ class Kronfluence:
             per_device_train_batch_size=BATCH, score_args=self.score_args,
         )  # fmt: skip
         return self.analyzer.load_pairwise_scores("scores")["all_modules"].T.numpy()
+
+
+class Bergson:
+    """Single examples' gradients of the linear layers of a language model below its output map.
+
+    lm : the Hugging Face model. side : of each layer's projection, to side × side numbers; 0: none.
+    folder : for its files.
+    """
+
+    def __init__(self, lm: Any, side: int, folder: str | Path) -> None:
+        self.lm, self.side, self.folder = lm, side, Path(folder)
+
+    def __call__(self, tokens: list[list[int]]) -> np.ndarray:
+        """[example, number] of the mean loss of the tokens."""
+        from bergson import CollectorComputer, GradientProcessor, IndexConfig, InMemoryCollector
+        from datasets import Dataset
+
+        data = Dataset.from_dict({"input_ids": tokens})
+        batches = [list(range(i, min(i + BATCH, len(tokens)))) for i in range(0, len(tokens), BATCH)]
+        config = IndexConfig(
+            run_path=str(self.folder / "bergson"), loss_reduction="mean", projection_dim=self.side
+        )
+        config.partial_run_path.mkdir(parents=True, exist_ok=True)
+        collector = InMemoryCollector(
+            model=self.lm.base_model,
+            cfg=config,
+            processor=GradientProcessor(projection_dim=self.side or None),
+            data=data,
+            target_modules=None,
+        )
+        computer = CollectorComputer(
+            model=self.lm, data=data, collector=collector, batches=batches, cfg=config
+        )
+        computer.run_with_collector_hooks()
+        return np.array(collector.builder.grad_buffer)
 
 
 class Captum:

@@ -17,14 +17,17 @@ from simfluence.attribution.store_sizes import Work, is_adams, needs_sizes
 from simfluence.attribution.store_whitening import FACTORS, is_whitened
 
 
-def expected_cost(work: Work, examples: int, tests: int) -> str:
-    """Passes, seconds, memory and disk, in words, of writing the gradients of so many training examples; and
-    how many passes exact scores of so many test examples take."""
+def expected_cost(work: Work, missing: Sequence[int], tests: int) -> str:
+    """Passes, seconds, memory and disk, in words, of writing the shards that are missing; and how many passes
+    exact scores of so many test examples take."""
     manifest, sizes, sized = work.manifest, needs_sizes(work), work.sized()
+    rows = [row for shard in missing for row in manifest.rows(shard)]
     drawn = sum(len(sized[shard]) for shard in work.own())
     landmarks = 0 if (work.folder / LANDMARKS).exists() else manifest.landmarks
+    known = set(manifest.drawn_landmarks())
+    examples = landmarks + sum(row not in known for row in rows)
     sketched, summed = _seconds(work, sizes)
-    seconds = (examples + landmarks) * sketched + drawn * summed
+    seconds = examples * sketched + drawn * summed
     numbers = [parameter.numel() for parameter in work.trace.parameters.values()]
     together = min(work.batch_size, max(1, SUMMED_NUMBERS // max(numbers)))
     shard = 20 * min(manifest.shard_rows, manifest.examples) * manifest.k
@@ -32,21 +35,21 @@ def expected_cost(work: Work, examples: int, tests: int) -> str:
     scales = 4 * sum(numbers) if is_adams(manifest) else 0
     memory = max(
         2 * scales + 8 * together * max(numbers) if sizes else 0,
-        2 * scales + 3 * basis if landmarks else 0,
+        2 * scales + 2 * basis if landmarks else 0,
         2 * scales + basis + shard,
     )
-    disk = 2 * examples * manifest.k + (basis if landmarks else 0) + (scales if sizes else 0)
+    disk = 2 * len(rows) * manifest.k + (basis if landmarks else 0) + (scales if sizes else 0)
     more = f", one over {drawn} examples for Adam's sizes" if sizes else ""
     if is_whitened(manifest.metric) and not (work.folder / FACTORS).exists():
         more += ", two over all for EK-FAC's factors"
         seconds += 2 * manifest.examples * sketched
-    more += f", one over {landmarks} landmarks" if landmarks else ""
+    of_these = f" ({landmarks} of them landmarks)" if landmarks else ""
     one = work.trace.one_by_one
     batches = "one example at a time" if one else f"batches of {work.batch_size} examples"
     return (
-        f"to write: one pass over {examples} training examples{more}; {batches}; about {seconds:.0f} s;"
-        f" memory beside the model about {_megabytes(memory)}; disk {_megabytes(disk)}; exact scores of"
-        f" {tests} test examples, without a store, take"
+        f"to write: one pass over {examples} training examples{of_these}{more}; {batches}; about"
+        f" {seconds:.0f} s; memory beside the model about {_megabytes(memory)}; disk {_megabytes(disk)};"
+        f" exact scores of {tests} test examples, without a store, take"
         f" {_exact_passes(sum(numbers), tests, is_adams(manifest))}"
     )
 

@@ -28,12 +28,15 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from safetensors.torch import save_file
+from torch import Tensor
 
+from simfluence.attribution.landmarks import drawn
 from simfluence.errors import RunDataError
 from simfluence.runs import strict_json
 from simfluence.runs.storage import write_atomically
 
-FORMAT = "simfluence gradients 1"
+FORMAT = "simfluence gradients 2"
 MANIFEST, SCALES, LANDMARKS = "store.json", "scales.safetensors", "landmarks.safetensors"
 _LARGEST = 2.0**15
 
@@ -84,6 +87,10 @@ class Manifest:
     def rows(self, shard: int) -> range:
         """The training examples that a shard holds."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.examples))
+
+    def drawn_landmarks(self) -> list[int]:
+        """The training examples that are landmarks."""
+        return drawn(self.examples, self.landmarks, self.seed)
 
     def keep(self, folder: Path) -> None:
         """Write the manifest into a folder, or raise RunDataError if a store of something else lies there."""
@@ -148,10 +155,13 @@ def narrowed(gradients: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.float1
     return (wide / scale[:, None]).astype(np.float16), scale
 
 
-def write_once(file: Path, data: bytes) -> None:
-    """Write a file whole; if another process has written it by then, its file stays."""
+def write_once(file: Path, arrays: dict[str, Tensor], manifest: Manifest) -> None:
+    """Write large arrays, on the CPU, to a file as a whole, without a copy of them in memory; if another
+    process has written it by then, its file stays."""
     temporary = file.with_name(f"{file.name}.{os.getpid()}.tmp")
-    write_atomically(temporary, data)
+    save_file(arrays, temporary, {"store": manifest.fingerprint})
+    with temporary.open("rb") as written:
+        os.fsync(written.fileno())
     try:
         os.link(temporary, file)
     except FileExistsError:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
+from torch import Tensor
 
-from simfluence.attribution.landmarks import Projection, basis_of, drawn
+from simfluence.attribution.landmarks import Basis, Projection, basis_of
 from simfluence.attribution.sketch import Sketch
 from simfluence.attribution.store_files import LANDMARKS, Manifest, check_belongs, write_once
 from simfluence.attribution.store_sizes import Work, read_scales
 from simfluence.attribution.store_whitening import WhitenedSketch, is_whitened, read_whitened
-from simfluence.attribution.tracing import Tracer
+from simfluence.attribution.tracing import Traced, Tracer
 from simfluence.errors import RunDataError
 
 
@@ -32,7 +34,8 @@ def read_projection(folder: Path, manifest: Manifest, trace: Tracer) -> Projecti
     basis = None
     if manifest.landmarks:
         check_belongs(folder / LANDMARKS, manifest)
-        basis = load_file(folder / LANDMARKS)["basis"].to(next(iter(trace.parameters.values())).device)
+        device = next(iter(trace.parameters.values())).device
+        basis = Basis(**load_file(folder / LANDMARKS, device=str(device)))
     return Projection(sketch, basis, manifest.k, manifest.seed)
 
 
@@ -56,6 +59,18 @@ def make_basis(work: Work) -> None:
             time.sleep(0.5)
             continue
         sketch = _read_sketch(work.folder, manifest, work.trace)
-        which = drawn(manifest.examples, manifest.landmarks, manifest.seed)
-        basis = basis_of(torch.cat([sketch(traced) for traced in work.batches("landmarks", which)]))
-        write_once(file, save({"basis": basis.cpu()}, {"store": manifest.fingerprint}))
+        which = manifest.drawn_landmarks()
+        basis = basis_of(_sketched(sketch, work.batches("landmarks", which), len(which)))
+        arrays = {name: array.cpu() for name, array in basis._asdict().items()}
+        write_once(file, arrays, manifest)
+
+
+def _sketched(sketch: Sketch | WhitenedSketch, batches: Iterable[Traced], examples: int) -> Tensor:
+    """[example, K] of some batches. It is large, and so in memory once."""
+    found, start = torch.empty(0), 0
+    for traced in batches:
+        some = sketch(traced)
+        found = found if start else some.new_empty(examples, some.shape[1])
+        found[start : start + len(some)] = some
+        start += len(some)
+    return found

@@ -201,4 +201,4 @@ def _write_scales(work: Work) -> None:
         name: torch.where(sizes[name] > 0, divisor.rsqrt(), 0.0).contiguous()
         for name, divisor in divisors.items()
     }
-    write_once(work.folder / SCALES, save(scales, {"store": work.manifest.fingerprint}))
+    write_once(work.folder / SCALES, scales, work.manifest)

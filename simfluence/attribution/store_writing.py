@@ -13,12 +13,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from torch import Tensor
+from tqdm import tqdm
 
 import simfluence
 from simfluence.attribution.batch_size import longest
 from simfluence.attribution.ekfac.scores import UNITS
 from simfluence.attribution.gradient_step import step_settings
+from simfluence.attribution.landmarks import Projection
 from simfluence.attribution.parameters import share_of_trained
 from simfluence.attribution.registry import AttributionContext
 from simfluence.attribution.sketch import Sketch
@@ -37,8 +41,8 @@ _SIZED = 2048
 _WIDTH = 2**16
 """Numbers of wide sketches, at least."""
 _LANDMARKS = 1024
-"""At most so many, where no number is asked for: the basis takes 256 MB then, and three times as much while
-it is made."""
+"""At most so many, where no number is asked for: the basis takes 256 MB then, and twice as much while
+it is written."""
 
 
 def write_store(
@@ -174,8 +178,7 @@ def _write(work: Work, tests: int) -> str:
     manifest = work.manifest
     missing = [shard for shard in work.own() if not _is_there(work.folder, manifest, shard)]
     if missing:
-        examples = sum(len(manifest.rows(shard)) for shard in missing)
-        print(expected_cost(work, examples, tests), flush=True)
+        print(expected_cost(work, missing, tests), flush=True)
         if not make_scales(work):
             return (
                 f"sums of share {work.share[0]} of {work.share[1]} are there, those of other shares are not"
@@ -186,9 +189,23 @@ def _write(work: Work, tests: int) -> str:
         project = read_projection(work.folder, manifest, work.trace)
         with work.bar("gradients", map(manifest.rows, missing)) as bar:
             for shard in missing:
-                found = [project(traced) for traced in work.traced(manifest.rows(shard), bar)]
-                write_shard(work.folder, manifest, shard, torch.cat(found).cpu().numpy())
+                found = _projected(work, project, manifest.rows(shard), bar)
+                write_shard(work.folder, manifest, shard, found.cpu().numpy())
     return _finished(work.folder, manifest)
+
+
+def _projected(work: Work, project: Projection, rows: range, bar: tqdm[Any]) -> Tensor:
+    """[example, k] of a shard's rows. Landmarks were traced before."""
+    landmarks = work.manifest.drawn_landmarks()
+    known = {row: i for i, row in enumerate(landmarks) if row in rows}
+    others = [row for row in rows if row not in known]
+    found = project.of(work.traced(others, bar)) if others else torch.empty(0)
+    if not known:
+        return found
+    of_landmarks = project.of_landmarks()[list(known.values())]
+    bar.update(len(known))
+    together = torch.cat([found.to(of_landmarks), of_landmarks]) if others else of_landmarks
+    return together[np.argsort([*others, *known])]
 
 
 def _is_there(folder: Path, manifest: Manifest, shard: int) -> bool:

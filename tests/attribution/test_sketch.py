@@ -112,13 +112,46 @@ def test_landmarks_leave_only_the_error_of_the_wide_sketch() -> None:
     errors = []
     for count in (0, 4, 8, 12):
         basis = basis_of(wide(traced)[drawn(12, count, 0)])
-        torch.testing.assert_close(basis.T @ basis, torch.eye(count, dtype=torch.float64))
+        torch.testing.assert_close(basis.rows @ basis.rows.T, torch.eye(count, dtype=torch.float64))
         each = [Projection(wide, basis, count + 6, seed) for seed in range(200)]
         products = torch.stack([projected(traced) @ projected(of_test).T for projected in each])
         assert ((products.mean(0) - exact).abs() <= 5 * products.std(0) / 200**0.5 + 1e-9).all()
         errors.append(float((products - exact).square().mean().sqrt()))
     assert all(later < before for before, later in pairwise(errors))
     assert errors[-1] < 1e-9 * float(exact.abs().max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_basis_of_sketches_that_depend_on_each_other(dtype: torch.dtype) -> None:
+    """Of very different sizes, one twice, and a zero."""
+    generator = torch.Generator().manual_seed(0)
+    sketches = torch.randn(8, 300, generator=generator, dtype=dtype) * torch.logspace(0, -3, 8)[:, None]
+    sketches[5], sketches[6] = sketches[1], 0.0
+    sketches = sketches.to(dtype)
+    basis = basis_of(sketches.clone())
+    digits = max(100 * torch.finfo(dtype).eps, 1e-9)
+    torch.testing.assert_close(basis.own @ basis.rows, sketches, rtol=0, atol=digits)
+    inner = basis.rows @ basis.rows.T
+    there = inner.diagonal() > 0.5
+    assert there.sum() >= 6
+    torch.testing.assert_close(
+        inner[there][:, there], torch.eye(int(there.sum()), dtype=dtype), rtol=0, atol=digits
+    )
+    torch.testing.assert_close(sketches @ basis.rows.T, basis.own, rtol=0, atol=2e-5)
+
+
+def test_many_batches_and_landmarks_are_shortened_alike() -> None:
+    objective, train = network(), points(12)
+    parameters = selected_parameters(objective.module)
+    wide = Sketch(parameters, 4096, 0, dict.fromkeys(parameters, 1.0))
+    with tracer(objective, train) as trace:
+        batches = [trace(train[start : start + 5]) for start in (0, 5, 10)]
+    chosen = drawn(12, 6, 0)
+    sketches = torch.cat([wide(batch) for batch in batches])
+    project = Projection(wide, basis_of(sketches[chosen]), 20, 0)
+    expected = torch.cat([project(batch) for batch in batches])
+    torch.testing.assert_close(project.of(batches), expected)
+    torch.testing.assert_close(project.of_landmarks(), expected[chosen])
 
 
 def test_landmarks_are_drawn_once_each() -> None:
