@@ -233,6 +233,17 @@ def test_what_is_at_odds_with_the_fluctuations_explains_nothing(rng):
     assert explained_share(dataclasses.replace(right, test=-right.test), data_of(runs)) == 0
 
 
+def test_a_curve_that_all_test_examples_share_explains_nothing(rng):
+    """Losses of few points, which any kernel meets whose effects have one sign."""
+    (run,) = runs = log_linear_runs(rng, 1)[0]
+    at = np.array([0, 3, 12, STEPS])
+    curve = 1 + np.exp(-at / 10)[:, None] + 0.01 * rng.normal(size=(len(at), TESTS))
+    few = dataclasses.replace(run, evaluated=at, metrics={"loss": curve})
+    data = data_of(RunSet([few], runs.train, runs.test))
+    found = fit_dynamics(-rng.uniform(0.5, 1.5, (TRAIN, TESTS)), data, changing=True, whole=True)
+    assert explained_share(found.dynamics, data) < 0.3
+
+
 def test_what_was_learnt_does_not_grow_by_itself(rng):
     """α ≤ 1, also where deviations between the recorded runs grow faster than training makes them."""
     runs, train, test = log_linear_runs(rng, 6)

@@ -134,7 +134,8 @@ def explained_share(dynamics: TrainingDynamics, data: TrainingData) -> float:
 
     d are fluctuations: increments of the recorded log(eᴸ − 1) from point to point less their moving average
     over a sixth of the run, d̂ the predicted ones. They depend on the batches of those very steps; a curve as
-    a whole can be met by dynamics whose kernel is wrong. Of two or three runs it is the mean of this R² and
+    a whole can be met by dynamics whose kernel is wrong. Where there are fewer points than four moving
+    averages take, these do not follow the curve, and d is less its mean over test examples too. Of two or three runs it is the mean of this R² and
     that of their deviations from their mean. Where test examples are evaluated in turn, what is predicted is
     taken at the evaluations of each, as what was recorded is, and the moving average is over five of them at
     least.
@@ -160,7 +161,9 @@ def explained_share(dynamics: TrainingDynamics, data: TrainingData) -> float:
 
 def _fluctuations(levels: Array, window: int) -> Array:
     increments = np.diff(levels, axis=0)
-    return np.asarray(increments - smooth(increments, max(len(levels) // 6, window)), np.float64)
+    own = np.asarray(increments - smooth(increments, max(len(levels) // 6, window)), np.float64)
+    has_few, has_several_tests = len(levels) < 4 * window, own.shape[1] > 1
+    return own - own.mean(1, keepdims=True) if has_few and has_several_tests else own
 
 
 def _explained(true: Array, predicted: Array) -> float:
