@@ -135,10 +135,10 @@ def explained_share(dynamics: TrainingDynamics, data: TrainingData) -> float:
     d are fluctuations: increments of the recorded log(eᴸ − 1) from point to point less their moving average
     over a sixth of the run, d̂ the predicted ones. They depend on the batches of those very steps; a curve as
     a whole can be met by dynamics whose kernel is wrong. Where there are fewer points than four moving
-    averages take, these do not follow the curve, and d is less its mean over test examples too. Of two or three runs it is the mean of this R² and
-    that of their deviations from their mean. Where test examples are evaluated in turn, what is predicted is
-    taken at the evaluations of each, as what was recorded is, and the moving average is over five of them at
-    least.
+    averages take, these do not follow the curve, and d is less its mean over test examples too. Of two or
+    three runs it is the mean of this R² and that of their deviations from their mean. Where test examples are
+    evaluated in turn, what is predicted is taken at the evaluations of each, as what was recorded is, and the
+    moving average is over five of them at least.
     """
     grid, levels = data.recorded.grid, data.levels("log_odds")
     changed = dynamics.changed(batches_of(data.train.curricula), grid, data.run_rates)
