@@ -294,9 +294,8 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
     monkeypatch.setattr("sys.argv", ["simfluence"])
     main(["gradients", f"path={recorded}", "run_id=run-001", "k=256", "shard_rows=5", "output=store"])
     shown = capsys.readouterr().out
-    assert (
-        "one over 12 examples for Adam's sizes, one over 12 landmarks; batches of 8 examples; about" in shown
-    )
+    assert "one pass over 12 training examples (12 of them landmarks), one over 12 examples for" in shown
+    assert "Adam's sizes; batches of 8 examples; about" in shown
     assert "gradients of 12 of 12 training examples in 3 of 3 shards, 256 numbers each" in shown
     run = RunSet.load(recorded)[1]
     context = recorded_context(recorded, run, "initial")
