@@ -28,6 +28,7 @@ accelerate dispatches from one process hold tensors only: let them have the numb
 from simfluence.recording.active import ActiveRun
 from simfluence.recording.evaluator import Evaluator, LossFunction
 from simfluence.recording.notices import (
+    FewEvaluationsWarning,
     IncompleteRunWarning,
     NonFiniteLossWarning,
     RecordingStoppedWarning,
@@ -39,6 +40,7 @@ from simfluence.recording.weights import load_weights, weight_steps
 __all__ = [
     "ActiveRun",
     "Evaluator",
+    "FewEvaluationsWarning",
     "IncompleteRunWarning",
     "LossFunction",
     "NonFiniteLossWarning",

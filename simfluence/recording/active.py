@@ -18,15 +18,18 @@ from safetensors import SafetensorError
 from simfluence.curriculum import IntArray
 from simfluence.errors import RecordingError, RunDataError
 from simfluence.recording import training_state
+from simfluence.recording.budget import Budget
 from simfluence.recording.consumption import NOTHING, Consumption, Step, whole_step
 from simfluence.recording.environment import describe_environment, describe_optimizers
 from simfluence.recording.evaluator import Evaluate, Metrics
 from simfluence.recording.fingerprint import weights_fingerprint
 from simfluence.recording.mirror import Mirror
 from simfluence.recording.notices import (
+    FEW_EVALUATIONS,
     NonFiniteLossWarning,
     RecordingStoppedWarning,
     describe_nonfinite,
+    warn_of_few_evaluations,
     warn_of_incomplete,
     warn_of_untrained,
 )
@@ -212,9 +215,15 @@ class ActiveRun:
             else:
                 self._write(self._writer.complete)
                 self._act_on_fault()
+                self._warn_of_few_evaluations()
         finally:
             self._writer.release()
             self._mirror.end(complete=error is None and self._shortfall() is None)
+
+    def _warn_of_few_evaluations(self) -> None:
+        few = self._evaluations < min(FEW_EVALUATIONS, self.steps)
+        if few and isinstance(self._evaluate_at, Budget) and self._processes.is_writer:
+            warn_of_few_evaluations(self.folder.name, self._evaluations, self._evaluate_at.share)
 
     def _shortfall(self) -> str | None:
         """What the run lacks to be complete."""

@@ -50,7 +50,7 @@ class Budget:
             raise ValueError(f"evaluate_within is a share of the time of training above 0, got {share}")
         if total_steps is None:
             raise ValueError("evaluate_within needs total_steps=, the run's number of steps, to plan with")
-        self._share, self._total, self._clock = share, total_steps, clock or time.monotonic
+        self.share, self._total, self._clock = share, total_steps, clock or time.monotonic
         self._whole = whole
         self._evaluations: list[float] = []  # seconds of each
         self._evaluated = 0  # the step after which the last one was
@@ -113,5 +113,5 @@ class Budget:
             a_step = (self._trained - self._of_first_step) / (self._timed_steps - 1)
         typical = self._evaluations[1:] or [self._evaluations[0] / self._whole]
         an_evaluation = max(sum(typical) / len(typical), 1e-9)
-        budget = self._share * (self._trained + a_step * (self._total - step))
+        budget = self.share * (self._trained + a_step * (self._total - step))
         return (budget - sum(self._evaluations)) / an_evaluation - (self._whole - 1)

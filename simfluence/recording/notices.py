@@ -24,6 +24,14 @@ class IncompleteRunWarning(UserWarning):
     """A run ended without a step, or with fewer steps than it was to have."""
 
 
+class FewEvaluationsWarning(UserWarning):
+    """A run was evaluated so few times that simulators learn little from it."""
+
+
+FEW_EVALUATIONS = 6
+"""With fewer, SmolLM2's run was predicted worse than by no change (analysis/results/smollm2/what_ifs.md)."""
+
+
 def warn_of_untrained(run_id: str, step: int) -> None:
     message = (
         f"run {run_id!r}: no optimizer changed a weight in step {step} (the update was skipped or left out);"
@@ -36,6 +44,15 @@ def warn_of_untrained(run_id: str, step: int) -> None:
 def warn_of_incomplete(run_id: str, shortfall: str) -> None:
     message = f"run {run_id!r} {shortfall}; it is not complete"
     warnings.warn(message, IncompleteRunWarning, stacklevel=4)
+
+
+def warn_of_few_evaluations(run_id: str, evaluations: int, share: float) -> None:
+    message = (
+        f"run {run_id!r} was evaluated {evaluations} times, which is what evaluate_within={share:g} left:"
+        " from so few losses simulators learn little. Give it a larger share, or fewer test examples at a"
+        " time (evaluate_subset)"
+    )
+    warnings.warn(message, FewEvaluationsWarning, stacklevel=4)
 
 
 def describe_nonfinite(run_id: str, step: int, ids: list[str], losses: npt.NDArray[np.floating]) -> str:

@@ -401,11 +401,12 @@ def test_from_chats_of_ones_own_to_a_verified_what_if(simfluence, tmp_path) -> N
     within = ["record", "path=within", "count=1", "processes=1", "scores=false", *apart, *trained]
     refused = simfluence(*within, "run.evaluate_within=0", cwd=tmp_path)
     assert "a share of the time of training above 0, got 0" in refused.stderr
-    parts = ["run.evaluate_within=0.01", "run.evaluate_subset=0.5"]
+    parts = ["run.evaluate_within=1000", "run.evaluate_subset=0.5"]
     assert simfluence(*within, *parts, cwd=tmp_path).returncode == 0
     (run,) = runs = RunSet.load(tmp_path / "within")
     assert (len(runs.train), len(runs.test)) == (16, 2)
-    assert run.evaluated.tolist() == [0, 8]
+    assert run.evaluated.tolist() == list(range(9))
+    assert np.isnan(run.loss[1:-1]).sum(1).tolist() == 7 * [1]
     stored = simfluence("gradients", "path=within", "k=256", cwd=tmp_path)
     assert "kept as the set's scores before training, which simulators use: within/scores" in stored.stdout
     assert InfluenceScores.load(tmp_path / "within" / INITIAL_SCORES).scores.shape == (16, 2)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tiny import TEST, TRAIN, new_model, per_example
 
-from simfluence.recording import RunRecorder, budget
+from simfluence.recording import FewEvaluationsWarning, RunRecorder, budget
 from simfluence.recording.budget import Budget
 from simfluence.runs import RunSet
 
@@ -98,7 +98,8 @@ def test_a_resumed_run_measures_anew() -> None:
     assert max(np.diff(found)) < 100
 
 
-def test_a_run_is_recorded_within_a_budget(tmp_path, monkeypatch) -> None:
+def record_within(folder, monkeypatch, share: float) -> None:
+    """A run of 300 steps of a second each, whose evaluations take three."""
     clock = Clock()
     monkeypatch.setattr(budget, "time", SimpleNamespace(monotonic=clock))
 
@@ -106,16 +107,26 @@ def test_a_run_is_recorded_within_a_budget(tmp_path, monkeypatch) -> None:
         clock.now += 0.5 * len(examples)  # six test examples: three seconds
         return per_example(model, examples)
 
-    recorder = RunRecorder(tmp_path / "set", train=TRAIN, test=TEST)
+    recorder = RunRecorder(folder, train=TRAIN, test=TEST)
     order = itertools.cycle(TRAIN)
-    with recorder.run("seed-0", model=new_model(), loss=slow, total_steps=300, evaluate_within=0.1) as run:
+    with recorder.run("seed-0", model=new_model(), loss=slow, total_steps=300, evaluate_within=share) as run:
         for _ in range(300):
             clock.now += 1.0
             run.step([next(order)["id"]])
+
+
+def test_a_run_is_recorded_within_a_budget(tmp_path, monkeypatch) -> None:
+    record_within(tmp_path / "set", monkeypatch, 0.1)
     run = RunSet.load(tmp_path / "set")[0]
     assert run.evaluated[[0, -1]].tolist() == [0, 300]
     assert 8 <= len(run.evaluated) <= 10  # 300 s of training, a tenth of which is ten evaluations
     assert np.isfinite(run.loss).all()
+
+
+def test_a_budget_of_few_evaluations_is_said(tmp_path, monkeypatch) -> None:
+    with pytest.warns(FewEvaluationsWarning, match=r"evaluated [2-4] times.*evaluate_within=0\.04"):
+        record_within(tmp_path / "set", monkeypatch, 0.04)
+    assert RunSet.load(tmp_path / "set")[0].id == "seed-0"
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,7 @@ def test_a_stream_that_is_dispatched_is_refused(tmp_path, monkeypatch):
         record_trainer(trainer, recorder, "seed-0")
 
 
+@pytest.mark.filterwarnings("ignore::simfluence.recording.FewEvaluationsWarning")
 def test_evaluations_within_a_budget(tmp_path):
     trainer = new_trainer(tmp_path, max_steps=30)
     record_trainer(trainer, new_recorder(tmp_path), "seed-0", evaluate_within=0.2)
