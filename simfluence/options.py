@@ -38,7 +38,7 @@ _TYPED = ("prompt", "completion", "text", "premise", "hypothesis", "context", "q
 
 TYPES: dict[str, Type] = {
     **dict.fromkeys(("number", "processes", "test", "seed", "times", "window", "attribute.only"), int),
-    **dict.fromkeys(("whatif.steps", "shard_rows", "landmarks", "wait"), int),
+    **dict.fromkeys(("whatif.steps", "shard_rows", "landmarks", "wait", "gradients.batch_size"), int),
     **dict.fromkeys(("shard", "store", "new"), str),
     **dict.fromkeys(("first_label", "layers", "adam_batch", "batch", "rank", "keep_every"), int),
     **dict.fromkeys(("penalty", "momentum", "damping", "b", "dropout", "floor", "recency"), float),
