@@ -60,7 +60,7 @@ TYPES: dict[str, Type] = {
 }
 """The types of options whose default is null, by name, by command and name, or by key."""
 
-NULLABLE = ("level", "factors", "dropout", "link", "config", "n_test")
+NULLABLE = ("level", "factors", "dropout", "link", "config", "n_test", "size_examples")
 """Options that may be null, though their default is not."""
 
 _NODES: dict[Type, tuple[Any, str]] = {
