@@ -47,15 +47,9 @@ class Goal(ABC):
     def first(self, choice: Choice) -> list[Choice]:
         return []
 
+    @abstractmethod
     def near(self, choice: Choice, most: int, rng: np.random.Generator) -> list[Choice]:
-        found = self.all_near(choice)
-        if len(found) <= most:
-            return found
-        return [found[number] for number in rng.choice(len(found), most, replace=False)]
-
-    def all_near(self, choice: Choice) -> list[Choice]:
-        """Every choice one change away; a goal has either this or a ``near`` of its own."""
-        raise NotImplementedError(f"the goal {self.name!r} says neither near() nor all_near()")
+        """At most so many choices one change away."""
 
     def joined(self, best: Sequence[Choice], now: Choice) -> Choice:
         return best[0]
@@ -68,6 +62,20 @@ class Goal(ABC):
     @abstractmethod
     def start(self) -> Choice:
         """The choice that the search begins with."""
+
+
+class ListedGoal(Goal):
+    """A goal that lists every choice one change away, of which some are drawn if they are too many."""
+
+    def near(self, choice: Choice, most: int, rng: np.random.Generator) -> list[Choice]:
+        found = self.all_near(choice)
+        if len(found) <= most:
+            return found
+        return [found[number] for number in rng.choice(len(found), most, replace=False)]
+
+    @abstractmethod
+    def all_near(self, choice: Choice) -> list[Choice]:
+        """Every choice one change away."""
 
 
 @dataclass
@@ -118,7 +126,7 @@ class LeaveOut(Goal):
 
 
 @dataclass
-class Order(Goal):
+class Order(ListedGoal):
     """One group after the other. A choice: the groups' numbers in their order."""
 
     names: list[str]
@@ -149,7 +157,7 @@ class Order(Goal):
 
 
 @dataclass
-class Repeats(Goal):
+class Repeats(ListedGoal):
     """How often each use of a group occurs, 0 … most. A choice: these counts."""
 
     names: list[str]
@@ -182,7 +190,7 @@ class Repeats(Goal):
 
 
 @dataclass
-class Shares(Goal):
+class Shares(ListedGoal):
     """The share of each group in what every step consumes. A choice: these in percent, which sum to 100."""
 
     names: list[str]

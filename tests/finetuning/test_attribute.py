@@ -286,17 +286,20 @@ def test_factors_are_kept_and_parts_add_up(context: AttributionContext, tmp_path
             attribute(context, "ekfac", factors=file, **changed)
 
 
-def test_a_store_of_gradients_from_one_command_to_the_others(
-    recorded: Path, tmp_path: Path, monkeypatch, capsys
-) -> None:
-    """``gradients`` writes it, ``attribute`` scores test examples from it, also new ones; fit takes them."""
+@pytest.fixture
+def stored(recorded: Path, tmp_path: Path, monkeypatch, capsys) -> str:
+    """What ``gradients`` says that writes the store of run-001 into the folder "store" of the present one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["simfluence"])
     main(["gradients", f"path={recorded}", "run_id=run-001", "k=256", "shard_rows=5", "output=store"])
-    shown = capsys.readouterr().out
-    assert "one pass over 12 training examples (12 of them landmarks), one over 12 examples for" in shown
-    assert "Adam's sizes; batches of 8 examples; about" in shown
-    assert "gradients of 12 of 12 training examples in 3 of 3 shards, 256 numbers each" in shown
+    return capsys.readouterr().out
+
+
+def test_a_store_of_gradients_scores_test_examples(recorded: Path, stored: str, capsys) -> None:
+    """Also new ones of a file, and one that is typed in."""
+    assert "one pass over 12 training examples (12 of them landmarks), one over 12 examples for" in stored
+    assert "Adam's sizes; batches of 8 examples; about" in stored
+    assert "gradients of 12 of 12 training examples in 3 of 3 shards, 256 numbers each" in stored
     run = RunSet.load(recorded)[1]
     context = recorded_context(recorded, run, "initial")
     exact = attribute(context, "gradient_step")
@@ -324,6 +327,9 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
     of_typed = InfluenceScores.load("of-typed/scores.safetensors").scores
     np.testing.assert_allclose(of_typed[:, 0], of_new[:, 1], rtol=1e-3, atol=1e-3 * np.abs(of_new).max())
 
+
+def test_simulators_take_a_store_of_gradients(recorded: Path, stored: str) -> None:
+    beside = InfluenceScores.load("store/scores.safetensors")
     few = ["train=1", "validation=0", "output=auto.safetensors"]
     main(["fit", f"path={recorded}", "simulator.scores=store", *few])
     np.testing.assert_array_equal(load_simulator("auto.safetensors").scores.scores, beside.scores)
@@ -338,15 +344,23 @@ def test_a_store_of_gradients_from_one_command_to_the_others(
     main(
         ["evaluate", f"path={recorded}", "only=[auto]", "scores=[store]", "train=1", "validation=0", "test=1"]
     )
-    capsys.readouterr()
+
+
+def test_a_store_in_the_metric_of_ekfac(recorded: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["simfluence"])
     main(["gradients", f"path={recorded}", "run_id=run-001", "metric=ekfac", "k=256", "output=whitened"])
     asked = ["attribute", f"path={recorded}", "run_id=run-001", "store=whitened", "output=of-ekfac"]
     main([*asked, "method=ekfac"])
     whitened = InfluenceScores.load("of-ekfac/scores.safetensors")
+    context = recorded_context(recorded, RunSet.load(recorded)[1], "initial")
     of_ekfac = attribute(context, "ekfac", factors="whitened/factors.safetensors").scores
     assert np.corrcoef(whitened.scores.ravel(), of_ekfac.ravel())[0, 1] > 0.99
     assert whitened.method == "ekfac"
-    capsys.readouterr()
+
+
+def test_what_a_store_of_gradients_cannot_do(recorded: Path, stored: str, capsys) -> None:
+    Path("new.jsonl").write_text("")
     for options, message in (
         (["method=tfidf", "store=store"], "this store has the scores of gradient_step, not of tfidf"),
         (["only=3", "store=store"], "scores from a store are of all training examples"),

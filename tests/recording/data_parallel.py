@@ -118,7 +118,7 @@ def within_a_budget(path: Path) -> None:
 
 
 def over_a_stream(path: Path) -> None:
-    """Examples are told by content; two that share an id are noticed by both processes."""
+    """Examples are known by their content; two that share an id are noticed by both processes."""
     recorder = RunRecorder(path / "stream", "stream", TEST, batch_size=2)
     with recorder.run("run", model=new_model(), loss=per_example, total_steps=3, evaluate_subset=2) as run:
         for step in range(3):
