@@ -63,8 +63,7 @@ def main() -> None:
             for stage in ("retrain", "verify"):
                 script("scale_stages.py", stage, options.verify, options.folder)
         if options.store_only:
-            for stage in ("record", "store"):
-                script("scale_stages.py", stage, options.store_only, options.folder)
+            script("scale_stages.py", "store", options.store_only, options.folder)
         if options.peers and not (options.folder / "peers.json").exists():
             script("scale_peers.py", options.folder)
     report(options.folder, options.later, started)

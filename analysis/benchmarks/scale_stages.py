@@ -155,9 +155,10 @@ def record(case: Case) -> dict[str, Any]:
 
 def store(case: Case) -> dict[str, Any]:
     """Before training or after it: the weights are the initial ones."""
-    task = prepare(case.config, "cpu").task
-    tables = TableFingerprints.of(ExampleTable.of(task.train), ExampleTable.of(task.test))
-    context = initial_context(prepare(case.config, "cpu").model, task.train, task.test, tables)
+    prepared = prepare(case.config, "cpu")
+    train, test = prepared.task.train, prepared.task.test
+    tables = TableFingerprints.of(ExampleTable.of(train), ExampleTable.of(test))
+    context = initial_context(prepared.model, train, test, tables)
     print(write_store(context, case.store, batch_size=BATCH), flush=True)
     return {"disk": disk(case.store)}
 

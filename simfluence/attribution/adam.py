@@ -31,7 +31,7 @@ from simfluence.recording.wrappers import plain_name
 from simfluence.scores import InfluenceScores
 
 HELD_NUMBERS = 2**28  # at most so many numbers of test gradients are in memory at once: 1 GB in float32
-SUMMED_NUMBERS = 2**26  # and of a parameter's gradients that are summed up: 256 MB
+SUMMED_NUMBERS = 2**24  # and of a parameter's gradients that are summed up: 64 MB
 
 
 def adam_similarity(

@@ -26,7 +26,7 @@ from simfluence.attribution.tracing import Traced
 
 _REST = 2**31
 """The second sketch is drawn from the seed and this number, which is no parameter's."""
-_BLOCK = 2**12
+_BLOCK = 2**11
 """Columns of the landmarks' sketches that are copied at once."""
 _TOGETHER = 64
 """Sketches that are shortened at once."""
@@ -89,8 +89,8 @@ class Projection:
     def of(self, batches: Iterable[Traced]) -> Tensor:
         """[example, k] of several batches, whose sketches are shortened some dozens at a time."""
         found, waiting = [], []
-        for traced in batches:
-            waiting.append(self.sketch(traced))
+        for wide in map(self.sketch, batches):
+            waiting.append(wide)
             if sum(map(len, waiting)) >= _TOGETHER:
                 found.append(self.shortened(torch.cat(waiting)))
                 waiting.clear()

@@ -35,7 +35,6 @@ def expected_cost(work: Work, missing: Sequence[int], tests: int) -> str:
     scales = 4 * sum(numbers) if is_adams(manifest) else 0
     memory = max(
         2 * scales + 8 * together * max(numbers) if sizes else 0,
-        2 * scales + 2 * basis if landmarks else 0,
         2 * scales + basis + shard,
     )
     disk = 2 * len(rows) * manifest.k + (basis if landmarks else 0) + (scales if sizes else 0)

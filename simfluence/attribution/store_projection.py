@@ -68,8 +68,7 @@ def make_basis(work: Work) -> None:
 def _sketched(sketch: Sketch | WhitenedSketch, batches: Iterable[Traced], examples: int) -> Tensor:
     """[example, K] of some batches. It is large, and so in memory once."""
     found, start = torch.empty(0), 0
-    for traced in batches:
-        some = sketch(traced)
+    for some in map(sketch, batches):  # map keeps no batch while the next is traced
         found = found if start else some.new_empty(examples, some.shape[1])
         found[start : start + len(some)] = some
         start += len(some)

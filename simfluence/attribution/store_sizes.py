@@ -137,6 +137,7 @@ def _take_sums(work: Work) -> None:
         for shard in missing:
             for traced in work.traced(sized[shard], bar):
                 sums.add(traced)
+                del traced  # not in memory while the next batch is traced
             done.append(shard)
             if time.monotonic() - saved > _SAVE_EVERY and shard != missing[-1]:
                 _save_sums(file, work, sums, done)

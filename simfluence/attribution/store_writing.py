@@ -41,8 +41,7 @@ _SIZED = 2048
 _WIDTH = 2**16
 """Numbers of wide sketches, at least."""
 _LANDMARKS = 1024
-"""At most so many, where no number is asked for: the basis takes 256 MB then, and twice as much while
-it is written."""
+"""At most so many, where no number is asked for: the basis takes 256 MB then."""
 
 
 def write_store(
