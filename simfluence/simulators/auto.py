@@ -12,8 +12,8 @@ Each candidate predicts every training run by a fit that left this run out (and 
 are any). Taken is the candidate, or the mean of the two candidates, with the smallest mean squared error, if
 it is smaller than that of the mean trajectory by a one-sided paired t-test over runs at five per cent; else
 the mean trajectory. Dynamics need four runs. With scores and fewer runs, dynamics with the scores as their
-kernel are taken at once, shrunken to the share that they explain of what is peculiar to these runs
-(``explained_share`` in dynamics/fit.py), if that is anything.
+kernel are taken at once, if they explain anything of what is peculiar to these runs; what they say is
+multiplied by the root of the share that they explain (``explained_share`` in dynamics/fit.py).
 
 Of runs that consume shares of groups, the candidates are the mean trajectory and ``shares``, which chooses
 between both itself.
@@ -269,7 +269,7 @@ class AutoSimulator(Simulator):
         return [
             *super().notes,
             f"the scores explain {self.explained_:.0%} of what is peculiar to {runs} of the fit; predicted"
-            " changes are that share of what they say",
+            f" changes are the root of that, {self.explained_**0.5:.0%}, of what they say",
         ]
 
     # ------------------------------------------------------------------------------ keeping it

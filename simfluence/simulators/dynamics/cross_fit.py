@@ -73,7 +73,7 @@ def scores_dynamics(data: TrainingData, scores: Array, advance: Callable[[], Any
     """Training dynamics whose kernel is scores [array, train, test]; about 22 numbers are fitted.
 
     None for losses without log-odds. Of few runs none is left out; there deviations from the runs are
-    shrunken to the share that the dynamics explain, and None is returned too where that is nothing.
+    shrunken (:func:`.fit.explained_share`), and None is returned too where the scores explain nothing.
     """
     if not data.has_log_odds:
         return None

@@ -50,8 +50,8 @@ _CHANGING = np.r_[ETA, POWER, _NUMBERS + RATE_KNOTS : _NUMBERS + RATE_KNOTS + KE
 class Fitted:
     """Fitted dynamics with the numbers that were found.
 
-    misfit : the share of what was to be explained that they leave. explained : of few runs and scores, what
-        deviations from the runs were multiplied by, see :func:`explained_share`; otherwise 1.
+    misfit : the share of what was to be explained that they leave. explained : of few runs and scores, the
+        share R² of what is peculiar to these runs (:func:`explained_share`); otherwise 1.
     """
 
     dynamics: TrainingDynamics
@@ -78,7 +78,7 @@ def fit_dynamics(
     changing : whether α, η and q are fitted, or are 1, 0 and 0. Effects that were found in the same runs
         predict these runs too well, and a kernel that changes with them goes astray on others.
     whole : of few runs and scores: whether curves are predicted as a whole too, and deviations from the runs
-        shrunken to what is explained.
+        multiplied by R, the root of the share that is explained.
     start : numbers found for a similar kernel or for similar runs, to start from.
     evaluations : the most that the least-squares solver may take.
     """
@@ -109,8 +109,10 @@ def fit_dynamics(
     dynamics = family.dynamics(numbers)
     explained = 1.0
     if curves.share:
+        # R² would be the best multiplier of single fluctuations. But what adds up over a run holds less noise:
+        # from one run, changes multiplied by R were nearer to the truth (analysis/LOG.md).
         explained = explained_share(dynamics, data)
-        dynamics = replace(dynamics, test=explained * dynamics.test)
+        dynamics = replace(dynamics, test=np.sqrt(explained) * dynamics.test)
     misfit = float(np.square(curves.wrong(family.changed(numbers))).sum())
     return Fitted(anchored(dynamics, data), numbers, misfit, explained)
 
