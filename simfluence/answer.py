@@ -64,10 +64,15 @@ class WhatIf:
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def explained(self) -> list[str]:
-        """How the answer is to be read, beside its verdict: learning rates, what is kept of the recorded run,
-        and how retraining agrees; a line each.
+        """How the answer is to be read, beside its verdict: learning rates, what a shorter training changes
+        by itself, what is kept of the recorded run, and how retraining agrees; a line each.
         """
         lines = [f"learning rate: {self._schedule}"]
+        if (ended := self.of_length) is not None:
+            lines.append(
+                f"of length alone: {ended.mean():+.4f} on average, the original's losses after its first"
+                f" {len(self.edited)} steps less those at its end"
+            )
         if self.kept is not None:
             lines.append(f"original: as recorded; {self.kept:.0%} of what its simulation misses is kept")
         if "true_change" in self.changes:
@@ -80,6 +85,14 @@ class WhatIf:
                 said += f", {found['in_band']:.0%} within the {self.level:.0%} band"
             lines.append(said)
         return lines
+
+    @property
+    def of_length(self) -> Array | None:
+        """What training for fewer steps changes by itself, [test]: the original's losses after as many steps
+        as the edited curriculum has, less those at its end. None if the edited one is not shorter."""
+        if len(self.edited) >= len(self.original):
+            return None
+        return np.asarray(self.before[len(self.edited)] - self.before[len(self.original)], np.float64)
 
     @property
     def groups(self) -> pd.DataFrame:
@@ -102,14 +115,16 @@ class WhatIf:
         return f"recomputed for {len(self.edited)} steps (schedule=stretch)"
 
     def summary(self) -> dict[str, Any]:
-        """The answer as plain values: steps, schedule, level, verdict, notes, mean losses and changes by
-        group, the agreement with retraining if there was one, and all changes, a record a test example.
+        """The answer as plain values: steps, schedule, level, verdict, notes, the mean change of length
+        alone, mean losses and changes by group, the agreement with retraining if there was one, and all
+        changes, a record a test example.
         """
         return {
             "steps": {"original": len(self.original), "edited": len(self.edited)},
             "schedule": self.schedule,
             "learning_rate": self.learning_rate and [rates.tolist() for rates in self.learning_rate],
             "kept": self.kept,
+            "of_length": None if self.of_length is None else float(self.of_length.mean()),
             "level": self.level,
             "verdict": self.trust.verdict,
             "reasons": list(self.trust.reasons),

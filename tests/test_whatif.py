@@ -56,6 +56,21 @@ def test_verification_compares_with_the_retrained_run() -> None:
     assert np.isnan(agreement(changes.assign(change=0.0))["pearson"])  # and no warning
 
 
+def test_a_shorter_training_says_what_its_length_changes_by_itself() -> None:
+    runs, slope, intercept = synthetic_runs(n_runs=12)
+    simulator = LinearSimulator(penalty=1e-10).fit(runs[:10])
+    original, start = runs[11].curriculum, runs[11].initial_loss
+    half = len(original) // 2
+    later = edits.Curriculum.from_batches(list(original)[half:], original.n_examples)
+    answer = what_if(simulator, original, later, start)
+    ended = edits.Curriculum.from_batches(list(original)[: len(later)], original.n_examples)
+    expected = truth(ended, slope, intercept, start) - truth(original, slope, intercept, start)
+    np.testing.assert_allclose(answer.of_length, expected, atol=1e-4)
+    assert f"of length alone: {expected.mean():+.4f} on average" in str(answer)
+    assert answer.summary()["of_length"] == pytest.approx(expected.mean(), abs=1e-4)
+    assert what_if(simulator, later, original, start).of_length is None  # longer
+
+
 def test_the_band_is_around_the_change() -> None:
     runs, *_ = synthetic_runs(n_runs=14, noise=0.02)
     bands = PredictiveBands(LinearSimulator(penalty=1e-3), level=0.9).fit(runs[:12])
