@@ -25,7 +25,6 @@ from simfluence.recording.evaluator import Evaluate, Metrics
 from simfluence.recording.fingerprint import weights_fingerprint
 from simfluence.recording.mirror import Mirror
 from simfluence.recording.notices import (
-    FEW_EVALUATIONS,
     NonFiniteLossWarning,
     RecordingStoppedWarning,
     describe_nonfinite,
@@ -42,7 +41,7 @@ from simfluence.recording.weights import WeightKeeper
 from simfluence.recording.wrappers import evaluated_model, plain_model
 from simfluence.recording.writer import RunWriter
 from simfluence.runs import ExampleTable
-from simfluence.runs.run import Status
+from simfluence.runs.run import FEW_EVALUATIONS, Status
 
 
 class ActiveRun:

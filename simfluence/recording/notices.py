@@ -28,10 +28,6 @@ class FewEvaluationsWarning(UserWarning):
     """A run was evaluated so few times that simulators learn little from it."""
 
 
-FEW_EVALUATIONS = 6
-"""With fewer, SmolLM2's run was predicted worse than by no change (analysis/results/smollm2/what_ifs.md)."""
-
-
 def warn_of_untrained(run_id: str, step: int) -> None:
     message = (
         f"run {run_id!r}: no optimizer changed a weight in step {step} (the update was skipped or left out);"

@@ -16,6 +16,9 @@ from simfluence.errors import RunDataError
 FloatArray = npt.NDArray[np.floating]
 Status = Literal["running", "interrupted", "failed", "complete"]
 
+FEW_EVALUATIONS = 6
+"""With fewer, SmolLM2's run was predicted worse than by no change (analysis/results/smollm2/what_ifs.md)."""
+
 
 @dataclass(frozen=True, eq=False)
 class Run:

@@ -12,6 +12,7 @@ from scipy import sparse
 
 from simfluence.curriculum import Curriculum
 from simfluence.runs import Run, RunSet
+from simfluence.runs.run import FEW_EVALUATIONS
 from simfluence.runs.schedule import recorded_rates
 from simfluence.runs.start import UNLIKE
 from simfluence.simulators import state as states
@@ -63,7 +64,12 @@ class Recorded:
             lowest[: len(rates)] = np.minimum(lowest[: len(rates)], rates)
             highest[: len(rates)] = np.maximum(highest[: len(rates)], rates)
         uses = np.stack([_uses(run.curriculum) for run in runs])
-        every = float(np.median([len(run) / max(int((run.evaluated > 0).sum()), 1) for run in runs]))
+        known_losses = [np.isfinite(run.loss).any(1) & (run.evaluated > 0) for run in runs]
+        every = float(
+            np.median(
+                [len(run) / max(int(there.sum()), 1) for run, there in zip(runs, known_losses, strict=True)]
+            )
+        )
         return cls(steps, lowest, highest, uses, _mixed(runs, known), every, train.start_alike)
 
     @property
@@ -74,6 +80,12 @@ class Recorded:
             notes.append(
                 f"losses were recorded once in {self.every:.0f} steps: without scores, effects of examples"
                 " used in between cannot be separated"
+            )
+        evaluations = len(self.uses) * (1 + round(self.steps / self.every))
+        if evaluations < FEW_EVALUATIONS < self.steps:
+            notes.append(
+                f"there are losses at {evaluations} steps in all: how they moved between these is not known,"
+                " and predictions may be worse than none; record more (evaluate_within)"
             )
         return notes
 
