@@ -56,13 +56,16 @@ class Projection:
         assert self.dimension is not None
         if number in self._blocks:
             return self._blocks[number]
-        drawn = np.random.SeedSequence([*self.seed, number]).generate_state(1, np.uint64)[0]
-        generator = torch.Generator().manual_seed(int(drawn) % 2**63)
+        seed = np.random.SeedSequence([*self.seed, number])
         shape = (min(ROWS, self.size - ROWS * number), self.dimension)
         if self.kind == "gaussian":
-            block = torch.randn(shape, generator=generator)
+            drawn = int(seed.generate_state(1, np.uint64)[0]) % 2**63
+            block = torch.randn(shape, generator=torch.Generator().manual_seed(drawn))
         else:
-            block = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8).float() * 2 - 1
+            entries = shape[0] * shape[1]
+            bits = np.frombuffer(np.random.default_rng(seed).bytes(-(-entries // 8)), np.uint8)
+            ones = torch.from_numpy(np.unpackbits(bits, count=entries))
+            block = ones.reshape(shape).float().mul_(2).sub_(1)
         if self.size * self.dimension <= _KEPT:
             self._blocks[number] = block
         return block
