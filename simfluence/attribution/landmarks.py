@@ -28,7 +28,7 @@ _REST = 2**31
 """The second sketch is drawn from the seed and this number, which is no parameter's."""
 _BLOCK = 2**11
 """Columns of the landmarks' sketches that are copied at once."""
-_TOGETHER = 64
+_TOGETHER = 16
 """Sketches that are shortened at once."""
 
 
