@@ -226,6 +226,17 @@ def test_the_share_that_few_runs_are_explained(rng, number):
     assert 0.1 < np.mean(shares) < 0.99
 
 
+@pytest.mark.parametrize("number", [1, 3])
+def test_deviations_of_few_runs_are_multiplied_by_the_root_of_what_is_explained(rng, number):
+    runs, train, test = log_linear_runs(rng, number)
+    wrong = train @ test.T + 0.7 * np.linalg.norm(train @ test.T) * rng.normal(size=(TRAIN, TESTS)) / 20
+    found = fit_dynamics(-wrong, data_of(runs), changing=True, whole=True)
+    kernel = found.dynamics.train @ found.dynamics.test.T
+    assert 0.05 < found.explained < 0.95
+    size = np.sqrt(found.explained) / np.sqrt(np.square(wrong).mean())
+    np.testing.assert_allclose(kernel, size * wrong, rtol=1e-6, atol=1e-9)
+
+
 def test_what_is_at_odds_with_the_fluctuations_explains_nothing(rng):
     runs, train, test = log_linear_runs(rng, 1)
     right = fit_dynamics(-train @ test.T, data_of(runs), changing=True, whole=True).dynamics
