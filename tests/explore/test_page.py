@@ -268,8 +268,11 @@ def test_the_run_is_shortened_and_the_schedule_chosen(opened, small, logistic) -
     page.check("#schedule-keep")
     settled(page)
     edits = [{"name": "length", "steps": 20, "schedule": "keep"}]
-    assert shown_change(page) == pytest.approx(mean_change(asked(fitted, logistic, edits, "keep")), abs=1e-3)
+    answer = asked(fitted, logistic, edits, "keep")
+    assert shown_change(page) == pytest.approx(mean_change(answer), abs=1e-3)
     assert "20 steps" in page.inner_text("#length")
+    ended = page.inner_text("#kept").split("as recorded changes by ")[1].split(". ")[0]
+    assert float(ended.replace("\u2212", "-")) == pytest.approx(answer.of_length.mean(), abs=1e-3)
     page.focus("#steps-slider")
     page.keyboard.press("ArrowRight")
     settled(page)

@@ -108,6 +108,15 @@ export function meanChange(page, change, rows, about) {
   return { change: mean, ...band, verdict: verdictOf(mean, band) };
 }
 
+// What training for fewer steps changes by itself: the mean over some test examples of the original's losses
+// after that many steps less those at its end; null for as many steps or more.
+export function changeOfLength(page, steps, rows) {
+  const [last, tests] = [stepsOf(page.original), page.test.ids.length];
+  if (steps >= last) return null;
+  const lossAfter = (step, z) => page.before[step * tests + z];
+  return rows.reduce((sum, z) => sum + lossAfter(steps, z) - lossAfter(last, z), 0) / rows.length;
+}
+
 // Everything that the page shows of an edit but its curves.
 export function wholeAnswer(page, edits, schedule) {
   const { curriculum, made } = editedCurriculum(page, edits);

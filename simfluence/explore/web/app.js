@@ -1,6 +1,6 @@
 // The page: one state, one answer to it, and what draws both.
 
-import { meanChange, prepare } from "./answer.js";
+import { changeOfLength, meanChange, prepare } from "./answer.js";
 import { groupControls, lengthControls } from "./controls.js";
 import { lossCurves } from "./curves.js";
 import { parsed } from "./data.js";
@@ -199,8 +199,11 @@ class App {
     const [before, after] = [stepsOf(page.original), stepsOf(answer.curriculum)];
     byId("length").textContent =
       "· " + (before === after ? counted(before, "step") : `${before} → ${counted(after, "step")}`);
+    const ended = changeOfLength(page, after, rows);
+    const ofLength =
+      ended === null ? "" : `Ended after ${after} steps, the training as recorded changes by ${signed(ended, digits)}. `;
     byId("kept").textContent = answer.changed
-      ? `What was recorded differs from its own simulation; ${percent(answer.kept)} of that difference is kept under the edit.`
+      ? `${ofLength}What was recorded differs from its own simulation; ${percent(answer.kept)} of that difference is kept under the edit.`
       : "";
     const reasons = answer.changed && answer.about ? answer.about.reasons : [];
     byId("reasons").replaceChildren(...reasons.map((reason) => el("li", {}, reason)));
