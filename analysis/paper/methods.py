@@ -52,7 +52,7 @@ def scores_of(folder: Path) -> dict[str, InfluenceScores]:
         "gradient in the optimizer's metric": files["gradient_step"],
         "EK-FAC influence": files["ekfac"],
         "influence, Gauss-Newton": files["influence"],
-        **({"TRAK": files["trak"]} if "trak" in files else {}),
+        "TRAK": files["trak"],
         "representation": files["representation"],
         "BM25": files["bm25"],
     }

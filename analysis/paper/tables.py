@@ -261,11 +261,7 @@ def main() -> None:
     missing = [name for name in SETS if name not in options.sets]
     said = f"Not recorded here, for want of processor time: {', '.join(missing)}." if missing else ""
     write_table(fine_tuning(found), RESULTS, "fine_tuning", NOTE, *([said] if said else []))
-    said = (
-        "Not computed: TRAK where all parameters are trained, whose projection of every gradient of 22.7M"
-        " numbers takes too long on two cores."
-    )
-    write_table(skills(found), RESULTS, "skill", NOTE, said)
+    write_table(skills(found), RESULTS, "skill", NOTE)
     said = (
         f"Skill: median (lowest … highest) over {len(options.sets)} sets of a task's kinds of fine-tuning;"
         f" below {LEAST} it is shown as that. ρ: medians over all sets."
