@@ -92,8 +92,8 @@ def from_samples(name: str, shares: Sequence[float]) -> Iterator[dict[str, objec
     known = {size: skill(exact, runs, size) for size in SIZES}
     for share, draw in itertools.product(shares, range(3)):
         which = np.random.default_rng(draw).permutation(n)[: int(share * n)]
-        some = replace(context, curvature=[context.train[i] for i in which])
-        found = replace(exact, scores=attribute(some, "gradient_step").scores)
+        some = attribute(context, "gradient_step", population=[context.train[i] for i in which])
+        found = replace(exact, scores=some.scores)
         row: dict[str, object] = {"set": name, "share": share, "draw": draw}
         row["correlation"] = np.corrcoef(found.scores.ravel(), exact.scores.ravel())[0, 1]
         for size, of_exact in known.items():

@@ -10,7 +10,6 @@ off, and what they took before that is not known.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -30,6 +29,7 @@ from scale_texts import BATCH, TESTS, TOKENS, TOPICS, write_texts
 
 from simfluence import AutoSimulator, Edit, Fitted, RunSet, fit, what_if
 from simfluence.attribution import AttributionContext, Checkpoint
+from simfluence.attribution.freed_memory import give_back
 from simfluence.attribution.store import stored_scores
 from simfluence.attribution.store_writing import write_store
 from simfluence.finetuning.attribution_context import recorded_context
@@ -128,7 +128,7 @@ def initial_context(
 def resident() -> float:
     """MB in memory, what was freed given back first."""
     gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    give_back()
     return float(psutil.Process().memory_info().rss / 1e6)
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 import simfluence
 from simfluence.attribution.batch_size import longest
 from simfluence.attribution.ekfac.scores import UNITS
+from simfluence.attribution.freed_memory import give_back
 from simfluence.attribution.gradient_step import step_settings
 from simfluence.attribution.landmarks import Projection
 from simfluence.attribution.parameters import share_of_trained
@@ -184,10 +185,12 @@ def _write(work: Work, tests: int) -> str:
                 " yet: run this again when they are, or give wait= the seconds to wait for them"
             )
         make_factors(work)
+        give_back()
         make_basis(work)
         project = read_projection(work.folder, manifest, work.trace)
         with work.bar("gradients", map(manifest.rows, missing)) as bar:
             for shard in missing:
+                give_back()
                 found = _projected(work, project, manifest.rows(shard), bar)
                 write_shard(work.folder, manifest, shard, found.cpu().numpy())
     return _finished(work.folder, manifest)
