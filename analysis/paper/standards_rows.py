@@ -57,6 +57,7 @@ Row = dict[str, Any]
 BANKS = (
     *(("facts", "halves", len(SEEDS)), ("facts", "5 % left out", len(SEEDS)), ("facts", "removals", 1)),
     *(("facts", "leave-one-out", len(SEEDS)), ("copa", "halves", 1)),
+    ("copa", "5 % left out", 1),
 )
 """Task, which bank, and how many seeds there shall be."""
 
