@@ -94,9 +94,7 @@ def report(folder: Path, later: Path | None, started: dict[str, str]) -> None:
     frame = stages_table(found)
     sections = {"Stages": frame, "Slopes": slopes(frame), "To reach": goals(found, frame)}
     if later is not None:
-        sections["The same, after landmarks were traced once and their basis took less memory"] = (
-            stages_table(measurements(later))
-        )
+        sections["Measured again, by a later version"] = stages_table(measurements(later))
     for n, stages in found.items():
         if "verify" in stages:
             sections[f"What-ifs retrained, n {n}"] = pd.DataFrame(stages["verify"]["rows"])
@@ -188,15 +186,10 @@ def on_paper(found: dict[int, dict[str, Any]]) -> pd.DataFrame:
 
 MEMORY = ", ".join(f"{part} {size:.0f} GB" for part, size in paper.memory().items())
 ASIDES = (
-    "As measured here: the stages, and what is beside kronfluence and bergson, are those of commit 8cdaede,"
-    " where the gradients of landmarks were traced twice; the table of a later version is not. The run of"
-    " n 10 000 was recorded with a learning rate of 1e-3, ten times that of the others, whose first step"
-    " raises the mean loss by 1; it costs what any run does, but its explained share is of little interest."
-    " Its store was written by one process up to the twelfth of twenty shards, and by two after it; the"
-    " seconds are added up. The examples beside other libraries are few, since the machine was busy.",
+    "The store of n 10 000 was written by an earlier version, which did not give freed memory back; of n"
+    " 30 000 there is no run.",
     "What was verified is of one run with few evaluations, whose scores explain little of it, so that"
-    " changes are predicted far too small; of the order of topics the simulator knows nothing.",
-    "n 30 000 is not measured (`--store-only 30000`).",
+    " changes are predicted too small; of the order of topics the simulator knows nothing.",
 )
 BREAKS = (
     "Where it would break first: Adam's sizes are sums and squares in float32, 8 bytes a parameter beside the"

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 
 import pandas as pd
 
+from simfluence.attribution.adam import SUMMED_NUMBERS
+
 PARAMETERS, EXAMPLES, TOKENS, TESTS = 1e9, 1e5, 512, 100
 SPEED = 0.4 * 989e12
 """Operations a second of one H100 in bfloat16, at 40 % of what its data sheet says."""
@@ -22,15 +24,13 @@ K, WIDTH, LANDMARKS, SIZED, SHARD, BATCH = 4096, 2**16, 1024, 2048, 512, 8
 batch."""
 LARGEST = 1.3e8
 """Numbers of the largest parameter: a vocabulary of 64 000 by 2048."""
-SUMMED = 2**26
-"""Numbers of a parameter's gradients that are summed up at once, at most."""
 TOUCHED = 5
 """How often every number of a gradient is read or written while it is sketched, in float32."""
 
 
 def traced(n: float) -> float:
     """The gradients of single examples that writing a store takes."""
-    return n + min(n, SIZED) + min(n, LANDMARKS)
+    return n + min(n, SIZED)
 
 
 def estimate(record: float, store: float, seconds: Mapping[str, float]) -> pd.DataFrame:
@@ -41,7 +41,7 @@ def estimate(record: float, store: float, seconds: Mapping[str, float]) -> pd.Da
     """
     example = 6 * PARAMETERS * TOKENS / SPEED / 3600
     one = store * example * traced(EXAMPLES)
-    eight = store * example * ((EXAMPLES + SIZED) / 8 + LANDMARKS)  # one process makes the basis
+    eight = store * example * ((EXAMPLES - LANDMARKS + SIZED) / 8 + LANDMARKS)  # one makes the basis
     sketching = 4 * TOUCHED * PARAMETERS * EXAMPLES / BANDWIDTH / 3600
     rows = [
         _row("training itself, one epoch", example * EXAMPLES, example * EXAMPLES / 8),
@@ -72,10 +72,9 @@ def stored() -> float:
 
 
 def memory() -> dict[str, float]:
-    """Gigabytes beside the model in the three parts of writing a store, as `simfluence gradients` says it."""
-    together = min(BATCH, max(1, SUMMED // LARGEST))
+    """Gigabytes beside the model in the two parts of writing a store, as `simfluence gradients` says it."""
+    together = min(BATCH, max(1, SUMMED_NUMBERS // LARGEST))
     return {
         "Adam's sizes": (8 * PARAMETERS + 8 * together * LARGEST) / 1e9,
-        "landmarks": (8 * PARAMETERS + 12 * WIDTH * LANDMARKS) / 1e9,
         "gradients": (8 * PARAMETERS + 4 * WIDTH * LANDMARKS + 20 * SHARD * K) / 1e9,
     }
