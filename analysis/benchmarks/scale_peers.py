@@ -123,7 +123,7 @@ def stored(compared: Comparison, folder: Path, optimizer: dict[str, Any], exact:
     store = GradientStore(folder)
 
     def scores(examples: Sequence[Any]) -> np.ndarray:
-        return store.scores(store.project(context.objective, examples, batch_size=BATCH)).scores
+        return store.scores_of(store.project(context.objective, examples, batch_size=BATCH)).scores
 
     found, asking = compared.timed(lambda: scores(compared.test))
     metric = "plain" if optimizer["class"] == "SGD" else "Adam's metric"
