@@ -186,8 +186,8 @@ def on_paper(found: dict[int, dict[str, Any]]) -> pd.DataFrame:
 
 MEMORY = ", ".join(f"{part} {size:.0f} GB" for part, size in paper.memory().items())
 ASIDES = (
-    "The store of n 10 000 was written by an earlier version, which did not give freed memory back; of n"
-    " 30 000 there is no run.",
+    "Of n 30 000 there is the store alone. The stages were run one by one, and stores, fits and what they"
+    " answer again after the package had changed; the sizes overlapped in time on two cores.",
     "What was verified is of one run with few evaluations, whose scores explain little of it, so that"
     " changes are predicted too small; of the order of topics the simulator knows nothing.",
 )
