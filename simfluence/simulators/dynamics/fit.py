@@ -109,8 +109,8 @@ def fit_dynamics(
     dynamics = family.dynamics(numbers)
     explained = 1.0
     if curves.share:
-        # R² would be the best multiplier of single fluctuations, but what adds up over runs holds less noise:
-        # multiplied by R, changes were nearer to the truth (analysis/LOG.md).
+        # R² would be the best multiplier of single fluctuations. What adds up over a run holds less noise;
+        # changes multiplied by R were nearer to the truth (analysis/LOG.md).
         explained = explained_share(dynamics, data)
         dynamics = replace(dynamics, test=np.sqrt(explained) * dynamics.test)
     misfit = float(np.square(curves.wrong(family.changed(numbers))).sum())
